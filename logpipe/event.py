@@ -1,0 +1,214 @@
+"""The event: what applications send, what the stream holds, and the way between.
+
+Pure: bytes in, structs or a `Refusal` out. An entry of the stream holds one field, `event`, with
+the JSON that `encode` makes; `Entry` is that JSON again on its way out, with its id in front.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from logpipe.ids import StreamId
+
+MAX_TS_UNIX_MS = 253_402_300_799_999
+"""The last millisecond of the year 9999, after which calendars and clients disagree."""
+
+LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")
+RANK = {name: rank for rank, name in enumerate(LEVELS)}
+
+# Spellings of syslog, log4j, Python, zap, Serilog and the OpenTelemetry severities.
+_SPELLINGS = {
+    "TRACE": ("trace", "trc", "verbose", "finest", "finer", "silly"),
+    "DEBUG": ("debug", "dbg", "fine", "config"),
+    "INFO": ("info", "inf", "information", "informational", "notice", "note", "log", "default"),
+    "WARN": ("warn", "warning", "wrn"),
+    "ERROR": ("error", "err", "eror", "severe", "failure"),
+    "FATAL": ("fatal", "critical", "crit", "emerg", "emergency", "alert", "panic", "dpanic"),
+}
+_LEVEL_OF = {word: level for level, words in _SPELLINGS.items() for word in words}
+_LEVEL_OF.update({word.upper(): level for word, level in list(_LEVEL_OF.items())})
+
+
+def level_name(word: str) -> str:
+    """The stored form of a level: one of `LEVELS` for known spellings, else `word` in capitals."""
+    return _LEVEL_OF.get(word) or _LEVEL_OF.get(word.lower()) or word.upper()
+
+
+def level_rank(level: str) -> int:
+    """0 (TRACE) to 5 (FATAL); a word of one's own ranks as INFO."""
+    return RANK.get(level, RANK["INFO"])
+
+
+class Event(msgspec.Struct, forbid_unknown_fields=True):
+    """One log event; `ts_unix_ms` is None until `encode` fills in the time of receipt."""
+
+    source: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    message: str
+    level: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] = "INFO"
+    ts_unix_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TS_UNIX_MS)] | None = None
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.level = level_name(self.level)
+
+
+class Refusal(NamedTuple):
+    """Why one event of a body was not taken.
+
+    `status` is the answer it deserves when it came alone: 400 not JSON, 413 too large, 422 schema.
+    """
+
+    index: int
+    field: str | None
+    error: str
+    status: int
+
+
+_event = msgspec.json.Decoder(Event)
+_raw_array = msgspec.json.Decoder(list[msgspec.Raw])
+_event_array = msgspec.json.Decoder(list[Event])
+_encoder = msgspec.json.Encoder()
+_scanner = json.JSONDecoder()
+
+NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""All that msgspec raises for hostile input: it checks neither UTF-8 nor depth by its own errors."""
+
+_AT_FIELD = re.compile(r"^(?P<what>.*) - at `\$\.(?P<field>\w+).*`$", re.DOTALL)
+_NAMED_FIELD = re.compile(r"(?:required|unknown) field `(?P<field>.*)`$", re.DOTALL)
+
+
+def decode_json(body: bytes) -> tuple[list[Event], list[Refusal], bool]:
+    """Events and refusals of one object, an array or concatenated objects, in the body's order.
+
+    The third value says whether the body was one object, to be answered as such.
+    """
+    text = body.strip()
+    if text[:1] == b"[":
+        return *_decode_array(text), False
+    try:
+        return [_event.decode(text)], [], True
+    except NOT_DECODED as error:
+        alone = _refusal(0, error)
+    if alone.status == 422:
+        return [], [alone], True
+    if b"\n" in text:
+        try:
+            return _event.decode_lines(text), [], False
+        except NOT_DECODED:
+            pass  # objects that span lines, or a bad one among them: the slow way tells which
+    pieces = list(_concatenated(text))
+    if len(pieces) < 2:
+        return [], [alone], True
+    return *_decode_pieces(pieces), False
+
+
+def decode_ndjson(body: bytes) -> tuple[list[Event], list[Refusal]]:
+    """Events and refusals of a body with one object a line; blank lines do not count."""
+    try:
+        return _event.decode_lines(body), []
+    except NOT_DECODED:
+        lines = (line.strip() for line in body.split(b"\n"))
+        return _decode_pieces([line for line in lines if line])
+
+
+def _decode_array(text: bytes) -> tuple[list[Event], list[Refusal]]:
+    try:
+        return _event_array.decode(text), []
+    except NOT_DECODED:
+        pass
+    try:
+        pieces = _raw_array.decode(text)
+    except NOT_DECODED as error:
+        return [], [_refusal(0, error)]
+    return _decode_pieces([bytes(piece) for piece in pieces])
+
+
+def _decode_pieces(pieces: list[bytes]) -> tuple[list[Event], list[Refusal]]:
+    events, refusals = [], []
+    for index, piece in enumerate(pieces):
+        try:
+            events.append(_event.decode(piece))
+        except NOT_DECODED as error:  # noqa: PERF203 - the slow way, taken for bad bodies only
+            refusals.append(_refusal(index, error))
+    return events, refusals
+
+
+def _concatenated(text: bytes) -> Iterator[bytes]:
+    """The values of `{…}{…}`, whatever white space is between; what is no JSON ends as one piece."""
+    try:
+        rest = text.decode()
+    except UnicodeDecodeError:
+        yield text
+        return
+    at = 0
+    while at < len(rest):
+        try:
+            _, end = _scanner.raw_decode(rest, at)
+        except (ValueError, RecursionError):
+            yield rest[at:].encode()
+            return
+        yield rest[at:end].encode()
+        at = end
+        while at < len(rest) and rest[at] in " \t\r\n":
+            at += 1
+
+
+def _refusal(index: int, error: Exception) -> Refusal:
+    text = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        if isinstance(error, RecursionError):
+            text = "JSON is nested too deeply"
+        elif isinstance(error, UnicodeDecodeError):
+            text = "JSON is not UTF-8"
+        return Refusal(index, None, text, 400)
+    if match := _AT_FIELD.match(text):
+        return Refusal(index, match["field"], f"{match['field']}: {match['what']}", 422)
+    if match := _NAMED_FIELD.search(text):
+        return Refusal(index, match["field"], text, 422)
+    return Refusal(index, None, text, 422)
+
+
+def encode(event: Event, now_ms: int) -> bytes:
+    """The JSON that the stream holds, on one line; `now_ms` is the time of receipt."""
+    if event.ts_unix_ms is None:
+        event.ts_unix_ms = now_ms
+    return _encoder.encode(event)
+
+
+class StoredEvent(msgspec.Struct):
+    """An event read back from the stream; other writers may have added fields, which stay."""
+
+    source: str = ""
+    message: str = ""
+    level: str = "INFO"
+    ts_unix_ms: int | None = None
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Entry(NamedTuple):
+    """An entry of the stream: its id, the event's JSON with the id in front, and the event."""
+
+    id: StreamId
+    json: bytes
+    event: StoredEvent
+
+
+_stored = msgspec.json.Decoder(StoredEvent)
+
+
+def read_entry(id_: StreamId, raw: bytes | None) -> Entry | None:
+    """The entry that Redis gave, or None when it holds no event (another program's writing)."""
+    if raw is None:
+        return None
+    try:
+        event = _stored.decode(raw)
+        # Line ends and leading space between tokens are JSON, but would break SSE and NDJSON.
+        if raw[0] != 0x7B or b"\n" in raw or b"\r" in raw:
+            raw = msgspec.json.format(raw, indent=-1)
+    except NOT_DECODED:
+        return None
+    head = b'{"id":"%d-%d"' % id_
+    return Entry(id_, head + (b"}" if raw == b"{}" else b"," + raw[1:]), event)

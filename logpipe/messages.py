@@ -1,0 +1,110 @@
+"""What a subscriber can be told: batches of entries, and the named messages between them."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+from logpipe.continuity import Cursor, Gap
+from logpipe.event import Entry
+from logpipe.filters import EVERYTHING, Filter
+from logpipe.ids import StreamId
+
+Delivery = Literal["broadcast", "shared"]
+
+
+class Hello(NamedTuple):
+    """The first word on every subscription; `id` is the point after which it begins."""
+
+    id: StreamId
+    first: StreamId | None
+    last: StreamId | None
+    delivery: Delivery
+    version: str
+
+
+class Progress(NamedTuple):
+    """All up to `id` was read, though the filter took none of it."""
+
+    id: StreamId
+
+
+class Bye(NamedTuple):
+    """The server ends this stream; `retry_ms` is when to come back."""
+
+    reason: str
+    retry_ms: int
+
+
+class Notice(NamedTuple):
+    """The stream is connected but has nothing to give yet, and why."""
+
+    reason: str
+
+
+Message = Hello | Gap | Progress | Bye | Notice
+
+
+def named(message: Hello | Gap | Progress | Bye) -> tuple[str, StreamId | None, dict[str, Any]]:
+    """The name of a message, the cursor that it moves to, and its data."""
+    match message:
+        case Hello(id, first, last, delivery, version):
+            data = {
+                "first_id": str(first) if first else None,
+                "last_id": str(last) if last else None,
+                "delivery": delivery,
+                "version": version,
+            }
+            return "hello", id, data
+        case Gap(reason, after, before, count, resume):
+            data = {"reason": reason, "after": str(after), "before": str(before), "count": count}
+            return "gap", resume, data
+        case Progress(id):
+            return "progress", id, {"id": str(id)}
+        case Bye(reason, retry_ms):
+            return "bye", None, {"reason": reason, "retry_ms": retry_ms}
+
+
+class Encoder(Protocol):
+    """A format of the stream. One instance each: its identity is the key of the shared chunks."""
+
+    @property
+    def media_type(self) -> str: ...
+    @property
+    def heartbeat(self) -> bytes: ...
+    def entries(self, entries: Sequence[Entry]) -> bytes: ...
+    def message(self, message: Message) -> bytes: ...
+
+
+class Batch:
+    """Consecutive entries, with the chunks of bytes that its subscribers share.
+
+    `start` is the cursor before the first entry and `end` the one after the last. Entries that
+    hold no event are counted by the cursors and missing in `entries`.
+    """
+
+    __slots__ = ("_chunks", "_matching", "end", "entries", "size", "start")
+
+    def __init__(self, start: Cursor, end: Cursor, entries: list[Entry]) -> None:
+        self.start = start
+        self.end = end
+        self.entries = entries
+        self.size = sum(len(entry.json) for entry in entries)
+        self._matching: dict[Filter, list[Entry]] = {EVERYTHING: entries}
+        self._chunks: dict[tuple[Encoder, Filter], bytes] = {}
+
+    def matching(self, chosen: Filter) -> list[Entry]:
+        """The entries that the filter takes, found once for all subscribers with that filter."""
+        found = self._matching.get(chosen)
+        if found is None:
+            accepts = chosen.predicate
+            found = [entry for entry in self.entries if accepts is None or accepts(entry.event)]
+            self._matching[chosen] = found
+        return found
+
+    def chunk(self, encoder: Encoder, chosen: Filter) -> bytes:
+        """The bytes of the matching entries, encoded once a format and filter; empty for none."""
+        key = (encoder, chosen)
+        chunk = self._chunks.get(key)
+        if chunk is None:
+            found = self.matching(chosen)
+            chunk = self._chunks[key] = encoder.entries(found) if found else b""
+        return chunk

@@ -1,0 +1,70 @@
+"""Errors that a client is told, as RFC 9457 problems: raised anywhere, answered in one place."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Exception):
+    """An outcome other than success: an HTTP status, a sentence, and members of its own."""
+
+    def __init__(
+        self, status: int, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.members = members
+
+    def body(self) -> bytes:
+        """The problem document."""
+        title = HTTPStatus(self.status).phrase
+        document = {"type": "about:blank", "title": title, "status": self.status}
+        return msgspec.json.encode({**document, "detail": self.detail, **self.members})
+
+
+RETRY_AFTER_S = 1
+"""Redis comes back within a second of its restart; sooner would only add to its load."""
+
+
+class Unavailable(Problem):
+    """Redis cannot serve right now. `kind` is one word for /healthz, `detail` the sentence."""
+
+    def __init__(self, kind: str, detail: str, *, retry_after_s: int = RETRY_AFTER_S) -> None:
+        super().__init__(
+            503, f"Redis: {detail}", headers={"Retry-After": str(retry_after_s)}, redis=kind
+        )
+        self.kind = kind
+        self.reason = detail
+
+
+def bad_parameter(name: str, detail: str) -> Problem:
+    """A 400 that names the query parameter."""
+    return Problem(400, f"{name}: {detail}", parameter=name)
+
+
+def respond(problem: Problem) -> Response:
+    """The HTTP response of a problem."""
+    return Response(problem.body(), problem.status, problem.headers, MEDIA_TYPE)
+
+
+async def _on_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return respond(error)
+
+
+async def _on_http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return respond(Problem(error.status_code, error.detail, headers=error.headers))
+
+
+HANDLERS: dict[Any, Any] = {Problem: _on_problem, HTTPException: _on_http_exception}
+"""What every Starlette app of logpipe gets as `exception_handlers`."""

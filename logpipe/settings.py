@@ -1,0 +1,312 @@
+"""The settings: one frozen struct from which options, environment variables and help derive.
+
+A field is a line: name, type with its bounds, default, help. `load` is the only reader of the
+environment; it reports every bad value at once and never repeats a secret one.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import unquote
+
+import msgspec
+import platformdirs
+from msgspec import Meta
+
+Words = tuple[str, ...]
+Role = Literal["collector", "distributor", "ui"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+PORTS: Mapping[str, int] = {"ui": 8080, "collector": 8081, "distributor": 8082}
+"""The port when none is given: that of the first of these that the process serves."""
+
+
+class BadSettingsError(Exception):
+    """One line for each setting that cannot be used."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+
+
+class RedisAddress(msgspec.Struct, frozen=True):
+    """Where Redis is. Exactly one of `host`, `socket` and `embedded` is set."""
+
+    host: str = ""
+    port: int = 6379
+    socket: str = ""
+    embedded: str | None = None
+    """The folder of the embedded engine; empty for `DATA_DIR`."""
+    tls: bool = False
+    db: int = 0
+    username: str | None = None
+    password: str | None = None
+
+    def __str__(self) -> str:
+        if self.embedded is not None:
+            return "the embedded engine"
+        if self.socket:
+            return f"unix://{self.socket}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+
+    def __repr__(self) -> str:
+        return f"RedisAddress({self})"  # without the password, wherever it may be printed
+
+
+def setting(help: str, *, secret: bool = False, **bounds: Any) -> Meta:  # noqa: A002
+    """What a field's annotation carries besides its type."""
+    return Meta(description=help, extra={"secret": secret}, **bounds)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a process of logpipe can be told; the units are in the names or the help."""
+
+    role: Annotated[Words, setting("Roles to run: all, collector, distributor, ui.")] = ("all",)
+    host: Annotated[str, setting("Address to listen on.", min_length=1)] = "127.0.0.1"
+    port: Annotated[
+        int,
+        setting(
+            "Port to listen on; 0 for any free one. By role: 8080, 8081, 8082.", ge=0, le=65535
+        ),
+    ] = -1
+    workers: Annotated[int, setting("Processes that serve the port.", ge=1, le=1)] = 1
+    redis_addr: Annotated[
+        str,
+        setting(
+            "redis://, rediss://, unix:// or embedded://[PATH]. All roles in one process: embedded;"
+            " else redis://redis:6379/0.",
+            secret=True,
+        ),
+    ] = ""
+    data_dir: Annotated[str, setting("Folder of the embedded engine.")] = ""
+    stream_name: Annotated[str, setting("Key of the Redis Stream.", min_length=1)] = "logs"
+    max_message_bytes: Annotated[int, setting("Largest event, as JSON.", ge=64)] = 65_536
+    max_body_bytes: Annotated[int, setting("Largest request body, decompressed.", ge=64)] = (
+        16_777_216
+    )
+    trim_maxlen: Annotated[int, setting("Entries that the stream keeps, about.", ge=1)] = 50_000
+    consumer_group: Annotated[
+        str, setting("Group of delivery=shared.", min_length=1, max_length=128)
+    ] = "distributors"
+    consumer_name: Annotated[
+        str, setting("This replica's name in its groups.", min_length=1, max_length=128)
+    ] = "dist-1"
+    delivery: Annotated[
+        Literal["broadcast", "shared"], setting("What a plain /subscribe gets.")
+    ] = "broadcast"
+    pending_idle_ms: Annotated[
+        int, setting("A pending event idle for longer is claimed by another consumer.", ge=100)
+    ] = 30_000
+    batch_count: Annotated[int, setting("COUNT of a read.", ge=1, le=10_000)] = 500
+    block_ms: Annotated[int, setting("BLOCK of a read.", ge=10, le=10_000)] = 1_000
+    subscriber_queue_len: Annotated[
+        int, setting("Events that a subscriber may be behind in memory.", ge=1)
+    ] = 10_000
+    cors_allow_origins: Annotated[Words, setting("Origins that browsers may read from.")] = ("*",)
+    collector_url: Annotated[str, setting("Where a ui that runs alone sends to.")] = (
+        "http://collector:8081"
+    )
+    distributor_url: Annotated[str, setting("Where a ui that runs alone reads from.")] = (
+        "http://distributor:8082"
+    )
+    ingest_tokens: Annotated[Words, setting("Bearer tokens that may send.", secret=True)] = ()
+    read_tokens: Annotated[Words, setting("Bearer tokens that may read.", secret=True)] = ()
+    heartbeat_s: Annotated[
+        float, setting("Seconds between heartbeats on an idle subscription.", gt=0)
+    ] = 15.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], setting("Least level of logpipe's own log.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["auto", "text", "json"], setting("auto: text on a terminal, else json.")
+    ] = "auto"
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        """The roles to run, `all` spelled out."""
+        return frozenset(role for role in ROLES if role in self.role or "all" in self.role)
+
+    @property
+    def listen_port(self) -> int:
+        """The port to listen on, by role where none was given."""
+        return self.port if self.port >= 0 else next(PORTS[r] for r in PORTS if r in self.roles)
+
+    @property
+    def redis(self) -> RedisAddress | None:
+        """Where Redis is; None for a ui alone, which needs none."""
+        if self.roles == {"ui"}:
+            return None
+        if self.redis_addr:
+            return parse_redis_addr(self.redis_addr)
+        if self.roles == set(ROLES):
+            return RedisAddress(embedded="")
+        return RedisAddress(host="redis")
+
+    @property
+    def engine_dir(self) -> Path:
+        """The folder of the embedded engine."""
+        address = self.redis
+        chosen = (address.embedded if address else None) or self.data_dir
+        return Path(chosen or platformdirs.user_data_dir("logpipe", appauthor=False))
+
+    @property
+    def exposed(self) -> bool:
+        """Whether others than this machine can connect."""
+        return self.host != "localhost" and not self.host.startswith(("127.", "::1"))
+
+
+class Field(msgspec.Struct, frozen=True):
+    """A field of `Settings` as options and documents need it."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    secret: bool
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return self.name.upper()
+
+    @property
+    def allowed(self) -> str:
+        """What a value may be, for errors and documents."""
+        kind, meta = _split(self.type)
+        if get_origin(kind) is Literal:
+            return "one of " + ", ".join(get_args(kind))
+        if kind in (int, float):
+            low = max(0, meta.ge) if meta.ge is not None else meta.gt
+            above = "from" if meta.ge is not None else "above"
+            upto = f" to {meta.le}" if meta.le is not None else ""
+            return f"a{' whole' if kind is int else ''} number {above} {low}{upto}"
+        longest = f" of up to {meta.max_length} characters" if meta.max_length else ""
+        return ("words, comma-separated" if kind == Words else "a text") + longest
+
+
+def fields() -> Iterator[Field]:
+    """The settings, in the order of the struct."""
+    for info in msgspec.structs.fields(Settings):
+        _, meta = _split(info.type)
+        yield Field(
+            info.encode_name, info.type, info.default, meta.description, meta.extra["secret"]
+        )
+
+
+def _split(annotated: Any) -> tuple[Any, Any]:
+    return annotated.__origin__, annotated.__metadata__[0]
+
+
+def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Settings from options (texts or None, by field name), then the environment, then defaults.
+
+    Raises `BadSettingsError` with a line for each bad value.
+    """
+    values: dict[str, Any] = {}
+    bad: list[str] = []
+    for field in fields():
+        try:
+            text = _text_of(field, options, environ)
+            if text is not None:
+                values[field.name] = _convert(field, text)
+        except ValueError as error:
+            bad.append(str(error))
+    if bad:
+        raise BadSettingsError(bad)
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _text_of(field: Field, options: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+    if (option := options.get(field.name)) is not None:
+        return str(option)
+    path = environ.get(f"{field.variable}_FILE") if field.secret and field.type else None
+    if path and _split(field.type)[0] == Words:
+        try:
+            return Path(path).read_text(encoding="utf-8").strip().replace("\n", ",")
+        except OSError as error:
+            raise ValueError(
+                f"{field.variable}_FILE={path}: cannot be read: {error.strerror}"
+            ) from None
+    # An empty variable is one that a compose file left blank: the default serves.
+    return environ.get(field.variable) or None
+
+
+def _convert(field: Field, text: str) -> Any:
+    kind, _ = _split(field.type)
+    value: Any = text.strip()
+    if kind == Words:
+        value = tuple(word.strip() for word in text.split(",") if word.strip())
+    try:
+        return msgspec.convert(value, field.type, strict=False)
+    except msgspec.ValidationError:
+        shown = "(hidden)" if field.secret else text
+        raise ValueError(f"{field.variable}={shown}: must be {field.allowed}") from None
+
+
+def _check(settings: Settings) -> None:
+    """What depends on more than one value, or on more than a type can say."""
+    bad = [
+        f"ROLE={name}: must be one of all, {', '.join(ROLES)}"
+        for name in settings.role
+        if name not in (*ROLES, "all")
+    ]
+    if not settings.role:
+        bad.append(f"ROLE=: must be one of all, {', '.join(ROLES)}")
+    for variable, url in (
+        ("COLLECTOR_URL", settings.collector_url),
+        ("DISTRIBUTOR_URL", settings.distributor_url),
+    ):
+        if not re.fullmatch(r"https?://[^/\s]+.*", url):
+            bad.append(f"{variable}={url}: must be a URL like http://collector:8081")
+    try:
+        _ = settings.redis if settings.role else None
+    except ValueError as error:
+        bad.append(f"REDIS_ADDR: {error}")
+    if bad:
+        raise BadSettingsError(bad)
+
+
+_ADDRESSES = "redis://, rediss://, unix:// or embedded://[PATH]"
+_HOST = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]*)(?::(?P<port>\d{1,5}))?")
+
+
+def parse_redis_addr(text: str) -> RedisAddress:
+    """An address of Redis. ValueError says what is wrong and never holds the password.
+
+    Not urllib: a password may hold `/`, `#` or `@` as it is, and urllib puts it into its errors.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        raise ValueError(f"must begin with {_ADDRESSES}")
+    if scheme in ("redis+sentinel", "redis+cluster"):
+        raise ValueError(f"{scheme}:// is not served by this version: use {_ADDRESSES}")
+    if scheme == "embedded":
+        return RedisAddress(embedded=rest)
+    if scheme not in ("redis", "rediss", "unix"):
+        raise ValueError(f"{scheme}:// is unknown: use {_ADDRESSES}")
+    credentials, at, place = rest.rpartition("@")
+    username, _, password = credentials.partition(":") if at else ("", "", "")
+    login = {"username": unquote(username) or None, "password": unquote(password) or None}
+    if scheme == "unix":
+        path, _, query = place.partition("?")
+        return RedisAddress(socket=path, db=_db(query.removeprefix("db=")), **login)
+    where, _, db = place.partition("/")
+    match = _HOST.fullmatch(where)
+    if match is None or int(match["port"] or 0) > 65535:
+        raise ValueError("the part after :// (and after the last @) must be HOST[:PORT][/DB]")
+    return RedisAddress(
+        host=match["host"].strip("[]") or "localhost",
+        port=int(match["port"] or 6379),
+        tls=scheme == "rediss",
+        db=_db(db),
+        **login,
+    )
+
+
+def _db(text: str) -> int:
+    if text and not re.fullmatch(r"\d{1,5}", text):
+        raise ValueError("the database at its end must be a number")
+    return int(text or 0)
