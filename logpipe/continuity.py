@@ -8,6 +8,8 @@ other case from what `XINFO STREAM` says.
 
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from logpipe.ids import START, StreamId
 
 Reason = Literal["trimmed", "slow", "reset"]
@@ -43,17 +45,17 @@ class Bounds(NamedTuple):
         return self.added is None or self.added > self.length
 
     @property
-    def first_position(self) -> int | None:
-        """The position of the first entry kept; XDEL leaves holes that make it unknown."""
+    def position_before_first(self) -> int | None:
+        """How many entries have gone; XDEL leaves holes that make it unknown."""
         if self.added is None or self.deleted != START:
             return None
-        return self.added - self.length + 1
+        return self.added - self.length
 
 
 NO_STREAM = Bounds(None, START, 0, 0, START)
 
 
-class Gap(NamedTuple):
+class Gap(msgspec.Struct, frozen=True):
     """Entries between `after` and `before` (both exclusive) that a subscriber will not get.
 
     `count` is exact or None. `resume` is the cursor that continues behind the gap.
@@ -84,9 +86,9 @@ def gap_after(cursor: Cursor, bounds: Bounds) -> Gap | None:
     if not bounds.trimmed:
         return None if cursor.id == START else _gap("reset", cursor, first, None)
     position = 0 if cursor.id == START else cursor.position
-    if position is None or bounds.first_position is None:
+    if position is None or bounds.position_before_first is None:
         return _gap("trimmed", cursor, first, None)
-    count = bounds.first_position - position - 1
+    count = bounds.position_before_first - position
     if count < 0:
         return _gap("reset", cursor, first, None)
     return _gap("trimmed", cursor, first, count) if count else None

@@ -16,6 +16,10 @@ from logpipe.ids import StreamId
 MAX_TS_UNIX_MS = 253_402_300_799_999
 """The last millisecond of the year 9999, after which calendars and clients disagree."""
 
+MAX_DEPTH = 512
+"""Levels of objects and arrays in the metadata. Without it the bound would be what the interpreter
+has left of its stack, and one who reads from deeper down could not read what another has taken."""
+
 LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")
 RANK = {name: rank for rank, name in enumerate(LEVELS)}
 
@@ -34,7 +38,10 @@ _LEVEL_OF.update({word.upper(): level for word, level in list(_LEVEL_OF.items())
 
 def level_name(word: str) -> str:
     """The stored form of a level: one of `LEVELS` for known spellings, else `word` in capitals."""
-    return _LEVEL_OF.get(word) or _LEVEL_OF.get(word.lower()) or word.upper()
+    if level := _LEVEL_OF.get(word):
+        return level
+    capitals = word.upper()
+    return _LEVEL_OF.get(capitals, capitals)
 
 
 def level_rank(level: str) -> int:
@@ -52,10 +59,11 @@ class Event(msgspec.Struct, forbid_unknown_fields=True):
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.level = level_name(self.level)
+        if self.level not in RANK:
+            self.level = level_name(self.level)
 
 
-class Refusal(NamedTuple):
+class Refusal(msgspec.Struct, frozen=True):
     """Why one event of a body was not taken.
 
     `status` is the answer it deserves when it came alone: 400 not JSON, 413 too large, 422 schema.
@@ -71,11 +79,13 @@ _event = msgspec.json.Decoder(Event)
 _raw_array = msgspec.json.Decoder(list[msgspec.Raw])
 _event_array = msgspec.json.Decoder(list[Event])
 _encoder = msgspec.json.Encoder()
-_scanner = json.JSONDecoder()
+_scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
+"""Finds where a value ends, and leaves it to msgspec to judge what is in it."""
 
 NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""All that msgspec raises for hostile input: it checks neither UTF-8 nor depth by its own errors."""
+"""All that msgspec raises for hostile input: it checks neither UTF-8 nor depth itself."""
 
+_NESTING = (dict, list)
 _AT_FIELD = re.compile(r"^(?P<what>.*) - at `\$\.(?P<field>\w+).*`$", re.DOTALL)
 _NAMED_FIELD = re.compile(r"(?:required|unknown) field `(?P<field>.*)`$", re.DOTALL)
 
@@ -89,14 +99,12 @@ def decode_json(body: bytes) -> tuple[list[Event], list[Refusal], bool]:
     if text[:1] == b"[":
         return *_decode_array(text), False
     try:
-        return [_event.decode(text)], [], True
+        return _shallow(text, [_event.decode(text)]), [], True
     except NOT_DECODED as error:
         alone = _refusal(0, error)
-    if alone.status == 422:
-        return [], [alone], True
     if b"\n" in text:
         try:
-            return _event.decode_lines(text), [], False
+            return _shallow(text, _event.decode_lines(text)), [], False
         except NOT_DECODED:
             pass  # objects that span lines, or a bad one among them: the slow way tells which
     pieces = list(_concatenated(text))
@@ -108,7 +116,7 @@ def decode_json(body: bytes) -> tuple[list[Event], list[Refusal], bool]:
 def decode_ndjson(body: bytes) -> tuple[list[Event], list[Refusal]]:
     """Events and refusals of a body with one object a line; blank lines do not count."""
     try:
-        return _event.decode_lines(body), []
+        return _shallow(body, _event.decode_lines(body)), []
     except NOT_DECODED:
         lines = (line.strip() for line in body.split(b"\n"))
         return _decode_pieces([line for line in lines if line])
@@ -116,7 +124,7 @@ def decode_ndjson(body: bytes) -> tuple[list[Event], list[Refusal]]:
 
 def _decode_array(text: bytes) -> tuple[list[Event], list[Refusal]]:
     try:
-        return _event_array.decode(text), []
+        return _shallow(text, _event_array.decode(text)), []
     except NOT_DECODED:
         pass
     try:
@@ -130,27 +138,40 @@ def _decode_pieces(pieces: list[bytes]) -> tuple[list[Event], list[Refusal]]:
     events, refusals = [], []
     for index, piece in enumerate(pieces):
         try:
-            events.append(_event.decode(piece))
-        except NOT_DECODED as error:  # noqa: PERF203 - the slow way, taken for bad bodies only
+            events += _shallow(piece, [_event.decode(piece)])
+        except NOT_DECODED as error:
             refusals.append(_refusal(index, error))
     return events, refusals
 
 
+def _shallow(text: bytes, events: list[Event]) -> list[Event]:
+    """The events that were in `text`; RecursionError when one of them is over `MAX_DEPTH`."""
+    if len(text) > 2 * MAX_DEPTH and any(_is_deep(event.metadata) for event in events):
+        raise RecursionError
+    return events
+
+
+def _is_deep(metadata: dict[str, Any]) -> bool:
+    level = [value for value in metadata.values() if value.__class__ in _NESTING]
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return False
+        children = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [child for group in children for child in group if child.__class__ in _NESTING]
+    return bool(level)
+
+
 def _concatenated(text: bytes) -> Iterator[bytes]:
-    """The values of `{…}{…}`, whatever white space is between; what is no JSON ends as one piece."""
-    try:
-        rest = text.decode()
-    except UnicodeDecodeError:
-        yield text
-        return
+    """The values of `{…}{…}`, white space between or not; what is no JSON is the last piece."""
+    rest = text.decode(errors="surrogateescape")
     at = 0
     while at < len(rest):
         try:
             _, end = _scanner.raw_decode(rest, at)
         except (ValueError, RecursionError):
-            yield rest[at:].encode()
+            yield rest[at:].encode(errors="surrogateescape")
             return
-        yield rest[at:end].encode()
+        yield rest[at:end].encode(errors="surrogateescape")
         at = end
         while at < len(rest) and rest[at] in " \t\r\n":
             at += 1
@@ -164,10 +185,10 @@ def _refusal(index: int, error: Exception) -> Refusal:
         elif isinstance(error, UnicodeDecodeError):
             text = "JSON is not UTF-8"
         return Refusal(index, None, text, 400)
+    if match := _NAMED_FIELD.search(text):  # first: an unknown field may be named "x - at `$.y"
+        return Refusal(index, match["field"], text, 422)
     if match := _AT_FIELD.match(text):
         return Refusal(index, match["field"], f"{match['field']}: {match['what']}", 422)
-    if match := _NAMED_FIELD.search(text):
-        return Refusal(index, match["field"], text, 422)
     return Refusal(index, None, text, 422)
 
 
@@ -197,6 +218,7 @@ class Entry(NamedTuple):
 
 
 _stored = msgspec.json.Decoder(StoredEvent)
+_raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_entry(id_: StreamId, raw: bytes | None) -> Entry | None:
@@ -205,10 +227,20 @@ def read_entry(id_: StreamId, raw: bytes | None) -> Entry | None:
         return None
     try:
         event = _stored.decode(raw)
+        if not raw.isascii():
+            raw.decode()  # msgspec does not look into fields that it skips
         # Line ends and leading space between tokens are JSON, but would break SSE and NDJSON.
-        if raw[0] != 0x7B or b"\n" in raw or b"\r" in raw:
+        if not raw.startswith(b'{"') or b"\n" in raw or b"\r" in raw:
             raw = msgspec.json.format(raw, indent=-1)
+        if b'"id"' in raw:
+            raw = _without_id(raw)
     except NOT_DECODED:
         return None
     head = b'{"id":"%d-%d"' % id_
     return Entry(id_, head + (b"}" if raw == b"{}" else b"," + raw[1:]), event)
+
+
+def _without_id(raw: bytes) -> bytes:
+    """An `id` of another writer's own must not hide the stream's: of two, JSON takes the last."""
+    fields = _raw_fields.decode(raw)
+    return raw if fields.pop("id", None) is None else _encoder.encode(fields)

@@ -5,7 +5,7 @@ point and the cursor of the history. Two unsigned 64-bit numbers, compared as a 
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 MAX_PART = 2**64 - 1
@@ -79,9 +79,9 @@ def parse_since(text: str, now_ms: int) -> StreamId | None:
         return parse_id(text)
     if re.fullmatch(r"\d{1,15}(\.\d{1,9})?", text, re.ASCII):
         number = float(text)
-        return StreamId(int(number * 1000 if number < _SECONDS_BELOW else number), 0)
+        return StreamId(round(number * 1000 if number < _SECONDS_BELOW else number), 0)
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text.upper())  # RFC 3339 allows t and z
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
@@ -90,4 +90,4 @@ def parse_since(text: str, now_ms: int) -> StreamId | None:
             " a stream id, earliest or latest"
         )
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    return StreamId(max(0, round((moment - epoch).total_seconds() * 1000)), 0)
+    return StreamId(max(0, (moment - epoch) // timedelta(milliseconds=1)), 0)

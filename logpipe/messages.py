@@ -3,12 +3,30 @@
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
+import msgspec
+
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import StreamId
 
 Delivery = Literal["broadcast", "shared"]
+OnLag = Literal["catchup", "skip"]
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Where a subscription begins; all unset means with the next entry.
+
+    `resume` is the id of the last entry that was had; it wins over the others. `unknown` stands
+    for a Last-Event-ID that is no id. `since` is the least id wanted; `tail` is how many of the
+    newest matching entries come first.
+    """
+
+    resume: StreamId | None = None
+    unknown: bool = False
+    since: StreamId | None = None
+    tail: int | None = None
+    on_lag: OnLag = "catchup"
 
 
 class Hello(NamedTuple):
@@ -47,20 +65,35 @@ def named(message: Hello | Gap | Progress | Bye) -> tuple[str, StreamId | None, 
     """The name of a message, the cursor that it moves to, and its data."""
     match message:
         case Hello(id, first, last, delivery, version):
-            data = {
+            greeting = {
                 "first_id": str(first) if first else None,
                 "last_id": str(last) if last else None,
                 "delivery": delivery,
                 "version": version,
             }
-            return "hello", id, data
+            return "hello", id, greeting
         case Gap(reason, after, before, count, resume):
-            data = {"reason": reason, "after": str(after), "before": str(before), "count": count}
-            return "gap", resume, data
+            told = {"reason": reason, "after": str(after), "before": str(before), "count": count}
+            return "gap", resume, told
         case Progress(id):
             return "progress", id, {"id": str(id)}
         case Bye(reason, retry_ms):
             return "bye", None, {"reason": reason, "retry_ms": retry_ms}
+
+
+class Subscription(Protocol):
+    """A source of items for one subscriber, whatever stands behind it."""
+
+    @property
+    def filter(self) -> Filter: ...
+    async def next(self) -> "Sequence[Item] | None":
+        """The next items; none when a heartbeat is due; None at the end."""
+
+    async def sent(self) -> None:
+        """Called when what `next` gave last was written to the subscriber."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Encoder(Protocol):
@@ -108,3 +141,11 @@ class Batch:
             found = self.matching(chosen)
             chunk = self._chunks[key] = encoder.entries(found) if found else b""
         return chunk
+
+    def forget_chunks(self) -> None:
+        """Gives the memory of the shared chunks back."""
+        self._chunks.clear()
+        self._matching = {EVERYTHING: self.entries}
+
+
+Item = Batch | Message

@@ -12,7 +12,7 @@ from starlette.responses import Response
 MEDIA_TYPE = "application/problem+json"
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
     """An outcome other than success: an HTTP status, a sentence, and members of its own."""
 
     def __init__(
@@ -56,13 +56,11 @@ def respond(problem: Problem) -> Response:
     return Response(problem.body(), problem.status, problem.headers, MEDIA_TYPE)
 
 
-async def _on_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
+async def _on_problem(_: Request, error: Problem) -> Response:
     return respond(error)
 
 
-async def _on_http_exception(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _on_http_exception(_: Request, error: HTTPException) -> Response:
     return respond(Problem(error.status_code, error.detail, headers=error.headers))
 
 

@@ -85,7 +85,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, setting("Largest request body, decompressed.", ge=64)] = (
         16_777_216
     )
-    trim_maxlen: Annotated[int, setting("Entries that the stream keeps, about.", ge=1)] = 50_000
+    trim_maxlen: Annotated[
+        int, setting("Entries that the stream keeps, about.", ge=1, le=10**12)
+    ] = 50_000
     consumer_group: Annotated[
         str, setting("Group of delivery=shared.", min_length=1, max_length=128)
     ] = "distributors"
@@ -96,7 +98,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["broadcast", "shared"], setting("What a plain /subscribe gets.")
     ] = "broadcast"
     pending_idle_ms: Annotated[
-        int, setting("A pending event idle for longer is claimed by another consumer.", ge=100)
+        int,
+        setting(
+            "A pending event idle for longer is claimed by another consumer.", ge=100, le=10**12
+        ),
     ] = 30_000
     batch_count: Annotated[int, setting("COUNT of a read.", ge=1, le=10_000)] = 500
     block_ms: Annotated[int, setting("BLOCK of a read.", ge=10, le=10_000)] = 1_000
@@ -113,7 +118,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ingest_tokens: Annotated[Words, setting("Bearer tokens that may send.", secret=True)] = ()
     read_tokens: Annotated[Words, setting("Bearer tokens that may read.", secret=True)] = ()
     heartbeat_s: Annotated[
-        float, setting("Seconds between heartbeats on an idle subscription.", gt=0)
+        float, setting("Seconds between heartbeats on an idle subscription.", gt=0, le=86_400)
     ] = 15.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], setting("Least level of logpipe's own log.")
@@ -153,7 +158,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def exposed(self) -> bool:
         """Whether others than this machine can connect."""
-        return self.host != "localhost" and not self.host.startswith(("127.", "::1"))
+        return self.host not in ("localhost", "::1") and not self.host.startswith("127.")
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{field.name}=(hidden)"
+            if field.secret and getattr(self, field.name)
+            else f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields()
+        )
+        return f"Settings({', '.join(shown)})"
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -182,7 +196,9 @@ class Field(msgspec.Struct, frozen=True):
             upto = f" to {meta.le}" if meta.le is not None else ""
             return f"a{' whole' if kind is int else ''} number {above} {low}{upto}"
         longest = f" of up to {meta.max_length} characters" if meta.max_length else ""
-        return ("words, comma-separated" if kind == Words else "a text") + longest
+        if kind == Words:
+            return "words, comma-separated"
+        return ("a text that is not empty" if meta.min_length else "a text") + longest
 
 
 def fields() -> Iterator[Field]:
@@ -212,26 +228,29 @@ def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
                 values[field.name] = _convert(field, text)
         except ValueError as error:
             bad.append(str(error))
+    settings = Settings(**values)
+    bad += _check(settings)
     if bad:
         raise BadSettingsError(bad)
-    settings = Settings(**values)
-    _check(settings)
     return settings
 
 
 def _text_of(field: Field, options: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
     if (option := options.get(field.name)) is not None:
         return str(option)
-    path = environ.get(f"{field.variable}_FILE") if field.secret and field.type else None
-    if path and _split(field.type)[0] == Words:
-        try:
-            return Path(path).read_text(encoding="utf-8").strip().replace("\n", ",")
-        except OSError as error:
-            raise ValueError(
-                f"{field.variable}_FILE={path}: cannot be read: {error.strerror}"
-            ) from None
-    # An empty variable is one that a compose file left blank: the default serves.
-    return environ.get(field.variable) or None
+    # An empty variable is one that a compose file left blank: its file or the default serves.
+    if text := environ.get(field.variable):
+        return text
+    path = environ.get(f"{field.variable}_FILE")
+    if not path or not field.secret or _split(field.type)[0] != Words:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").strip().replace("\n", ",")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ValueError(
+            f"{field.variable}_FILE={_on_one_line(path)}: cannot be read: {reason}"
+        ) from None
 
 
 def _convert(field: Field, text: str) -> Any:
@@ -242,14 +261,18 @@ def _convert(field: Field, text: str) -> Any:
     try:
         return msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError:
-        shown = "(hidden)" if field.secret else text
+        shown = "(hidden)" if field.secret else _on_one_line(text)
         raise ValueError(f"{field.variable}={shown}: must be {field.allowed}") from None
 
 
-def _check(settings: Settings) -> None:
-    """What depends on more than one value, or on more than a type can say."""
+def _on_one_line(text: str) -> str:
+    return repr(text)[1:-1]  # a line end or a terminal's escape must not leave its line
+
+
+def _check(settings: Settings) -> list[str]:
+    """What depends on more than one value, or on more than a type can say: a line for each."""
     bad = [
-        f"ROLE={name}: must be one of all, {', '.join(ROLES)}"
+        f"ROLE={_on_one_line(name)}: must be one of all, {', '.join(ROLES)}"
         for name in settings.role
         if name not in (*ROLES, "all")
     ]
@@ -260,17 +283,17 @@ def _check(settings: Settings) -> None:
         ("DISTRIBUTOR_URL", settings.distributor_url),
     ):
         if not re.fullmatch(r"https?://[^/\s]+.*", url):
-            bad.append(f"{variable}={url}: must be a URL like http://collector:8081")
+            bad.append(f"{variable}={_on_one_line(url)}: must be a URL like http://collector:8081")
     try:
         _ = settings.redis if settings.role else None
     except ValueError as error:
         bad.append(f"REDIS_ADDR: {error}")
-    if bad:
-        raise BadSettingsError(bad)
+    return bad
 
 
 _ADDRESSES = "redis://, rediss://, unix:// or embedded://[PATH]"
-_HOST = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]*)(?::(?P<port>\d{1,5}))?")
+_SCHEMES = ("redis", "rediss", "unix", "embedded", "redis+sentinel", "redis+cluster")
+_HOST = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]*)(?::(?P<port>[0-9]{1,5}))?")
 
 
 def parse_redis_addr(text: str) -> RedisAddress:
@@ -279,34 +302,38 @@ def parse_redis_addr(text: str) -> RedisAddress:
     Not urllib: a password may hold `/`, `#` or `@` as it is, and urllib puts it into its errors.
     """
     scheme, separator, rest = text.partition("://")
-    if not separator:
+    if not separator or scheme not in _SCHEMES:
+        # Not repeated: without a scheme, what comes first may be the password.
         raise ValueError(f"must begin with {_ADDRESSES}")
     if scheme in ("redis+sentinel", "redis+cluster"):
         raise ValueError(f"{scheme}:// is not served by this version: use {_ADDRESSES}")
     if scheme == "embedded":
         return RedisAddress(embedded=rest)
-    if scheme not in ("redis", "rediss", "unix"):
-        raise ValueError(f"{scheme}:// is unknown: use {_ADDRESSES}")
     credentials, at, place = rest.rpartition("@")
     username, _, password = credentials.partition(":") if at else ("", "", "")
-    login = {"username": unquote(username) or None, "password": unquote(password) or None}
+    user, secret = unquote(username) or None, unquote(password) or None
     if scheme == "unix":
         path, _, query = place.partition("?")
-        return RedisAddress(socket=path, db=_db(query.removeprefix("db=")), **login)
+        if not path:
+            raise ValueError("the path of the socket is missing: unix:///PATH")
+        return RedisAddress(
+            socket=path, db=_db(query.removeprefix("db=")), username=user, password=secret
+        )
     where, _, db = place.partition("/")
     match = _HOST.fullmatch(where)
-    if match is None or int(match["port"] or 0) > 65535:
+    if match is None or not 0 < int(match["port"] or 6379) <= 65535:
         raise ValueError("the part after :// (and after the last @) must be HOST[:PORT][/DB]")
     return RedisAddress(
         host=match["host"].strip("[]") or "localhost",
         port=int(match["port"] or 6379),
         tls=scheme == "rediss",
         db=_db(db),
-        **login,
+        username=user,
+        password=secret,
     )
 
 
 def _db(text: str) -> int:
-    if text and not re.fullmatch(r"\d{1,5}", text):
+    if text and not re.fullmatch(r"[0-9]{1,5}", text):
         raise ValueError("the database at its end must be a number")
     return int(text or 0)

@@ -9,6 +9,7 @@ HEARTBEAT = b":\n\n"
 """A comment, which clients skip."""
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_RETRY = re.compile(r"[0-9]{1,15}")
 
 
 class ServerSentEvent(NamedTuple):
@@ -48,26 +49,31 @@ class Parser:
         self._rest = ""
         self._data: list[str] = []
         self._event = ""
+        self._id = ""
         self._begun = False
+        self._after_cr = False
 
     def feed(self, text: str) -> Iterator[ServerSentEvent]:
         """Yields the events that `text` completes."""
-        if not self._begun and text:
+        if not text:
+            return
+        if not self._begun:
             self._begun = True
             text = text.removeprefix("\ufeff")
-        text = self._rest + text
-        # A carriage return at the very end may be the first half of one line end.
-        cut = len(text) - 1 if text.endswith("\r") else len(text)
-        *lines, last = _LINE_END.split(text[:cut])
-        self._rest = last + text[cut:]
+        if self._after_cr:
+            text = text.removeprefix("\n")  # the second half of a line end that is done
+        self._after_cr = text.endswith("\r")
+        *lines, self._rest = _LINE_END.split(self._rest + text)
         for line in lines:
             if line:
                 self._field(line)
-            elif self._data or self._event:
-                if self._data:
-                    data = "\n".join(self._data)
-                    yield ServerSentEvent(data, self._event or "message", self.last_id)
-                self._data, self._event = [], ""
+                continue
+            # Only now: a stream cut between `id` and the blank line has not given its event.
+            self.last_id = self._id
+            if self._data:
+                data = "\n".join(self._data)
+                yield ServerSentEvent(data, self._event or "message", self.last_id)
+            self._data, self._event = [], ""
 
     def _field(self, line: str) -> None:
         name, _, value = line.partition(":")
@@ -78,6 +84,6 @@ class Parser:
             case "event":
                 self._event = value
             case "id" if "\0" not in value:
-                self.last_id = value
-            case "retry" if value.isascii() and value.isdigit():
+                self._id = value
+            case "retry" if _RETRY.fullmatch(value):
                 self.retry_ms = int(value)

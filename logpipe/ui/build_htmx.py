@@ -15,7 +15,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FILES = ("htmx-4.min.js", "ext/hx-sse-4.min.js")
 
 
-class HtmxHook(BuildHookInterface):  # type: ignore[type-arg]
+class HtmxHook(BuildHookInterface):  # type: ignore[misc]
     """Copies `FILES` to logpipe/ui/static/htmx before the tree is packed."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002

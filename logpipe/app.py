@@ -1,0 +1,200 @@
+"""The composition of a process: which roles it runs and what they stand on.
+
+Resources live on one exit stack here and are handed to the roles; a role is a Starlette sub-app
+that knows nothing of the others.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import NamedTuple
+
+import httpx
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from logpipe import distributor, probes, ui
+from logpipe.background import Background
+from logpipe.client import RemoteCollector, RemoteDistributor, http_client
+from logpipe.collector import app as collector
+from logpipe.collector.appender import Appender
+from logpipe.collector.submit import LocalCollector
+from logpipe.engine import Engine
+from logpipe.groups import Groups
+from logpipe.hub import Hub
+from logpipe.metrics import Metrics
+from logpipe.problems import Problem, respond
+from logpipe.settings import RedisAddress, Role, Settings
+from logpipe.stream import Stream
+from logpipe.subscription import HubSubscription
+
+
+class Parts(NamedTuple):
+    """What roles are made of; None for what no role of this process needs."""
+
+    settings: Settings
+    metrics: Metrics
+    appender: Appender | None
+    hub: Hub | None
+    groups: Groups | None
+    http: httpx.AsyncClient | None
+
+
+class RoleSpec(NamedTuple):
+    """A role: the first segments of the paths that it answers, and its sub-app."""
+
+    paths: tuple[str, ...]
+    create: Callable[[Parts], ASGIApp]
+
+
+def _collector(parts: Parts) -> ASGIApp:
+    assert parts.appender is not None
+    return collector.create(parts.settings, parts.appender, parts.metrics)
+
+
+def _distributor(parts: Parts) -> ASGIApp:
+    assert parts.hub is not None and parts.groups is not None
+    return distributor.create(parts.settings, parts.hub, parts.groups)
+
+
+def _ui(parts: Parts) -> ASGIApp:
+    """Local or remote is decided here, once: the page does not know which it has."""
+    settings, metrics, appender, hub, _, http = parts
+    tail: ui.Tail
+    submit: ui.Submit
+    if hub is not None:
+        tail = partial(HubSubscription, hub)
+    else:
+        assert http is not None
+        tail = RemoteDistributor(settings, http)
+    if appender is not None:
+        submit = LocalCollector(settings, appender, metrics)
+    else:
+        assert http is not None
+        submit = RemoteCollector(settings, http)
+    return ui.create(settings, tail, submit, metrics)
+
+
+ROLES: Mapping[Role, RoleSpec] = {
+    "collector": RoleSpec(("ingest",), _collector),
+    "distributor": RoleSpec(("subscribe", "events"), _distributor),
+    "ui": RoleSpec(("", "ui", "static", "login"), _ui),
+}
+
+PROBES = ("livez", "healthz", "metrics")
+
+
+class Dispatch:
+    """Hands a request to the sub-app of its first path segment.
+
+    Not `Mount`: of two mounts at `/` the second is never reached, and one at `/ingest` answers
+    `/ingest` with a redirect.
+    """
+
+    def __init__(self, apps: Mapping[str, ASGIApp]) -> None:
+        self._apps = apps
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 404 for a path of no role."""
+        app = self._apps.get(scope["path"].split("/", 2)[1] if scope["path"] else "")
+        if app is None:
+            app = respond(Problem(404, "There is nothing here for the roles of this process."))
+        await app(scope, receive, send)
+
+
+class Running(NamedTuple):
+    """A process's application, the farewell to its streams, and its background tasks."""
+
+    app: ASGIApp
+    farewell: Callable[[], None]
+    background: Background
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """Opens what the roles of `settings` need, and closes it at the end.
+
+    Raises `EngineError` when the embedded engine cannot start; Redis may be away.
+    """
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        background = Background()
+        stream = None
+        if settings.redis is not None:
+            stream = await _open_stream(settings, settings.redis, stack, background)
+        parts = await _open_parts(settings, metrics, stream, stack, background)
+        # The last to enter is the first to leave: tasks end before what they use is closed.
+        await stack.enter_async_context(background)
+
+        apps: dict[str, ASGIApp] = dict.fromkeys(
+            PROBES,
+            probes.create(settings, stream.health if stream else None, background, metrics),
+        )
+        for role in settings.roles:
+            apps |= dict.fromkeys(ROLES[role].paths, ROLES[role].create(parts))
+
+        def farewell() -> None:
+            if parts.hub is not None:
+                parts.hub.close()
+            if parts.groups is not None:
+                parts.groups.close()
+
+        yield Running(Dispatch(apps), farewell, background)
+
+
+async def _open_stream(
+    settings: Settings, address: RedisAddress, stack: AsyncExitStack, background: Background
+) -> Stream:
+    trouble: Callable[[], str | None] = lambda: None  # noqa: E731
+    if address.embedded is not None:
+        engine = Engine(settings.engine_dir)
+        await engine.start()
+        stack.push_async_callback(engine.stop)
+        background.start("engine", engine.supervise())
+        address = RedisAddress(socket=str(engine.socket))
+        trouble = lambda: engine.trouble  # noqa: E731
+    stream = Stream(
+        address,
+        settings.stream_name,
+        maxlen=settings.trim_maxlen,
+        block_ms=settings.block_ms,
+        trouble=trouble,
+    )
+    stack.push_async_callback(stream.aclose)
+    background.start("monitor", stream.monitor())
+    return stream
+
+
+async def _open_parts(
+    settings: Settings,
+    metrics: Metrics,
+    stream: Stream | None,
+    stack: AsyncExitStack,
+    background: Background,
+) -> Parts:
+    appender = hub = groups = http = None
+    if stream is not None and "collector" in settings.roles:
+        appender = Appender(stream, metrics)
+        stack.push_async_callback(appender.aclose)
+    if stream is not None and "distributor" in settings.roles:
+        hub = Hub(
+            stream,
+            metrics,
+            queue_len=settings.subscriber_queue_len,
+            batch_count=settings.batch_count,
+            heartbeat_s=settings.heartbeat_s,
+        )
+        background.start("feed", hub.run())
+        background.start("heartbeat", hub.beat())
+        groups = await stack.enter_async_context(
+            Groups(
+                stream,
+                metrics,
+                consumer=settings.consumer_name,
+                pending_idle_ms=settings.pending_idle_ms,
+                batch_count=settings.batch_count,
+                heartbeat_s=settings.heartbeat_s,
+            )
+        )
+    if "ui" in settings.roles and (appender is None or hub is None):
+        http = await stack.enter_async_context(http_client())
+    return Parts(settings, metrics, appender, hub, groups, http)

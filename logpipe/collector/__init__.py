@@ -1,0 +1,1 @@
+"""The collector: takes events in over HTTP and appends them to the stream."""

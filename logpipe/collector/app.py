@@ -1,0 +1,114 @@
+"""`POST /ingest`: the native way in, a bare ASGI endpoint.
+
+The hot path takes no Request or Response object: a third more requests go through without them.
+"""
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from logpipe import auth
+from logpipe.collector.appender import Appender
+from logpipe.collector.body import drain, read_body
+from logpipe.collector.ingest import answer_of, append_of, take_in
+from logpipe.metrics import Metrics
+from logpipe.problems import HANDLERS, Problem
+from logpipe.problems import MEDIA_TYPE as PROBLEM_TYPE
+from logpipe.settings import Settings
+
+HEADERS_ALLOWED = ("Authorization", "Content-Type", "Content-Encoding", "Idempotency-Key")
+
+
+def create(settings: Settings, appender: Appender, metrics: Metrics) -> Starlette:
+    """The collector's sub-app over the process's appender."""
+    return Starlette(
+        routes=[Route("/ingest", Ingest(settings, appender, metrics), methods=["POST"])],
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_allow_origins,
+                allow_methods=("POST",),
+                allow_headers=HEADERS_ALLOWED,
+            )
+        ],
+        exception_handlers=HANDLERS,
+    )
+
+
+class Ingest:
+    """The endpoint, as an ASGI application."""
+
+    def __init__(self, settings: Settings, appender: Appender, metrics: Metrics) -> None:
+        self._settings = settings
+        self._appender = appender
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request; every refusal is a problem document."""
+        body_read = False
+        try:
+            headers = Headers(scope=scope)
+            auth.require(headers.get("authorization"), self._settings.ingest_tokens)
+            body = await read_body(
+                receive,
+                headers.get("content-encoding", ""),
+                headers.get("content-length", ""),
+                self._settings.max_body_bytes,
+            )
+            body_read = True
+            answer = await self._store(headers, body)
+        except ClientDisconnect:
+            return
+        except Problem as problem:
+            self._metrics.requests.labels(problem.status).inc()
+            await _refuse(problem, receive, send, body_read=body_read)
+            return
+        self._metrics.requests.labels(202).inc()
+        await _respond(send, 202, b"application/json", answer)
+
+    async def _store(self, headers: Headers, body: bytes) -> bytes:
+        self._metrics.body_bytes.inc(len(body))
+        counted = self._metrics.events.labels
+        try:
+            intake = take_in(
+                body, headers.get("content-type", ""), self._settings.max_message_bytes
+            )
+        except Problem as problem:
+            counted("rejected").inc(len(problem.members.get("errors", ())))
+            raise
+        appended = await self._appender.append(append_of(intake, headers.get("idempotency-key")))
+        counted("rejected").inc(len(intake.refusals))
+        counted("repeated" if appended.repeated else "accepted").inc(len(intake.events))
+        return answer_of(appended)
+
+
+async def _respond(send: Send, status: int, media_type: bytes, body: bytes) -> None:
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-type", media_type), (b"content-length", b"%d" % len(body))],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _refuse(problem: Problem, receive: Receive, send: Send, *, body_read: bool) -> None:
+    """Answers at once, then lets an unread body run out before the connection closes."""
+    body = problem.body()
+    headers = [
+        (b"content-type", PROBLEM_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
+    ]
+    if not body_read:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": not body_read})
+    if not body_read:
+        await drain(receive)
+        await send({"type": "http.response.body", "body": b""})

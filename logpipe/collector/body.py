@@ -1,0 +1,176 @@
+"""Reading a request's body: in pieces, unpacked on the way, refused once it is too large."""
+
+import asyncio
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from logpipe.problems import Problem
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+STEP_BYTES = 64 * 1024
+"""Unpacked at a time: all that a bomb can take before its size is noticed."""
+
+ZSTD_WINDOW_LOG = 23
+"""A frame may ask for a window of 8 MiB, which RFC 8878 (3.1.1.1.2) wants every decoder to have;
+more would let a few bytes claim memory."""
+
+DRAIN_S = 2.0
+DRAIN_BYTES = 256 * 1024 * 1024
+"""After an early refusal the rest of the body is read and thrown away, for this long and this
+much: a connection that is closed on unread data is reset, and the client never sees the answer."""
+
+
+class Unpacker(Protocol):
+    """One content coding."""
+
+    @property
+    def complete(self) -> bool: ...
+    def feed(self, data: bytes) -> Iterator[bytes]: ...
+
+
+class _Zlib:
+    """gzip, also of several members, and deflate."""
+
+    def __init__(self, wbits: int) -> None:
+        self._wbits = wbits
+        self._inner = zlib.decompressobj(wbits)
+
+    @property
+    def complete(self) -> bool:
+        return self._inner.eof
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """What `data` unpacks to, at most STEP_BYTES at a time."""
+        while True:
+            if self._inner.eof and data:
+                self._inner = zlib.decompressobj(self._wbits)
+            piece = self._inner.decompress(data, STEP_BYTES)
+            yield piece
+            data = self._inner.unconsumed_tail or self._inner.unused_data
+            # A full piece may have more behind it in zlib's own state, without further input.
+            if not data and (len(piece) < STEP_BYTES or self._inner.eof):
+                return
+
+
+class _Deflate(_Zlib):
+    """`deflate` is zlib's format by the standard, and without its header from some clients."""
+
+    def __init__(self) -> None:
+        super().__init__(zlib.MAX_WBITS)
+        self._begun = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """As `_Zlib.feed`; the first byte tells which of the two it is (RFC 1950, 2.2)."""
+        if not self._begun and data:
+            self._begun = True
+            if data[0] & 0x0F != zlib.DEFLATED:
+                super().__init__(-zlib.MAX_WBITS)
+                self._begun = True
+        return super().feed(data)
+
+
+class _Zstd:
+    """zstd, also of several frames."""
+
+    def __init__(self) -> None:
+        self._inner = self._new()
+
+    @staticmethod
+    def _new() -> zstd.ZstdDecompressor:
+        limit: dict[int, int] = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
+        return zstd.ZstdDecompressor(options=limit)
+
+    @property
+    def complete(self) -> bool:
+        return self._inner.eof
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """What `data` unpacks to, at most STEP_BYTES at a time."""
+        while True:
+            if self._inner.eof:
+                if not data:
+                    return
+                self._inner = self._new()
+            yield self._inner.decompress(data, STEP_BYTES)
+            data = self._inner.unused_data
+            if not data and (self._inner.needs_input or self._inner.eof):
+                return
+
+
+UNPACKERS: dict[str, Callable[[], Unpacker]] = {
+    "gzip": lambda: _Zlib(16 + zlib.MAX_WBITS),
+    "x-gzip": lambda: _Zlib(16 + zlib.MAX_WBITS),
+    "deflate": _Deflate,
+    "zstd": _Zstd,
+}
+
+
+async def read_body(receive: Receive, encoding: str, length: str, limit: int) -> bytes:
+    """The whole body, unpacked: at most `limit` bytes.
+
+    `encoding` and `length` are the values of Content-Encoding and Content-Length, empty for none.
+    Raises a `Problem` (413 too large, 415 unknown coding, 400 damaged) and ClientDisconnect.
+    """
+    coding = encoding.strip().lower()
+    if coding in ("", "identity"):
+        if length.isdigit() and int(length[:20]) > limit:
+            raise too_large(limit)
+        return await _collect(receive, None, limit)
+    if coding not in UNPACKERS:
+        raise Problem(
+            415,
+            f"Content-Encoding {coding[:64]!r} is not one of {', '.join(UNPACKERS)}.",
+            headers={"Accept-Encoding": ", ".join(UNPACKERS)},
+        )
+    try:
+        return await _collect(receive, UNPACKERS[coding](), limit)
+    except (zlib.error, zstd.ZstdError) as error:
+        raise Problem(400, f"The body is not {coding}: {error}") from None
+
+
+async def _collect(receive: Receive, unpacker: Unpacker | None, limit: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        data = message.get("body", b"")
+        more = message.get("more_body", False)
+        for piece in unpacker.feed(data) if unpacker and data else (data,):
+            size += len(piece)
+            if size > limit:
+                raise too_large(limit)
+            pieces.append(piece)
+    if unpacker is not None and not unpacker.complete:
+        raise Problem(400, "The body ends in the middle of its compressed data.")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def too_large(limit: int) -> Problem:
+    """The 413 of a body over MAX_BODY_BYTES."""
+    return Problem(413, f"The body is over {limit} bytes (MAX_BODY_BYTES).", limit=limit)
+
+
+async def drain(receive: Receive) -> None:
+    """Throws away what still comes of a refused body, within bounds."""
+    seen = 0
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            while seen < DRAIN_BYTES:
+                message = await receive()
+                seen += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

@@ -1,0 +1,142 @@
+"""What becomes of a body: events to append, refusals to report, and the answer for both."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from logpipe.event import Event, Refusal, decode_json, decode_ndjson, encode
+from logpipe.problems import Problem
+from logpipe.stream import Append, Appended
+
+MAX_REPORTED = 1_000
+"""Refusals that one answer spells out; `rejected` counts them all."""
+
+MAX_KEY_LENGTH = 256
+"""Characters of an Idempotency-Key."""
+
+JSON_TYPES = frozenset({"application/json", "text/json"})
+NDJSON_TYPES = frozenset(
+    {
+        "application/x-ndjson",
+        "application/ndjson",
+        "application/jsonl",
+        "application/x-jsonlines",
+        "application/json-lines",
+        "application/stream+json",
+    }
+)
+UNTYPED = frozenset(
+    {
+        "",
+        "application/octet-stream",
+        "text/plain",
+        "application/x-www-form-urlencoded",  # curl's own for --data
+    }
+)
+"""Types that say nothing of the content: its first byte decides."""
+
+
+class Intake(NamedTuple):
+    """The encoded events of one body, in order, and what was refused of it."""
+
+    events: list[bytes]
+    refusals: list[Refusal]
+    single: bool
+
+
+def take_in(body: bytes, content_type: str, max_message_bytes: int) -> Intake:
+    """Decodes, checks and encodes. Raises a `Problem` when nothing is left to append."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type in NDJSON_TYPES:
+        events, refusals = decode_ndjson(body)
+        single = False
+    elif media_type in JSON_TYPES or media_type in UNTYPED:
+        if not body.strip():
+            raise Problem(400, "The body is empty: send a JSON event, an array or lines of them.")
+        events, refusals, single = decode_json(body)
+    else:
+        raise Problem(
+            415,
+            f"Content-Type {media_type[:64]!r} is not taken: use application/json or"
+            " application/x-ndjson.",
+            headers={"Accept": "application/json, application/x-ndjson"},
+        )
+    encoded, refusals = _within_limit(events, refusals, max_message_bytes)
+    if not encoded:
+        raise _nothing_taken(refusals, single=single)
+    return Intake(encoded, refusals, single)
+
+
+def _within_limit(
+    events: Sequence[Event], refusals: list[Refusal], max_bytes: int
+) -> tuple[list[bytes], list[Refusal]]:
+    """The events as stored, and the refusals with those that are too large, by index."""
+    now_ms = time.time_ns() // 1_000_000
+    encoded = [encode(event, now_ms) for event in events]
+    if max(map(len, encoded), default=0) <= max_bytes:
+        return encoded, refusals
+    refused = {refusal.index for refusal in refusals}
+    indexes = (i for i in range(len(encoded) + len(refused)) if i not in refused)
+    kept = []
+    for index, event in zip(indexes, encoded, strict=False):
+        if len(event) <= max_bytes:
+            kept.append(event)
+        else:
+            error = f"the event has {len(event)} bytes, over {max_bytes} (MAX_MESSAGE_BYTES)"
+            refusals.append(Refusal(index, None, error, 413))
+    return kept, sorted(refusals, key=lambda refusal: refusal.index)
+
+
+def _nothing_taken(refusals: Sequence[Refusal], *, single: bool) -> Problem:
+    if not refusals:
+        return Problem(400, "The body holds no event.")
+    statuses = {refusal.status for refusal in refusals}
+    status = statuses.pop() if len(statuses) == 1 and (single or 400 in statuses) else 422
+    first = refusals[0]
+    detail = f"Event {first.index}: {first.error}."
+    if len(refusals) > 1:
+        detail = f"None of {len(refusals)} events was taken. {detail}"
+    return Problem(status, detail, errors=reported(refusals))
+
+
+def reported(refusals: Sequence[Refusal]) -> list[dict[str, Any]]:
+    """The refusals as an answer lists them."""
+    return [
+        {"index": refusal.index, "error": refusal.error}
+        | ({"field": refusal.field} if refusal.field else {})
+        for refusal in refusals[:MAX_REPORTED]
+    ]
+
+
+def append_of(intake: Intake, idempotency_key: str | None) -> Append:
+    """What is appended, with the part of the answer that is known before. Raises a `Problem`."""
+    if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_KEY_LENGTH:
+        raise Problem(400, f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters.")
+    receipt = b""
+    if not intake.single:
+        receipt = msgspec.json.encode(
+            {
+                "accepted": len(intake.events),
+                "rejected": len(intake.refusals),
+                "errors": reported(intake.refusals),
+            }
+        )
+    return Append(intake.events, idempotency_key, receipt)
+
+
+def answer_of(appended: Appended) -> bytes:
+    """The body of the 202. A repeated request gets what the first one was answered."""
+    if not appended.receipt:
+        return msgspec.json.encode({"id": appended.first})
+    receipt = msgspec.json.decode(appended.receipt)
+    return msgspec.json.encode(
+        {
+            "accepted": receipt["accepted"],
+            "rejected": receipt["rejected"],
+            "first_id": appended.first,
+            "last_id": appended.last,
+            "errors": receipt["errors"],
+        }
+    )

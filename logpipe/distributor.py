@@ -1,0 +1,116 @@
+"""The distributor: `/subscribe`, the live stream, and `/events`, the history."""
+
+from collections.abc import Mapping
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from logpipe import auth, sse
+from logpipe.filters import Filter
+from logpipe.groups import Groups, TooManyGroupsError
+from logpipe.history import history
+from logpipe.hub import Hub
+from logpipe.ids import START, parse_id
+from logpipe.messages import Start, Subscription
+from logpipe.parameters import MAX_LIMIT, chosen_filter, chosen_start, number, one_of, span
+from logpipe.problems import HANDLERS, bad_parameter
+from logpipe.settings import Settings
+from logpipe.streaming import HEADERS, StreamResponse, encoder_for
+from logpipe.subscription import BYE_RETRY_MS, HubSubscription
+
+MAX_GROUP_NAME = 128
+
+HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control")
+"""What a browser on another origin may send besides the headers that need no permission."""
+
+
+def create(settings: Settings, hub: Hub, groups: Groups) -> Starlette:
+    """The distributor's sub-app over a hub and the consumer groups of this process."""
+    endpoints = _Distributor(settings, hub, groups)
+    return Starlette(
+        routes=[
+            Route("/subscribe", endpoints.subscribe),
+            Route("/events", endpoints.events),
+        ],
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_allow_origins,
+                allow_methods=("GET",),
+                allow_headers=HEADERS_ALLOWED,
+            )
+        ],
+        exception_handlers=HANDLERS,
+    )
+
+
+class _Distributor:
+    def __init__(self, settings: Settings, hub: Hub, groups: Groups) -> None:
+        self._settings = settings
+        self._hub = hub
+        self._groups = groups
+
+    async def subscribe(self, request: Request) -> Response:
+        """The stream, as SSE or NDJSON."""
+        auth.require(request.headers.get("authorization"), self._settings.read_tokens)
+        query = request.query_params
+        chosen = chosen_filter(query)
+        start = chosen_start(query, request.headers.get("last-event-id"))
+        delivery = one_of(query, "delivery", self._settings.delivery, "broadcast", "shared")
+        try:
+            subscription: Subscription = (
+                self._shared(query, start, chosen)
+                if delivery == "shared"
+                else HubSubscription(self._hub, start, chosen)
+            )
+        except TooManyGroupsError as error:
+            return _come_back(str(error))
+        encoder = encoder_for(request.headers.get("accept", ""))
+        return StreamResponse(subscription, encoder, self._hub.metrics)
+
+    def _shared(self, query: Mapping[str, str], start: Start, chosen: Filter) -> Subscription:
+        group = query.get("group") or self._settings.consumer_group
+        if len(group) > MAX_GROUP_NAME:
+            raise bad_parameter("group", f"must be a text of up to {MAX_GROUP_NAME} characters")
+        return self._groups.subscribe(group, start, chosen)
+
+    async def events(self, request: Request) -> Response:
+        """A page of the history as JSON."""
+        auth.require(request.headers.get("authorization"), self._settings.read_tokens)
+        query = request.query_params
+        chosen = chosen_filter(query)
+        low, high = span(query)
+        newest_first = one_of(query, "order", "desc", "asc", "desc") == "desc"
+        if cursor := query.get("cursor"):
+            try:
+                at = parse_id(cursor)
+            except ValueError as error:
+                raise bad_parameter("cursor", str(error)) from None
+            low, high = (low, min(high, at)) if newest_first else (max(low, at), high)
+        page = await history(
+            self._hub.stream,
+            chosen,
+            max(low, START),
+            high,
+            number(query, "limit", 100, 1, MAX_LIMIT) or 100,
+            self._settings.batch_count,
+            newest_first=newest_first,
+        )
+        body = b",".join([entry.json for entry in page.entries])
+        following = b'"%b"' % str(page.next).encode() if page.next else b"null"
+        return Response(
+            b'{"events":[%b],"next":%b}' % (body, following),
+            headers={"Cache-Control": "no-store"},
+            media_type="application/json",
+        )
+
+
+def _come_back(reason: str) -> Response:
+    """Overload: a stream that ends at once. An error status would end an EventSource for good."""
+    return Response(
+        sse.retry(BYE_RETRY_MS[1]) + sse.comment(reason), headers=HEADERS, media_type=sse.MEDIA_TYPE
+    )

@@ -1,0 +1,369 @@
+"""Shared delivery: the subscribers of a consumer group split its events, each at least once.
+
+A group is read only while one of its subscribers here waits for work, so that slow readers slow
+the reading, and what nobody here can take stays for the other replicas. An entry is acknowledged
+after it was written; while it is in flight, its idle time is kept at zero, so that no other
+replica takes it from a reader that is merely slow. When a subscriber leaves, what it had not
+acknowledged goes to the others here; when the process dies, to another replica.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from typing import Any, Self
+
+from logpipe import __version__
+from logpipe.continuity import NO_STREAM, Cursor, Gap
+from logpipe.event import Entry
+from logpipe.filters import Filter
+from logpipe.ids import START, StreamId
+from logpipe.messages import Batch, Hello, Item, Start
+from logpipe.metrics import Metrics
+from logpipe.problems import Unavailable
+from logpipe.stream import Claimed, NoGroupError, Stream
+from logpipe.subscription import goodbye
+
+log = logging.getLogger("logpipe.groups")
+
+MAX_GROUPS = 64
+"""Consumer groups that one process reads at a time; a client may name any, Redis keeps them all."""
+
+KEEPER_S = 1.0
+"""The longest time between two rounds of keeping, acknowledging and claiming."""
+
+LAST_READ_S = 2.0
+"""How long the end of the process waits for a read under way."""
+
+RECOVERY_S = 1.0
+"""How long a group waits for word that Redis is back before it looks for itself."""
+
+
+class TooManyGroupsError(Exception):
+    """This process already reads MAX_GROUPS groups."""
+
+
+class Groups:
+    """The groups that have subscribers in this process."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        metrics: Metrics,
+        *,
+        consumer: str,
+        pending_idle_ms: int,
+        batch_count: int,
+        heartbeat_s: float,
+    ) -> None:
+        self.stream = stream
+        self.metrics = metrics
+        self.consumer = consumer
+        self.pending_idle_ms = pending_idle_ms
+        self.batch_count = batch_count
+        self.heartbeat_s = heartbeat_s
+        self.closing = False
+        self._groups: dict[str, Group] = {}
+        self._tasks = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # The reads end by themselves within BLOCK_MS: one that is cancelled may have been given
+        # entries that nobody would get before PENDING_IDLE_MS.
+        self.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_READ_S):
+                await self._tasks.__aexit__(None, None, None)
+
+    def subscribe(self, group: str, start: Start, chosen: Filter) -> "SharedSubscription":
+        """A subscription to a group, which is created where `start` says unless it exists.
+
+        Raises `TooManyGroupsError`.
+        """
+        if group not in self._groups:
+            if len(self._groups) >= MAX_GROUPS:
+                raise TooManyGroupsError(f"{MAX_GROUPS} groups are read here already")
+            self._groups[group] = Group(self, group, start)
+        return SharedSubscription(self._groups[group], chosen)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Runs a group's task; one that fails ends the process."""
+        self._tasks.create_task(coroutine)
+
+    def forget(self, group: "Group") -> None:
+        """A group has no subscriber left."""
+        self._groups.pop(group.name, None)
+
+    def close(self) -> None:
+        """Ends all subscriptions with a `Bye`."""
+        self.closing = True
+        for group in self._groups.values():
+            group.wake_all()
+
+
+class Group:
+    """One consumer group as this process takes part in it."""
+
+    def __init__(self, groups: Groups, name: str, start: Start) -> None:
+        self.name = name
+        self.groups = groups
+        self.stream = groups.stream
+        self.members: set[SharedSubscription] = set()
+        self._start = start
+        self._queue: deque[Entry] = deque()
+        self._lost: list[StreamId] = []
+        self._in_flight: set[StreamId] = set()
+        self._written: set[StreamId] = set()
+        self._work_wanted = asyncio.Event()
+        self._running = False
+
+    # -- subscribers --------------------------------------------------------------------------
+
+    def join(self, member: "SharedSubscription") -> None:
+        """Takes a subscriber in, and begins to read with the first."""
+        self.members.add(member)
+        if not self._running:
+            self._running = True
+            self.groups.spawn(self._run())
+
+    def leave(self, member: "SharedSubscription", unwritten: Sequence[Entry]) -> None:
+        """Lets a subscriber go; the others get what it was given and did not write."""
+        self.members.discard(member)
+        if self.members:
+            self._queue.extendleft(reversed(unwritten))
+            self._hand_out()
+        else:
+            self._in_flight.difference_update(entry.id for entry in unwritten)
+        self._work_wanted.set()
+
+    async def hello(self) -> Hello:
+        """The first word to a subscriber; while Redis is away it knows no ids."""
+        try:
+            bounds = await self.stream.bounds()
+        except Unavailable:
+            bounds = NO_STREAM
+        last = bounds.last if bounds.last > START else None
+        return Hello(bounds.last, bounds.first, last, "shared", __version__)
+
+    def want_work(self) -> None:
+        """A subscriber waits."""
+        self._work_wanted.set()
+        self._hand_out()
+
+    def wake_all(self) -> None:
+        """Makes every subscriber and the reader look again."""
+        self._work_wanted.set()
+        for member in self.members:
+            member.wake()
+
+    async def acknowledge(self, entries: Sequence[Entry]) -> None:
+        """Takes note that entries were written, and tells Redis now or when it is back."""
+        self._written.update(entry.id for entry in entries)
+        try:
+            await self._flush_written()
+        except (Unavailable, NoGroupError):
+            log.debug("acknowledged later: %d", len(self._written))
+
+    async def _flush_written(self) -> None:
+        if not self._written:
+            return
+        ids = list(self._written)
+        await self.stream.acknowledge(self.name, ids)
+        self._written.difference_update(ids)
+        self._in_flight.difference_update(ids)
+
+    def _hand_out(self) -> None:
+        """Splits what is there evenly among the subscribers that wait."""
+        waiting = [member for member in self.members if member.waiting]
+        if self._lost and waiting:
+            lost, self._lost = self._lost, []
+            gap = Gap("trimmed", min(lost).before(), max(lost).after(), len(lost), max(lost))
+            waiting[0].give([gap], [])
+            waiting.pop(0)
+        while waiting and self._queue:
+            share = -(-len(self._queue) // len(waiting))
+            entries = [self._queue.popleft() for _ in range(share)]
+            batch = Batch(Cursor(entries[0].id.before()), Cursor(entries[-1].id), entries)
+            waiting.pop().give([batch], entries)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Reads while there are subscribers; the one loop that reconnects."""
+        keeper = asyncio.create_task(self._keep())
+        try:
+            while self._wanted:
+                try:
+                    await self.stream.create_group(self.name, self._first())
+                    await self._read()
+                except NoGroupError:
+                    # Flushed: the new stream is the group's from its beginning.
+                    log.warning("the consumer group %r is gone and made anew", self.name)
+                    self._start = Start(since=START)
+                    self._in_flight.clear()
+                    self._written.clear()
+                except Unavailable:
+                    await self.stream.health.recovered(RECOVERY_S)
+                    await asyncio.sleep(0.05)
+        finally:
+            keeper.cancel()
+            self._running = False
+            if not self.members:
+                self.groups.forget(self)
+
+    @property
+    def _wanted(self) -> bool:
+        return bool(self.members) and not self.groups.closing
+
+    def _first(self) -> StreamId | None:
+        if self._start.resume is not None:
+            return self._start.resume
+        return self._start.since.before() if self._start.since is not None else None
+
+    async def _read(self) -> None:
+        await self._read_own_pending()
+        while self._wanted:
+            if not any(member.waiting for member in self.members):
+                self._work_wanted.clear()
+                await self._work_wanted.wait()
+                continue
+            self._take(
+                await self.stream.read_group(
+                    self.name, self.groups.consumer, self.groups.batch_count
+                )
+            )
+
+    async def _read_own_pending(self) -> None:
+        """What this consumer was given before, by a process or a connection that is gone."""
+        after = START
+        while True:
+            claimed = await self.stream.read_group(
+                self.name,
+                self.groups.consumer,
+                self.groups.batch_count,
+                pending_after=after,
+            )
+            ids = [*(entry.id for entry in claimed.entries), *claimed.lost, *claimed.unreadable]
+            if not ids:
+                return
+            after = max(ids)
+            if claimed.lost:
+                await self.stream.acknowledge(self.name, claimed.lost)
+            self._take(claimed)
+
+    def _take(self, claimed: Claimed) -> None:
+        """Queues what Redis gave, apart from what is in flight here already."""
+        new = [entry for entry in claimed.entries if entry.id not in self._in_flight]
+        self._in_flight.update(entry.id for entry in new)
+        self._queue.extend(new)
+        self._lost.extend(claimed.lost)
+        self._written.update(claimed.unreadable)
+        self.groups.metrics.group_lost.inc(len(claimed.lost))
+        self.groups.metrics.unreadable.inc(len(claimed.unreadable))
+        self._hand_out()
+
+    async def _keep(self) -> None:
+        """Keeps what is in flight, acknowledges late, and claims what others left behind."""
+        pause = min(KEEPER_S, self.groups.pending_idle_ms / 3000)
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self._flush_written()
+                if self._in_flight:
+                    await self.stream.keep(self.name, self.groups.consumer, self._in_flight)
+                if any(member.waiting for member in self.members):
+                    await self._claim()
+            except (Unavailable, NoGroupError) as error:
+                log.debug("next round: %s", error)
+
+    async def _claim(self) -> None:
+        claimed = await self.stream.claim(
+            self.name,
+            self.groups.consumer,
+            self.groups.pending_idle_ms,
+            self.groups.batch_count,
+        )
+        if claimed.entries or claimed.lost or claimed.unreadable:
+            self.groups.metrics.group_claimed.inc(len(claimed.entries))
+            self._take(claimed)
+
+
+class SharedSubscription:
+    """One subscriber's share of a group."""
+
+    def __init__(self, group: Group, chosen: Filter) -> None:
+        self.filter = chosen
+        self._group = group
+        self._greeted = False
+        self._ended = False
+        self._items: list[Item] = []
+        self._given: list[Entry] = []
+        self._asking = False
+        self._woken = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        self._group.join(self)
+        self._group.groups.metrics.subscribers.labels("shared").inc()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._asking = False
+        self._group.leave(self, self._given)
+        self._group.groups.metrics.subscribers.labels("shared").dec()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it can take work."""
+        return self._asking and not self._items
+
+    def give(self, items: list[Item], entries: list[Entry]) -> None:
+        """Hands it work; `entries` are what it has to acknowledge."""
+        self._items = items
+        self._given = entries
+        self.wake()
+
+    def wake(self) -> None:
+        """Makes `next` look again."""
+        self._woken.set()
+
+    async def next(self) -> Sequence[Item] | None:
+        """The next items: none when a heartbeat is due, None when the subscription is over."""
+        if self._ended:
+            return None
+        if not self._greeted:
+            self._greeted = True
+            return [await self._group.hello()]
+        due = time.monotonic() + self._group.groups.heartbeat_s
+        self._asking = True
+        try:
+            self._group.want_work()
+            while not self._items:
+                if self._group.groups.closing:
+                    self._ended = True
+                    return [goodbye("the server is stopping")]
+                if not await self._wait_until(due):
+                    return []
+        finally:
+            self._asking = False
+        items, self._items = self._items, []
+        return items
+
+    async def _wait_until(self, due: float) -> bool:
+        self._woken.clear()
+        try:
+            async with asyncio.timeout(due - time.monotonic()):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def sent(self) -> None:
+        """Acknowledges what was written."""
+        given, self._given = self._given, []
+        if given:
+            await self._group.acknowledge(given)

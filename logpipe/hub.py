@@ -1,0 +1,137 @@
+"""The hub: follows the stream once a process into the window that all subscribers share."""
+
+import asyncio
+import logging
+import random
+
+from logpipe.continuity import NO_STREAM, Bounds, Cursor
+from logpipe.metrics import Metrics
+from logpipe.problems import Unavailable
+from logpipe.stream import Page, Stream
+from logpipe.window import BATCH_BYTES, Window, cut
+
+log = logging.getLogger("logpipe.hub")
+
+TICK_PER_SUBSCRIBER_S = 40e-6
+"""What one write to one subscriber costs, doubled: between two reads of the feed the event loop
+gets this long for each, so that many subscribers get larger batches, few get them at once."""
+MAX_TICK_S = 0.2
+
+CATCHUP_READERS = 8
+"""How many subscribers read from the stream at the same time; the others wait their turn."""
+
+OUTAGE_PAUSE_S = 0.05
+"""The least time between two attempts of the feed; jitter doubles it."""
+RECOVERY_S = 1.0
+"""How long the feed waits for the monitor's word before it looks for itself."""
+
+
+class Hub:
+    """The feed, its window, and the subscriptions that read from them."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        metrics: Metrics,
+        *,
+        queue_len: int,
+        batch_count: int,
+        heartbeat_s: float,
+    ) -> None:
+        self.stream = stream
+        self.metrics = metrics
+        self.window = Window(queue_len)
+        self.batch_count = batch_count
+        self.heartbeat_s = heartbeat_s
+        self.attached = False
+        """Whether the feed has ever reached the stream: before, there is no `latest`."""
+        self.era = 0
+        """Grows when the feed cannot prove that the stream is still the same one; positions of
+        an earlier era mean nothing."""
+        self.closing = False
+        self.subscribers = 0
+        self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
+        self._bounds = NO_STREAM
+        self._changed = asyncio.Event()
+
+    # -- the feed -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Follows the stream for ever; the one loop that reconnects."""
+        outage = False
+        while True:
+            try:
+                await self._follow(after_outage=outage)
+            except Unavailable:
+                outage = True
+                await asyncio.sleep(OUTAGE_PAUSE_S * (1 + random.random()))  # noqa: S311
+                await self.stream.health.recovered(RECOVERY_S)
+
+    async def _follow(self, *, after_outage: bool) -> None:
+        if not self.attached:
+            self._bounds = await self.stream.bounds()
+            self.window.restart(Cursor(self._bounds.last, self._bounds.added))
+            self.attached = True
+            self._wake()
+        unsure = after_outage
+        while True:
+            page = await self.stream.read(self.window.end, self.batch_count)
+            self._take(page, unsure=unsure)
+            if unsure:
+                self._wake()
+            unsure = False
+            await self._pace()
+            if len(page.entries) + page.unreadable < self.batch_count:
+                await self.stream.wait(self.window.end.id)
+
+    def _take(self, page: Page, *, unsure: bool) -> None:
+        """Puts a page into the window and wakes the subscribers."""
+        if page.gap is not None:
+            if unsure or page.gap.reason == "reset":
+                self.era += 1
+            self.window.restart(page.start)
+        if page.end == page.start and page.gap is None:
+            return
+        for batch in cut(page.start, page.end, page.entries, BATCH_BYTES):
+            self.window.append(batch)
+        self.metrics.feed_events.inc(len(page.entries))
+        self.metrics.unreadable.inc(page.unreadable)
+        self.metrics.window_events.set(self.window.entries)
+        self.metrics.window_bytes.set(self.window.bytes)
+        self._wake()
+
+    async def _pace(self) -> None:
+        await asyncio.sleep(min(self.subscribers * TICK_PER_SUBSCRIBER_S, MAX_TICK_S))
+
+    async def beat(self) -> None:
+        """Wakes the subscribers now and then, for ever, so that idle ones send a heartbeat."""
+        while True:
+            await asyncio.sleep(self.heartbeat_s / 4)
+            self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    @property
+    def change(self) -> asyncio.Event:
+        """Set when the window has changed, a heartbeat may be due, or the hub closes.
+
+        Each change has an event of its own: take it before you look, wait for it after.
+        """
+        return self._changed
+
+    # -- subscribers --------------------------------------------------------------------------
+
+    async def bounds(self) -> Bounds:
+        """The stream's bounds, or the last ones known while Redis is away."""
+        try:
+            self._bounds = await self.stream.bounds()
+        except Unavailable:
+            log.debug("bounds from memory")
+        return self._bounds
+
+    def close(self) -> None:
+        """Ends all subscriptions with a `Bye`, and those to come."""
+        self.closing = True
+        self._wake()

@@ -1,0 +1,68 @@
+"""logpipe's own log, on stderr: one record a line, whatever a record holds."""
+
+import logging
+import sys
+import time
+from typing import IO
+
+import msgspec
+
+_COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+_LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}
+
+
+def configure(level: str, style: str, stream: IO[str] | None = None) -> None:
+    """Sends the log of logpipe and its server to stderr; `style` is auto, text or json."""
+    out = stream or sys.stderr
+    terminal = out.isatty()
+    as_text = style == "text" or (style == "auto" and terminal)
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(TextFormatter(colour=terminal) if as_text else JsonFormatter())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("logpipe").setLevel(level.upper())
+    # What uvicorn says at INFO (start, stop) is said by logpipe in a line of its own.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def one_line(text: str) -> str:
+    """The text with line ends and control characters spelled out, so that none forges a record."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class TextFormatter(logging.Formatter):
+    """For people: time, level, message; a traceback keeps its lines."""
+
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback behind it, if there is one."""
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = f"{record.levelname:<8}"
+        if self._colour:
+            level = f"\033[{_COLOURS.get(record.levelname, '0')}m{level}\033[0m"
+        line = f"{moment} {level} {one_line(record.getMessage())}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """For machines: an event as logpipe takes it, so that it can carry its own log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The event's JSON."""
+        metadata = {"logger": record.name}
+        if record.exc_info:
+            metadata["exception"] = self.formatException(record.exc_info)
+        event = {
+            "source": "logpipe",
+            "level": _LEVELS.get(record.levelname, record.levelname),
+            "message": record.getMessage(),
+            "ts_unix_ms": int(record.created * 1000),
+            "metadata": metadata,
+        }
+        return msgspec.json.encode(event).decode()

@@ -1,0 +1,92 @@
+"""What /metrics shows: every metric of logpipe, in one registry a process."""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from logpipe import __version__
+
+# One series more for each counter, that nobody asks for.
+disable_created_metrics()
+
+MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+
+class Metrics:
+    """The metrics, by what they measure; labels take a bounded number of values."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        Gauge("logpipe_build_info", "Always 1.", ["version"], registry=registry).labels(
+            __version__
+        ).set(1)
+        self.redis_up = Gauge("logpipe_redis_up", "1 while Redis serves.", registry=registry)
+
+        self.requests = Counter(
+            "logpipe_ingest_requests_total", "Ingest requests.", ["status"], registry=registry
+        )
+        self.events = Counter(
+            "logpipe_ingest_events_total",
+            "Events by outcome: accepted, rejected, repeated.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.body_bytes = Counter(
+            "logpipe_ingest_bytes_total", "Body bytes, decompressed.", registry=registry
+        )
+        self.append_seconds = Histogram(
+            "logpipe_append_seconds",
+            "Time of one append, for all requests that shared it.",
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2),
+            registry=registry,
+        )
+        self.append_events = Histogram(
+            "logpipe_append_events",
+            "Events of one append.",
+            buckets=(1, 2, 5, 10, 50, 100, 500, 1000, 5000, 10_000, 100_000),
+            registry=registry,
+        )
+
+        self.subscribers = Gauge(
+            "logpipe_subscribers", "Connected subscribers.", ["delivery"], registry=registry
+        )
+        self.delivered_bytes = Counter(
+            "logpipe_delivered_bytes_total", "Bytes written to subscribers.", registry=registry
+        )
+        self.delivered_events = Counter(
+            "logpipe_delivered_events_total", "Events written to subscribers.", registry=registry
+        )
+        self.gaps = Counter(
+            "logpipe_gaps_total", "Gaps told to subscribers.", ["reason"], registry=registry
+        )
+        self.feed_events = Counter(
+            "logpipe_feed_events_total", "Entries read into the window.", registry=registry
+        )
+        self.unreadable = Counter(
+            "logpipe_unreadable_entries_total",
+            "Entries of the stream that hold no event.",
+            registry=registry,
+        )
+        self.catchup_reads = Counter(
+            "logpipe_catchup_reads_total", "Reads for subscribers behind the window.",
+            registry=registry,
+        )  # fmt: skip
+        self.window_events = Gauge(
+            "logpipe_window_events", "Events in the window.", registry=registry
+        )
+        self.window_bytes = Gauge("logpipe_window_bytes", "Their bytes.", registry=registry)
+        self.group_claimed = Counter(
+            "logpipe_group_claimed_total", "Pending entries taken over.", registry=registry
+        )
+        self.group_lost = Counter(
+            "logpipe_group_lost_total", "Entries trimmed while pending.", registry=registry
+        )
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)

@@ -1,0 +1,87 @@
+"""Query parameters: what `/subscribe`, `/events` and the page share."""
+
+import time
+from collections.abc import Mapping
+
+from logpipe.filters import Filter, FilterError, parse_filter
+from logpipe.ids import END, START, StreamId, parse_id, parse_since
+from logpipe.messages import Start
+from logpipe.problems import bad_parameter
+
+MAX_TAIL = 1_000_000
+MAX_LIMIT = 5_000
+
+
+def chosen_filter(query: Mapping[str, str]) -> Filter:
+    """The filter of a request. Raises a 400 `Problem`."""
+    try:
+        return parse_filter(query)
+    except FilterError as error:
+        raise bad_parameter(error.parameter, str(error)) from None
+
+
+def chosen_start(query: Mapping[str, str], last_event_id: str | None) -> Start:
+    """Where a subscription begins. Raises a 400 `Problem` for a bad parameter.
+
+    A bad Last-Event-ID *header* is no error: any status but 200 would end an EventSource for good,
+    so it is answered by a gap.
+    """
+    on_lag = one_of(query, "on_lag", "catchup", "catchup", "skip")
+    resume, unknown = None, False
+    if last_event_id:
+        try:
+            resume = parse_id(last_event_id.strip())
+        except ValueError:
+            unknown = True
+    elif query.get("last_event_id"):
+        try:
+            resume = parse_id(query["last_event_id"])
+        except ValueError as error:
+            raise bad_parameter("last_event_id", str(error)) from None
+    return Start(
+        resume=resume,
+        unknown=unknown,
+        since=moment(query, "since"),
+        tail=number(query, "tail", None, 0, MAX_TAIL),
+        on_lag="skip" if on_lag == "skip" else "catchup",
+    )
+
+
+def moment(query: Mapping[str, str], name: str) -> StreamId | None:
+    """The least id that a time parameter names; None for `latest` and for no parameter."""
+    text = query.get(name)
+    if not text:
+        return None
+    try:
+        return parse_since(text.strip(), time.time_ns() // 1_000_000)
+    except ValueError as error:
+        raise bad_parameter(name, str(error)) from None
+
+
+def span(query: Mapping[str, str]) -> tuple[StreamId, StreamId]:
+    """The first and the last id of `from` and `to`; a `to` in milliseconds takes all of them."""
+    low = moment(query, "from") or (END if query.get("from") else START)
+    high = moment(query, "to") or END
+    if high != END and "-" not in query.get("to", ""):
+        high = StreamId(high.ms, END.seq)
+    return low, high
+
+
+def number(
+    query: Mapping[str, str], name: str, default: int | None, low: int, high: int
+) -> int | None:
+    """A whole number of a parameter, within its bounds."""
+    text = query.get(name)
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and low <= int(text[:20]) <= high):
+        raise bad_parameter(name, f"must be a whole number from {low} to {high}")
+    return int(text)
+
+
+def one_of(query: Mapping[str, str], name: str, default: str, *allowed: str) -> str:
+    """A word of a parameter."""
+    text = query.get(name) or default
+    if text not in allowed:
+        raise bad_parameter(name, f"must be {' or '.join(allowed)}")
+    return text

@@ -1,0 +1,78 @@
+"""What every role answers: `/livez`, `/healthz` and `/metrics`."""
+
+from collections.abc import Callable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from logpipe import __version__
+from logpipe.background import Background
+from logpipe.metrics import MEDIA_TYPE, Metrics
+from logpipe.problems import HANDLERS
+from logpipe.settings import Role, Settings
+from logpipe.stream import RedisHealth
+
+WRITERS: frozenset[Role] = frozenset({"collector"})
+"""Roles that are not ready while Redis only serves readers."""
+
+
+def create(
+    settings: Settings, redis: RedisHealth | None, background: Background, metrics: Metrics
+) -> Starlette:
+    """The probes of one process; `redis` is None where it needs none."""
+    roles = sorted(settings.roles)
+    writes = bool(settings.roles & WRITERS)
+
+    def trouble() -> str | None:
+        if background.failure:
+            return background.failure
+        if redis is not None and not redis.serves(writes=writes):
+            return f"Redis: {redis.detail}"
+        return None
+
+    async def healthz(_: Request) -> Response:
+        wrong = trouble()
+        state: dict[str, object] = {
+            "status": "ok" if wrong is None else "unavailable",
+            "roles": roles,
+            "redis": redis.kind if redis else "not used",
+            "version": __version__,
+        }
+        if wrong is not None:
+            state["detail"] = wrong
+        return _json(state, 200 if wrong is None else 503)
+
+    return Starlette(
+        routes=[
+            Route("/livez", _livez),
+            Route("/healthz", healthz),
+            Route("/metrics", _metrics(metrics, redis)),
+        ],
+        exception_handlers=HANDLERS,
+    )
+
+
+async def _livez(_: Request) -> Response:
+    return _json({"status": "ok"}, 200)
+
+
+def _metrics(metrics: Metrics, redis: RedisHealth | None) -> Callable[[Request], Response]:
+    # A plain function: Starlette runs it in a thread, so that a scrape never holds up the loop.
+    def answer(_: Request) -> Response:
+        if redis is not None:
+            metrics.redis_up.set(redis.kind == "ok")
+        return Response(metrics.exposition(), media_type=MEDIA_TYPE)
+
+    return answer
+
+
+def _json(state: dict[str, object], status: int) -> Response:
+    return Response(
+        msgspec.json.encode(state),
+        status,
+        {"Cache-Control": "no-store"},
+        "application/json",
+    )

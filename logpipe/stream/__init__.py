@@ -1,0 +1,8 @@
+"""The Redis Stream: the only package that speaks to Redis, and the names of its keys."""
+
+from logpipe.stream.append import Append, Appended
+from logpipe.stream.connections import NoGroupError
+from logpipe.stream.health import RedisHealth
+from logpipe.stream.stream import Claimed, Page, Stream
+
+__all__ = ["Append", "Appended", "Claimed", "NoGroupError", "Page", "RedisHealth", "Stream"]

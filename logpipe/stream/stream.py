@@ -1,0 +1,246 @@
+"""One stream and its consumer groups.
+
+Few verbs: `append`, `read`, `wait`, `range`, `bounds`, and those of groups. Nothing here retries:
+a verb works or raises `Unavailable`, and the loops above decide.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from redis.exceptions import NoScriptError, ResponseError
+
+from logpipe.continuity import NO_STREAM, Bounds, Cursor, Gap, gap_after
+from logpipe.event import Entry, read_entry
+from logpipe.ids import START, StreamId, from_wire
+from logpipe.settings import RedisAddress
+from logpipe.stream.append import APPEND, APPEND_SHA, Append, Appended, arguments, outcome
+from logpipe.stream.connections import Connections
+from logpipe.stream.health import RedisHealth
+
+FIELD = b"event"
+"""The one field of an entry: the event's JSON."""
+
+
+class Page(NamedTuple):
+    """What follows a cursor: first the gap, if any, then the entries up to `end`."""
+
+    gap: Gap | None
+    start: Cursor
+    end: Cursor
+    entries: list[Entry]
+    unreadable: int
+
+
+class Claimed(NamedTuple):
+    """Pending entries that were handed out again, and how many of them were trimmed meanwhile."""
+
+    entries: list[Entry]
+    lost: list[StreamId]
+    unreadable: list[StreamId]
+
+
+class Stream:
+    """One Redis Stream and its consumer groups; `trouble` says why an embedded engine is down."""
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        name: str,
+        *,
+        maxlen: int,
+        block_ms: int = 1000,
+        trouble: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self._maxlen = maxlen
+        self._block_ms = block_ms
+        self._redis = Connections(address, name, block_ms, trouble)
+
+    @property
+    def health(self) -> RedisHealth:
+        """What Redis was like when it was last asked."""
+        return self._redis.health
+
+    async def monitor(self) -> None:
+        """Keeps `health` true, for ever."""
+        await self._redis.monitor()
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        await self._redis.aclose()
+
+    # -- writing ------------------------------------------------------------------------------
+
+    async def append(self, requests: Sequence[Append]) -> list[Appended]:
+        """Appends the events of all requests by one script call, each request whole or not at all.
+
+        Returns only after Redis has confirmed. Raises `Unavailable`; then the events of this call
+        are not in the stream, unless the connection was lost while Redis worked.
+        """
+        keys, rest = arguments(self.name, self._maxlen, requests)
+        async with self._redis.translated():
+            try:
+                answers = await self._redis.writing.evalsha(APPEND_SHA, len(keys), *keys, *rest)
+            except NoScriptError:
+                answers = await self._redis.writing.eval(APPEND, len(keys), *keys, *rest)
+        return [outcome(answer) for answer in answers]
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def read(self, after: Cursor, count: int) -> Page:
+        """Up to `count` entries after a cursor, and the gap between, if there is one."""
+        async with self._redis.translated():
+            raw: Any = await self._redis.reading.xrange(self.name, str(after.id), "+", count + 1)
+        if raw and from_wire(raw[0][0]) == after.id:
+            # Trimming takes from the front: while the cursor's own entry is there, nothing after
+            # it has gone.
+            return _page(None, after, raw[1:])
+        bounds, raw = await self._look(after.id, count)
+        gap = gap_after(after, bounds)
+        if gap is None:
+            return _page(None, _located(after, bounds), raw)
+        start = Cursor(gap.resume, bounds.position_before_first)
+        if gap.reason == "reset":
+            again, raw = await self._look(gap.resume, count)
+            if again.first != bounds.first:
+                return await self.read(after, count)
+        return _page(gap, start, raw)
+
+    async def _look(self, after: StreamId, count: int) -> tuple[Bounds, list[Any]]:
+        """The bounds and the entries after an id, as of one moment."""
+        async with self._redis.translated(), self._redis.reading.pipeline(transaction=True) as pipe:
+            pipe.xinfo_stream(self.name)
+            pipe.xrange(self.name, f"({after}", "+", count)
+            info, raw = await pipe.execute(raise_on_error=False)
+            if isinstance(info, ResponseError) and "no such key" in str(info).lower():
+                return NO_STREAM, []
+            for answer in (info, raw):
+                if isinstance(answer, Exception):
+                    raise answer
+        return _bounds(info), raw
+
+    async def wait(self, after: StreamId) -> None:
+        """Returns when the stream has an entry after `after`, or after BLOCK_MS."""
+        async with self._redis.translated():
+            await self._redis.blocking.xread({self.name: str(after)}, count=1, block=self._block_ms)
+
+    async def bounds(self) -> Bounds:
+        """First and last id and the counters of the stream, as of now."""
+        bounds, _ = await self._look(START, 1)
+        return bounds
+
+    async def range(
+        self, low: StreamId, high: StreamId, count: int, *, newest_first: bool = False
+    ) -> list[tuple[StreamId, Entry | None]]:
+        """Up to `count` entries between two ids (inclusive); None stands for an unreadable one."""
+        async with self._redis.translated():
+            raw: Any
+            if newest_first:
+                raw = await self._redis.reading.xrevrange(self.name, str(high), str(low), count)
+            else:
+                raw = await self._redis.reading.xrange(self.name, str(low), str(high), count)
+        return [_entry(*pair) for pair in raw]
+
+    # -- consumer groups ----------------------------------------------------------------------
+
+    async def create_group(self, group: str, after: StreamId | None) -> None:
+        """Creates a group that begins after an id (None: the newest), unless it exists."""
+        start = "$" if after is None else str(after)
+        async with self._redis.translated():
+            try:
+                await self._redis.writing.xgroup_create(self.name, group, start, mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+    async def read_group(
+        self, group: str, consumer: str, count: int, *, pending_after: StreamId | None = None
+    ) -> Claimed:
+        """New entries of a group, waiting up to BLOCK_MS; or those pending for this consumer.
+
+        Raises `NoGroupError` when the group is gone, as it is after a flush.
+        """
+        place = ">" if pending_after is None else str(pending_after)
+        async with self._redis.translated():
+            answer: Any = await self._redis.blocking.xreadgroup(
+                group, consumer, {self.name: place}, count, block=self._block_ms
+            )
+        return _claimed(answer[0][1] if answer else [], [])
+
+    async def acknowledge(self, group: str, ids: Iterable[StreamId]) -> None:
+        """Takes ids off the group's pending list."""
+        async with self._redis.translated():
+            await self._redis.writing.xack(self.name, group, *map(str, ids))
+
+    async def keep(self, group: str, consumer: str, ids: Iterable[StreamId]) -> None:
+        """Sets the idle time of pending entries to zero, so that no other consumer claims them."""
+        async with self._redis.translated():
+            await self._redis.writing.xclaim(
+                self.name, group, consumer, 0, [str(id_) for id_ in ids], justid=True
+            )
+
+    async def claim(self, group: str, consumer: str, idle_ms: int, count: int) -> Claimed:
+        """Takes over what has been pending for longer than `idle_ms`, whoever read it.
+
+        XAUTOCLAIM is XPENDING and XCLAIM in one step. Plain XCLAIM drops trimmed entries without
+        a word; this one names them, to exactly one of the consumers that ask (Redis 7).
+        """
+        async with self._redis.translated():
+            answer = await self._redis.writing.xautoclaim(
+                self.name, group, consumer, idle_ms, "0-0", count
+            )
+        trimmed = answer[2] if len(answer) > 2 else []
+        return _claimed(answer[1], [from_wire(id_) for id_ in trimmed])
+
+    async def pending(self, group: str) -> int:
+        """How many entries of the group are delivered and not acknowledged."""
+        async with self._redis.translated():
+            summary = await self._redis.reading.xpending(self.name, group)
+        return int(summary["pending"])
+
+
+def _bounds(info: dict[str, Any]) -> Bounds:
+    first = info.get("first-entry")
+    return Bounds(
+        first=from_wire(first[0]) if first else None,
+        last=from_wire(info["last-generated-id"]),
+        added=info.get("entries-added"),
+        length=info["length"],
+        deleted=from_wire(info.get("max-deleted-entry-id", b"0-0")),
+    )
+
+
+def _located(cursor: Cursor, bounds: Bounds) -> Cursor:
+    """The cursor with its position, where the bounds tell it."""
+    if cursor.id == bounds.last:
+        return Cursor(cursor.id, bounds.added)
+    if bounds.first is not None and cursor.id < bounds.first:
+        return Cursor(cursor.id, bounds.position_before_first)
+    return cursor
+
+
+def _entry(id_: bytes, fields: dict[bytes, bytes] | None) -> tuple[StreamId, Entry | None]:
+    where = from_wire(id_)
+    return where, read_entry(where, fields.get(FIELD) if fields else None)
+
+
+def _page(gap: Gap | None, start: Cursor, raw: list[Any]) -> Page:
+    pairs = [_entry(*pair) for pair in raw]
+    entries = [entry for _, entry in pairs if entry is not None]
+    end = start
+    if pairs:
+        position = None if start.position is None else start.position + len(pairs)
+        end = Cursor(pairs[-1][0], position)
+    return Page(gap, start, end, entries, len(pairs) - len(entries))
+
+
+def _claimed(raw: list[Any], lost: list[StreamId]) -> Claimed:
+    """Sorts what a group handed out; an entry without fields was trimmed while pending."""
+    claimed = Claimed([], lost, [])
+    for id_, fields in raw:
+        where, entry = _entry(id_, fields)
+        if entry is not None:
+            claimed.entries.append(entry)
+        else:
+            (claimed.unreadable if fields else claimed.lost).append(where)
+    return claimed

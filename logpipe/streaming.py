@@ -1,0 +1,173 @@
+"""The one response that streams: an encoder a format, one loop for all."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from logpipe import sse
+from logpipe.continuity import Gap
+from logpipe.event import Entry
+from logpipe.ids import StreamId
+from logpipe.messages import (
+    Batch,
+    Bye,
+    Encoder,
+    Item,
+    Message,
+    Notice,
+    Progress,
+    Subscription,
+    named,
+)
+from logpipe.metrics import Metrics
+
+PROGRESS_S = 5.0
+"""While the filter rejects everything, the cursor is told this often."""
+
+HEADERS = {
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class SseEncoder:
+    """Server-Sent Events: `id:` and `data:` an event, named events for the rest."""
+
+    media_type = sse.MEDIA_TYPE
+    heartbeat = sse.HEARTBEAT
+
+    def entries(self, entries: Sequence[Entry]) -> bytes:
+        """The frames of events; their JSON is on one line by `event.read_entry`."""
+        return b"".join([b"id: %d-%d\ndata: %b\n\n" % (*entry.id, entry.json) for entry in entries])
+
+    def message(self, message: Message) -> bytes:
+        """The frame of a named event; a `Notice` is a comment, which clients skip."""
+        if isinstance(message, Notice):
+            return sse.comment(message.reason)
+        name, cursor, data = named(message)
+        id_ = str(cursor).encode() if cursor is not None else b""
+        told = sse.frame(msgspec.json.encode(data), id=id_, event=name.encode())
+        return sse.retry(message.retry_ms) + told if isinstance(message, Bye) else told
+
+
+class NdjsonEncoder:
+    """An event a line; a named message is an object with the name as `event`, which no event of
+    the stream has."""
+
+    media_type = "application/x-ndjson"
+    heartbeat = b'{"event":"heartbeat"}\n'
+
+    def entries(self, entries: Sequence[Entry]) -> bytes:
+        """The lines of events."""
+        return b"".join([entry.json + b"\n" for entry in entries])
+
+    def message(self, message: Message) -> bytes:
+        """The line of a named message; its cursor, where it moves one, is `id`."""
+        if isinstance(message, Notice):
+            return msgspec.json.encode({"event": "notice", "reason": message.reason}) + b"\n"
+        name, cursor, data = named(message)
+        head: dict[str, Any] = {"event": name}
+        if cursor is not None:
+            head["id"] = str(cursor)
+        return msgspec.json.encode({**head, **data}) + b"\n"
+
+
+SSE = SseEncoder()
+NDJSON = NdjsonEncoder()
+
+
+def encoder_for(accept: str) -> Encoder:
+    """The format that an Accept header asks for: SSE unless it names NDJSON."""
+    return NDJSON if NDJSON.media_type in accept.lower() else SSE
+
+
+class StreamResponse(Response):
+    """Sends what a subscription gives until it ends or the client leaves."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        encoder: Encoder,
+        metrics: Metrics,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(None, 200, {**HEADERS, **(headers or {})}, encoder.media_type)
+        del self.headers["content-length"]
+        self._subscription = subscription
+        self._encoder = encoder
+        self._metrics = metrics
+        self._passed: StreamId | None = None
+        self._written_at = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        with self._subscription:
+            pump = asyncio.create_task(self._pump(send))
+            # A loop that only sends never notices that its client has left.
+            leaving = asyncio.create_task(_until_disconnect(receive))
+            try:
+                await asyncio.wait((pump, leaving), return_when=asyncio.FIRST_COMPLETED)
+                if pump.done():
+                    pump.result()
+            finally:
+                for task in (pump, leaving):
+                    task.cancel()
+                await asyncio.wait((pump, leaving))
+
+    async def _pump(self, send: Send) -> None:
+        while (items := await self._subscription.next()) is not None:
+            body = self._encode(items)
+            if body:
+                # A reader that takes nothing is waited for here; the socket's own time limit
+                # (server.py) ends it when it is dead.
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                self._written_at = time.monotonic()
+                self._metrics.delivered_bytes.inc(len(body))
+            await self._subscription.sent()
+        await send({"type": "http.response.body", "body": b""})
+
+    def _encode(self, items: Sequence[Item]) -> bytes:
+        """The bytes of some items; of none, a heartbeat."""
+        parts: list[bytes] = []
+        passed: Batch | None = None
+        for item in items:
+            if isinstance(item, Batch):
+                chunk = item.chunk(self._encoder, self._subscription.filter)
+                if chunk:
+                    parts.append(chunk)
+                    self._metrics.delivered_events.inc(
+                        len(item.matching(self._subscription.filter))
+                    )
+                passed = None if chunk else item
+            else:
+                parts.append(self._encoder.message(item))
+                if isinstance(item, Gap):
+                    self._metrics.gaps.labels(item.reason).inc()
+        if parts:
+            self._passed = passed.end.id if passed else None
+            return b"".join(parts)
+        if passed is not None:
+            self._passed = passed.end.id
+        return self._nothing_new(idle=not items)
+
+    def _nothing_new(self, *, idle: bool) -> bytes:
+        """A word that the cursor moved on though nothing matched, or a heartbeat, when due."""
+        waited = time.monotonic() - self._written_at
+        if self._passed is not None and (idle or waited >= PROGRESS_S):
+            told, self._passed = self._passed, None
+            return self._encoder.message(Progress(told))
+        return self._encoder.heartbeat if idle else b""
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

