@@ -1,0 +1,24 @@
+# One image for every role: `logpipe serve` runs them all with the embedded engine, ROLE chooses.
+ARG PYTHON_IMAGE=python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY logpipe logpipe
+RUN python3 -m venv /opt/logpipe && /opt/logpipe/bin/pip install --no-cache-dir . \
+    && /opt/logpipe/bin/pip uninstall --yes pip
+
+FROM ${PYTHON_IMAGE}
+COPY --from=build /opt/logpipe /opt/logpipe
+# The embedded engine's folder, for the one case that needs it: all roles in one container.
+RUN mkdir -p /data && chown 10001:10001 /data
+ENV PATH=/opt/logpipe/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOST=0.0.0.0 \
+    DATA_DIR=/data
+USER 10001:10001
+EXPOSE 8080 8081 8082
+HEALTHCHECK --interval=5s --timeout=4s --start-period=10s --retries=3 CMD ["logpipe", "health"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["logpipe"]
+CMD ["serve"]
