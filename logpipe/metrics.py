@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from logpipe import __version__
 
 # One series more for each counter, that nobody asks for.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 

@@ -70,7 +70,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "Port to listen on; 0 for any free one. By role: 8080, 8081, 8082.", ge=0, le=65535
         ),
     ] = -1
-    workers: Annotated[int, setting("Processes that serve the port.", ge=1, le=1)] = 1
+    workers: Annotated[
+        int, setting("Processes that serve the port; this version runs one.", ge=1, le=1)
+    ] = 1
     redis_addr: Annotated[
         str,
         setting(

@@ -1,0 +1,655 @@
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from logpipe.event import (
+    LEVELS,
+    MAX_DEPTH,
+    MAX_TS_UNIX_MS,
+    Event,
+    Refusal,
+    StoredEvent,
+    decode_json,
+    decode_ndjson,
+    encode,
+    level_name,
+    level_rank,
+    read_entry,
+)
+from logpipe.ids import END, StreamId
+
+NOW = 1_710_000_000_000
+ID = StreamId(NOW, 3)
+
+GOOD = b'{"source":"a","message":"b"}'
+AB = Event("a", "b")
+
+
+def an_event(**fields: Any) -> bytes:
+    return json.dumps({"source": "a", "message": "b", **fields}).encode()
+
+
+def with_metadata(raw: bytes) -> bytes:
+    return b'{"source":"a","message":"b","metadata":{"x":' + raw + b"}}"
+
+
+def nested(depth: int) -> bytes:
+    return with_metadata(b"[" * depth + b"]" * depth)
+
+
+def the_refusal(body: bytes) -> Refusal:
+    events, refusals, alone = decode_json(body)
+    assert events == []
+    assert alone
+    (refusal,) = refusals
+    assert refusal.index == 0
+    return refusal
+
+
+def the_event(body: bytes) -> Event:
+    events, refusals, _ = decode_json(body)
+    assert refusals == []
+    (event,) = events
+    return event
+
+
+# Bodies and how they are split
+
+
+def test_one_object_is_one_event_and_answered_as_such() -> None:
+    assert decode_json(b" \r\n" + GOOD + b"\n ") == ([AB], [], True)
+
+
+def test_one_object_may_be_printed_over_many_lines() -> None:
+    pretty = json.dumps({"source": "a", "message": "b"}, indent=2).encode()
+    assert decode_json(pretty) == ([AB], [], True)
+
+
+@pytest.mark.parametrize("body", [b"[%b,%b]", b" [ %b\n,\n%b ]\r\n", b"[%b , %b]"])
+def test_an_array_is_its_events_in_order(body: bytes) -> None:
+    second = an_event(message="c")
+    assert decode_json(body % (GOOD, second)) == ([AB, Event("a", "c")], [], False)
+
+
+def test_an_array_of_one_is_a_batch_and_of_none_is_empty() -> None:
+    assert decode_json(b"[" + GOOD + b"]") == ([AB], [], False)
+    assert decode_json(b"[]") == ([], [], False)
+
+
+@pytest.mark.parametrize("between", [b"", b" ", b"\n", b"\r\n", b"\n\n", b"\t", b"\n \r\n"])
+def test_concatenated_objects_are_events_in_order(between: bytes) -> None:
+    body = GOOD + between + an_event(message="c") + between + GOOD
+    assert decode_json(body) == ([AB, Event("a", "c"), AB], [], False)
+
+
+def test_concatenated_objects_may_be_printed_over_many_lines() -> None:
+    pretty = json.dumps({"source": "a", "message": "b"}, indent=2).encode()
+    assert decode_json(pretty + pretty + b"\n" + pretty) == ([AB] * 3, [], False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        GOOD + b"\n" + GOOD,
+        GOOD + b"\n" + GOOD + b"\n",
+        GOOD + b"\r\n" + GOOD + b"\r\n",
+        b"\n\n" + GOOD + b"\n \r\n\n" + GOOD + b"\n\n",
+    ],
+)
+def test_ndjson_is_an_event_a_line_and_blank_lines_do_not_count(body: bytes) -> None:
+    assert decode_ndjson(body) == ([AB, AB], [])
+    assert decode_json(body) == ([AB, AB], [], False)
+
+
+def test_blank_lines_do_not_count_in_the_index_of_a_refusal() -> None:
+    events, refusals = decode_ndjson(b"\n" + GOOD + b"\r\n\r\n  \nno json\r\n\n" + GOOD)
+    assert events == [AB, AB]
+    assert [(refusal.index, refusal.status) for refusal in refusals] == [(1, 400)]
+
+
+@pytest.mark.parametrize("body", [b"", b" ", b"\n\r\n"])
+def test_an_empty_body_holds_no_event(body: bytes) -> None:
+    assert decode_ndjson(body) == ([], [])
+    assert the_refusal(body).status == 400
+
+
+def test_a_bad_first_object_does_not_take_those_behind_it_along() -> None:
+    events, refusals, alone = decode_json(b'{"sorce":"a"}\n' + GOOD + GOOD)
+    assert events == [AB, AB]
+    assert [(refusal.index, refusal.field) for refusal in refusals] == [(0, "sorce")]
+    assert not alone
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        with_metadata(b"9" * 5_000),
+        with_metadata(b"1e999"),
+        with_metadata(b"NaN"),
+        b'{"source":"a","message":"\xff"}',
+        b'{"source":"a","message":"tab\there"}',
+        b'{"source":"a","message":"\\ud800"}',
+    ],
+    ids=lambda bad: repr(bad)[:50],
+)
+def test_what_only_msgspec_refuses_does_not_take_those_behind_it_along(bad: bytes) -> None:
+    for between in (b"", b"\n"):
+        events, refusals, _ = decode_json(GOOD + between + bad + between + GOOD)
+        assert events == [AB, AB]
+        assert [refusal.index for refusal in refusals] == [1]
+
+
+@pytest.mark.parametrize("between", [b"", b"\n"])
+def test_what_follows_a_broken_object_is_refused_with_it(between: bytes) -> None:
+    events, refusals, alone = decode_json(GOOD + between + b"{broken" + between + GOOD)
+    assert events == [AB]
+    assert [(refusal.index, refusal.status) for refusal in refusals] == [(1, 400)]
+    assert not alone
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" + GOOD, b"[" + GOOD + b",]", b"[" + GOOD + b"]x", b"[,]", b"[{]"]
+)
+def test_an_array_that_is_no_json_is_refused_whole(body: bytes) -> None:
+    events, refusals, alone = decode_json(body)
+    assert events == []
+    assert not alone
+    assert [(refusal.index, refusal.status) for refusal in refusals] == [(0, 400)]
+
+
+def test_refusals_of_an_array_name_index_and_field() -> None:
+    body = b"[" + b",".join([GOOD, b"5", an_event(source=5), GOOD, b'{"source":"a"}']) + b"]"
+    events, refusals, alone = decode_json(body)
+    assert events == [AB, AB]
+    assert not alone
+    assert refusals == [
+        Refusal(1, None, "Expected `object`, got `int`", 422),
+        Refusal(2, "source", "source: Expected `str`, got `int`", 422),
+        Refusal(4, "message", "Object missing required field `message`", 422),
+    ]
+
+
+def pieces(bad: list[bytes]) -> st.SearchStrategy[list[tuple[bool, bytes]]]:
+    good = st.builds(
+        lambda text, indent: json.dumps({"source": "s", "message": text}, indent=indent).encode(),
+        st.text(),
+        st.sampled_from([None, 1]),
+    )
+    piece = st.one_of(
+        good.map(lambda raw: (True, raw)), st.sampled_from(bad).map(lambda raw: (False, raw))
+    )
+    return st.lists(piece, min_size=2, max_size=8)
+
+
+REFUSED = [
+    b"{}",
+    b'{"source":"a"}',
+    b'{"source":"a","message":"b","x":[{}]}',
+    b'{"source":"","message":"b"}',
+    b'{"source":"a","message":"b","ts_unix_ms":-1}',
+    b'"a text } { "',
+    with_metadata(b"1e999"),
+    b'{"source":"a","message":"\xff"}',
+]
+UNLEXED = [
+    b'{"source":"a","message":"\\ud800"}',
+    b'{"source":"a","message":"\x01"}',
+    with_metadata(b"-Infinity"),
+]
+NO_JSON = [b"{", b"}", b"no json", b"\xff\xfe", b'{"a":1}{', b"[" * 3_000, b"null x"]
+
+
+def judge(mix: list[tuple[bool, bytes]], events: list[Event], refusals: list[Refusal]) -> None:
+    assert [event.message for event in events] == [
+        json.loads(raw)["message"] for good, raw in mix if good
+    ]
+    assert [refusal.index for refusal in refusals] == [
+        index for index, (good, _) in enumerate(mix) if not good
+    ]
+    assert all(refusal.error for refusal in refusals)
+
+
+@given(pieces(REFUSED), st.sampled_from([b",", b" ,\n"]))
+def test_an_array_gives_exactly_its_good_events(
+    mix: list[tuple[bool, bytes]], comma: bytes
+) -> None:
+    events, refusals, alone = decode_json(b"[" + comma.join(raw for _, raw in mix) + b"]")
+    judge(mix, events, refusals)
+    assert not alone
+
+
+@given(
+    pieces(REFUSED + UNLEXED), st.lists(st.sampled_from([b"", b" ", b"\n", b"\r\n"]), min_size=8)
+)
+def test_concatenated_objects_give_exactly_the_good_events(
+    mix: list[tuple[bool, bytes]], between: list[bytes]
+) -> None:
+    body = b"".join(raw + space for (_, raw), space in zip(mix, between, strict=False))
+    events, refusals, alone = decode_json(body)
+    judge(mix, events, refusals)
+    assert not alone
+
+
+@given(
+    pieces(REFUSED + UNLEXED + NO_JSON),
+    st.lists(st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\n \t\n"]), min_size=8),
+    st.booleans(),
+)
+def test_ndjson_gives_exactly_the_good_events(
+    mix: list[tuple[bool, bytes]], ends: list[bytes], ends_its_last_line: bool
+) -> None:
+    lines = [(good, raw.replace(b"\n", b"")) for good, raw in mix]
+    body = b"".join(raw + end for (_, raw), end in zip(lines, ends, strict=False))
+    judge(lines, *decode_ndjson(body if ends_its_last_line else body.rstrip(b"\r\n\t ")))
+
+
+tokens = st.lists(
+    st.sampled_from(
+        [
+            b"{",
+            b"}",
+            b"[",
+            b"]",
+            b",",
+            b":",
+            b'"',
+            b"\\",
+            b"\n",
+            b"\r",
+            b" ",
+            b"1",
+            b"-",
+            b"e9",
+            b"null",
+            b"true",
+            b'"source"',
+            b'"message"',
+            b'"a"',
+            b"\xff",
+            b"\xed\xa0\x80",
+            b"\\ud800",
+            GOOD,
+            b'{"source":"a","message":',
+            b'"metadata":{',
+            b'"level":"x"',
+            b"\xef\xbb\xbf",
+        ]
+    ),
+    max_size=30,
+).map(b"".join)
+
+
+@settings(max_examples=300)
+@given(st.one_of(st.binary(), tokens))
+def test_any_bytes_are_events_or_refusals_and_never_an_error(body: bytes) -> None:
+    by_json = decode_json(body)[:2]
+    for events, refusals in (by_json, decode_ndjson(body)):
+        assert all(refusal.status in (400, 422) and refusal.error for refusal in refusals)
+        indexes = [refusal.index for refusal in refusals]
+        assert indexes == sorted(set(indexes))
+        for event in events:
+            assert read_entry(ID, encode(event, NOW)) is not None
+
+
+# The schema
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "error"),
+    [
+        (b"{}", "source", "Object missing required field `source`"),
+        (b'{"source":"a"}', "message", "Object missing required field `message`"),
+        (an_event(sorce="x"), "sorce", "Object contains unknown field `sorce`"),
+        (an_event(**{"": 1}), "", "Object contains unknown field ``"),
+        (an_event(**{"é\n`": 1}), "é\n`", "Object contains unknown field `é\n``"),
+        (an_event(source=5), "source", "source: Expected `str`, got `int`"),
+        (an_event(source=None), "source", "source: Expected `str`, got `null`"),
+        (an_event(source=""), "source", "source: Expected `str` of length >= 1"),
+        (an_event(source="a" * 257), "source", "source: Expected `str` of length <= 256"),
+        (an_event(message=[]), "message", "message: Expected `str`, got `array`"),
+        (an_event(level=3), "level", "level: Expected `str`, got `int`"),
+        (an_event(level=""), "level", "level: Expected `str` of length >= 1"),
+        (an_event(level="x" * 33), "level", "level: Expected `str` of length <= 32"),
+        (an_event(metadata=[]), "metadata", "metadata: Expected `object`, got `array`"),
+        (an_event(metadata=None), "metadata", "metadata: Expected `object`, got `null`"),
+        (an_event(ts_unix_ms=-1), "ts_unix_ms", "ts_unix_ms: Expected `int` >= 0"),
+        (
+            an_event(ts_unix_ms=MAX_TS_UNIX_MS + 1),
+            "ts_unix_ms",
+            f"ts_unix_ms: Expected `int` <= {MAX_TS_UNIX_MS}",
+        ),
+        (an_event(ts_unix_ms="1"), "ts_unix_ms", "ts_unix_ms: Expected `int | null`, got `str`"),
+        (an_event(ts_unix_ms=1.5), "ts_unix_ms", "ts_unix_ms: Expected `int | null`, got `float`"),
+        (an_event(ts_unix_ms=True), "ts_unix_ms", "ts_unix_ms: Expected `int | null`, got `bool`"),
+        (b"null", None, "Expected `object`, got `null`"),
+        (b"[]", None, "Expected `object`, got `array`"),
+        (b'"a"', None, "Expected `object`, got `str`"),
+        (b"5", None, "Expected `object`, got `int`"),
+    ],
+)
+def test_what_breaks_the_schema_is_refused_by_its_field(
+    body: bytes, field: str | None, error: str
+) -> None:
+    events, (refusal, *_) = decode_ndjson(body)
+    assert events == []
+    if body[:1] != b"[":
+        assert refusal == the_refusal(body)
+        assert (refusal.field, refusal.error, refusal.status) == (field, error, 422)
+
+
+@pytest.mark.parametrize("value", ["1e308", "1e18", "99999999999999999999", "-0.5", '"2024"'])
+def test_a_time_that_no_calendar_knows_is_refused(value: str) -> None:
+    refusal = the_refusal(b'{"source":"a","message":"b","ts_unix_ms":%s}' % value.encode())
+    assert (refusal.field, refusal.status) == ("ts_unix_ms", 422)
+
+
+def test_an_unknown_field_cannot_pass_for_another() -> None:
+    assert the_refusal(an_event(**{"x - at `$.source": 1})).field == "x - at `$.source"
+
+
+def test_the_bounds_themselves_are_allowed() -> None:
+    event = the_event(an_event(source="é" * 256, level="x" * 32, ts_unix_ms=MAX_TS_UNIX_MS))
+    assert (len(event.source), len(event.level)) == (256, 32)
+    assert event.ts_unix_ms == MAX_TS_UNIX_MS
+    assert the_event(an_event(ts_unix_ms=0, message="")).ts_unix_ms == 0
+
+
+def test_the_optional_fields_have_their_defaults() -> None:
+    assert the_event(GOOD) == Event("a", "b", "INFO", None, {})
+    assert the_event(an_event(ts_unix_ms=None)).ts_unix_ms is None
+
+
+def test_of_duplicate_keys_the_last_counts_everywhere() -> None:
+    event = the_event(b'{"source":"x","source":"a","message":"b","level":"err","level":"warn"}')
+    assert (event.source, event.level) == ("a", "WARN")
+    entry = read_entry(ID, b'{"level":"ERROR","level":"WARN"}')
+    assert entry is not None
+    assert entry.event.level == json.loads(entry.json)["level"] == "WARN"
+
+
+# Hostile JSON
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"no json", "invalid character"),
+        (b'{"source":"a","message":"b"', "truncated"),
+        (b"\xef\xbb\xbf" + GOOD, "invalid character"),
+        (with_metadata(b"NaN"), "invalid character"),
+        (with_metadata(b"Infinity"), "invalid character"),
+        (with_metadata(b"01"), "invalid number"),
+        (with_metadata(b"'x'"), "invalid character"),
+        (b'{"source":"a","message":"\\ud800"}', "truncated"),
+        (b'{"source":"a","message":"\\udc00"}', "surrogate"),
+        (b'{"source":"a","message":"\\ud800\\u0041"}', "surrogate"),
+        (b'{"source":"a","message":"\xed\xa0\x80"}', "JSON is not UTF-8"),
+        (b'{"source":"a","message":"\xff"}', "JSON is not UTF-8"),
+        (b'{"source":"a","message":"\xc0\xaf"}', "JSON is not UTF-8"),
+        (b'{"source":"a","message":"b","\xff":1}', "JSON is not UTF-8"),
+        (b'{"source":"a","message":"a\nb"}', "invalid character"),
+        (b'{"source":"a","message":"\\x41"}', "invalid escape"),
+        (nested(1_100), "JSON is nested too deeply"),
+        (nested(30_000), "JSON is nested too deeply"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_what_is_no_json_is_refused_without_naming_a_field(body: bytes, error: str) -> None:
+    refusal = the_refusal(body)
+    assert (refusal.field, refusal.status) == (None, 400)
+    assert error in refusal.error
+
+
+Result = TypeVar("Result")
+
+
+def deeper_down(frames: int, act: Callable[[], Result]) -> Result:
+    return deeper_down(frames - 1, act) if frames else act()
+
+
+@pytest.mark.parametrize("depth", [1, 100, 500, MAX_DEPTH])
+def test_deep_metadata_that_was_taken_is_read_from_any_depth_of_the_stack(depth: int) -> None:
+    event = the_event(nested(depth))
+    raw = deeper_down(100, lambda: encode(event, NOW))
+    entry = deeper_down(200, lambda: read_entry(ID, raw))
+    assert entry is not None
+    assert b"[" * depth + b"]" * depth in entry.json
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 900])
+def test_metadata_over_the_depth_is_refused_alone(depth: int) -> None:
+    arrays = nested(depth)
+    objects = with_metadata(b'{"y":1,"x":' * depth + b"[]" + b"}" * depth)
+    for deep in (arrays, objects):
+        expected = [Refusal(1, None, "JSON is nested too deeply", 400)]
+        assert the_refusal(deep).error == "JSON is nested too deeply"
+        assert decode_json(b"[%b,%b,%b]" % (GOOD, deep, GOOD)) == ([AB, AB], expected, False)
+        assert decode_json(GOOD + deep + GOOD) == ([AB, AB], expected, False)
+        assert decode_json(b"\n".join([GOOD, deep, GOOD])) == ([AB, AB], expected, False)
+        assert decode_ndjson(b"\n".join([GOOD, deep, GOOD])) == ([AB, AB], expected)
+
+
+def test_wide_metadata_is_not_deep() -> None:
+    wide: dict[str, Any] = {"x": [{"y": [[], {}]}] * 2_000}
+    assert the_event(an_event(metadata=wide)).metadata == wide
+
+
+@pytest.mark.parametrize("depth", [1_100, 30_000])
+def test_json_too_deep_for_the_parser_is_refused_and_never_an_error(depth: int) -> None:
+    events, refusals = decode_ndjson(GOOD + b"\n" + nested(depth) + b"\n" + GOOD)
+    assert events == [AB, AB]
+    assert [(refusal.index, refusal.status) for refusal in refusals] == [(1, 400)]
+    # Where its end cannot be found, what follows is refused with it; each Python has its own limit.
+    events, refusals, _ = decode_json(GOOD + nested(depth) + GOOD)
+    assert events in ([AB], [AB, AB])
+    assert [(refusal.index, refusal.status) for refusal in refusals] == [(1, 400)]
+    events, refusals, _ = decode_json(b"[" + nested(depth) + b"," + GOOD + b"]")
+    assert events in ([], [AB])
+    assert [(refusal.index, refusal.status) for refusal in refusals] == [(0, 400)]
+
+
+@pytest.mark.parametrize("number", ["9007199254740993", "9" * 19, "9" * 30, "-" + "9" * 4_000])
+def test_big_integers_keep_every_digit(number: str) -> None:
+    raw = encode(the_event(with_metadata(number.encode())), NOW)
+    assert raw.endswith(b'"metadata":{"x":' + number.encode() + b"}}")
+
+
+@pytest.mark.parametrize("number", ["9" * 5_000, "1e400", "-1e400"])
+def test_numbers_beyond_all_bounds_are_refused_by_their_field(number: str) -> None:
+    refusal = the_refusal(with_metadata(number.encode()))
+    assert (refusal.field, refusal.status) == ("metadata", 422)
+
+
+@pytest.mark.parametrize(
+    "text", ["\x00", "\x1b[2J", "\x7f", "\x85", "\u2028", "\u202e", "\U0010ffff"]
+)
+def test_control_and_direction_characters_are_kept_as_they_are(text: str) -> None:
+    event = the_event(an_event(source=text, message=text, metadata={text: text}))
+    assert (event.source, event.message, event.metadata) == (text, text, {text: text})
+    assert b"\n" not in encode(event, NOW)
+
+
+# Levels
+
+SPELLINGS = {
+    "TRACE": "trace trc verbose finest finer silly",
+    "DEBUG": "debug dbg fine config",
+    "INFO": "info inf information informational notice note log default",
+    "WARN": "warn warning wrn",
+    "ERROR": "error err eror severe failure",
+    "FATAL": "fatal critical crit emerg emergency alert panic dpanic",
+}
+
+
+@pytest.mark.parametrize(
+    ("level", "word"),
+    [(level, word) for level, words in SPELLINGS.items() for word in words.split()],
+)
+def test_known_spellings_become_one_of_the_six_levels(level: str, word: str) -> None:
+    for spelling in (word, word.upper(), word.title(), word[0].upper() + word[1:]):
+        assert level_name(spelling) == level
+        assert the_event(an_event(level=spelling)).level == level
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"), [("audit", "AUDIT"), ("Slow Query", "SLOW QUERY"), ("30", "30")]
+)
+def test_other_words_are_kept_in_capitals_and_rank_as_info(word: str, kept: str) -> None:
+    assert the_event(an_event(level=word)).level == kept
+    assert level_rank(kept) == level_rank("INFO")
+
+
+def test_levels_rank_in_their_order() -> None:
+    assert [level_rank(level) for level in LEVELS] == list(range(6))
+
+
+@given(st.text())
+@example("\u017fevere")
+@example("ß")
+def test_the_stored_form_of_a_level_is_its_own_stored_form(word: str) -> None:
+    assert level_name(level_name(word)) == level_name(word)
+
+
+# The way into the stream and out of it
+
+json_values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(10**40), 10**40),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(),
+    ),
+    lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
+    max_leaves=6,
+)
+levels = st.one_of(
+    st.sampled_from(LEVELS),
+    st.text(min_size=1, max_size=32).filter(lambda word: len(word.upper()) <= 32),
+)
+timestamps = st.one_of(st.none(), st.integers(0, MAX_TS_UNIX_MS))
+any_event = st.builds(
+    Event,
+    st.text(min_size=1, max_size=256),
+    st.text(),
+    levels,
+    timestamps,
+    st.dictionaries(st.text(), json_values),
+)
+
+
+@given(any_event)
+def test_an_event_is_the_same_after_encoding_and_decoding(event: Event) -> None:
+    raw = encode(event, NOW)
+    assert b"\n" not in raw
+    assert b"\r" not in raw
+    assert decode_json(raw) == ([event], [], True)
+    assert decode_ndjson(raw + b"\n" + raw) == ([event, event], [])
+
+
+def test_the_time_of_receipt_is_filled_in_where_none_was_given() -> None:
+    assert json.loads(encode(Event("a", "b"), NOW))["ts_unix_ms"] == NOW
+    assert json.loads(encode(Event("a", "b", ts_unix_ms=0), NOW))["ts_unix_ms"] == 0
+
+
+@given(any_event)
+def test_an_entry_is_the_event_with_its_id_in_front(event: Event) -> None:
+    raw = encode(event, NOW)
+    entry = read_entry(ID, raw)
+    assert entry is not None
+    assert entry.json == b'{"id":"1710000000000-3",' + raw[1:]
+    assert msgspec.json.decode(entry.json) == {"id": str(ID), **msgspec.json.decode(raw)}
+    stored = StoredEvent(event.source, event.message, event.level, event.ts_unix_ms, event.metadata)
+    assert (entry.id, entry.event) == (ID, stored)
+
+
+foreign = st.dictionaries(
+    st.text().filter(lambda name: name not in ("source", "message", "level", "ts_unix_ms")),
+    json_values,
+    max_size=4,
+)
+
+
+def crlf(raw: bytes) -> bytes:
+    return raw.replace(b"\n", b"\r\n")
+
+
+@given(
+    foreign,
+    st.sampled_from([None, 0, 1, "\t"]),
+    st.booleans(),
+    st.sampled_from([bytes, crlf, lambda raw: b" \n" + raw + b" "]),
+)
+@example({}, None, True, lambda raw: b" {\t} ")
+@example({"id": "its own"}, None, True, bytes)
+@example({"x": 1, "id": None}, 1, True, crlf)
+def test_an_entry_of_another_writer_is_one_line_of_the_same_json_with_the_stream_s_id(
+    fields: dict[str, Any],
+    indent: int | str | None,
+    ascii_only: bool,
+    written: Callable[[bytes], bytes],
+) -> None:
+    assume(isinstance(fields.get("metadata", {}), dict))
+    raw = written(json.dumps(fields, indent=indent, ensure_ascii=ascii_only).encode())
+    entry = read_entry(ID, raw)
+    assert entry is not None
+    assert entry.json.startswith(b'{"id":"1710000000000-3"')
+    assert b"\n" not in entry.json
+    assert b"\r" not in entry.json
+    assert json.loads(entry.json) == {**json.loads(raw), "id": str(ID)}
+    assert json.loads(entry.json, object_pairs_hook=len) == len({"id": 0, **fields})
+
+
+@pytest.mark.parametrize("raw", [b"{}", b"{ }", b"{}  ", b" {}", b"{\n}", b"{\t}\r\n"])
+def test_an_object_without_fields_is_an_entry_with_its_id_alone(raw: bytes) -> None:
+    entry = read_entry(END, raw)
+    assert entry is not None
+    assert entry.json.strip() == b'{"id":"%s"}' % str(END).encode()
+    assert entry.event == StoredEvent()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        None,
+        b"",
+        b" ",
+        b"junk",
+        b"[]",
+        b"5",
+        b"null",
+        b'"text"',
+        b"{",
+        GOOD + b"x",
+        GOOD + GOOD,
+        b"\xef\xbb\xbf" + GOOD,
+        b'{"source":5}',
+        b'{"level":null}',
+        b'{"metadata":[]}',
+        b'{"ts_unix_ms":"now"}',
+        b'{"message":"\xff"}',
+        b'{"other":"\xff"}',
+        b'{"\xff":1}',
+        b'{"other":"a\nb"}',
+        b'{"other":"\\ud800"}',
+        nested(30_000),
+        b'{\n"other":' + b"[" * 30_000 + b"]" * 30_000 + b"}",
+    ],
+    ids=lambda raw: repr(raw)[:40],
+)
+def test_what_another_program_wrote_that_is_no_event_is_no_entry(raw: bytes | None) -> None:
+    assert read_entry(ID, raw) is None
+
+
+@settings(max_examples=300)
+@given(st.one_of(st.binary(), tokens))
+def test_any_bytes_in_the_stream_are_one_line_of_json_or_no_entry(raw: bytes) -> None:
+    entry = read_entry(ID, raw)
+    if entry is not None:
+        assert b"\n" not in entry.json
+        assert msgspec.json.decode(entry.json)["id"] == str(ID)

@@ -1,0 +1,133 @@
+from collections.abc import Sequence
+
+import pytest
+
+from logpipe.continuity import Cursor, Gap
+from logpipe.event import Entry, read_entry
+from logpipe.filters import EVERYTHING, Filter
+from logpipe.ids import START, StreamId
+from logpipe.messages import Batch, Bye, Hello, Message, Progress, Start, named
+
+
+class CountingEncoder:
+    media_type = "text/plain"
+    heartbeat = b""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def entries(self, entries: Sequence[Entry]) -> bytes:
+        self.calls += 1
+        return b"|".join(entry.json for entry in entries)
+
+    def message(self, message: Message) -> bytes:
+        return repr(message).encode()
+
+
+def an_entry(ms: int, source: str) -> Entry:
+    entry = read_entry(StreamId(ms, 0), b'{"source":"%s","message":"m"}' % source.encode())
+    assert entry is not None
+    return entry
+
+
+@pytest.fixture
+def batch() -> Batch:
+    entries = [an_entry(1, "api"), an_entry(2, "web"), an_entry(3, "api")]
+    return Batch(Cursor(START, 0), Cursor(StreamId(4, 0), 4), entries)
+
+
+def test_a_batch_knows_its_cursors_and_its_size(batch: Batch) -> None:
+    assert batch.start == Cursor(START, 0)
+    assert batch.end == Cursor(StreamId(4, 0), 4)
+    assert batch.size == sum(len(entry.json) for entry in batch.entries)
+    assert Batch(batch.start, batch.end, []).size == 0
+
+
+def test_without_a_filter_the_entries_are_the_batch_s_own(batch: Batch) -> None:
+    assert batch.matching(EVERYTHING) is batch.entries
+    assert batch.matching(Filter()) is batch.entries
+
+
+def test_equal_filters_share_one_list(batch: Batch) -> None:
+    found = batch.matching(Filter(source="api"))
+    assert [entry.id.ms for entry in found] == [1, 3]
+    assert batch.matching(Filter(source="api")) is found
+    assert batch.matching(Filter(source="web")) is not found
+
+
+def test_a_filter_that_takes_nothing_is_remembered_too(batch: Batch) -> None:
+    found = batch.matching(Filter(source="nobody"))
+    assert found == []
+    assert batch.matching(Filter(source="nobody")) is found
+
+
+def test_a_filter_that_has_no_predicate_takes_all(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Filter, "predicate", None)
+    assert batch.matching(Filter(source="api")) == batch.entries
+
+
+def test_a_chunk_is_encoded_once_a_format_and_filter(batch: Batch) -> None:
+    encoder, other = CountingEncoder(), CountingEncoder()
+    chunk = batch.chunk(encoder, Filter(source="api"))
+    assert chunk == batch.entries[0].json + b"|" + batch.entries[2].json
+    assert batch.chunk(encoder, Filter(source="api")) is chunk
+    assert encoder.calls == 1
+    assert batch.chunk(encoder, EVERYTHING) != chunk
+    assert batch.chunk(other, Filter(source="api")) == chunk
+    assert (encoder.calls, other.calls) == (2, 1)
+
+
+def test_a_chunk_of_nothing_is_empty_and_never_encoded(batch: Batch) -> None:
+    encoder = CountingEncoder()
+    assert batch.chunk(encoder, Filter(source="nobody")) == b""
+    assert batch.chunk(encoder, Filter(source="nobody")) == b""
+    assert encoder.calls == 0
+
+
+def test_chunks_that_were_forgotten_are_made_again(batch: Batch) -> None:
+    encoder = CountingEncoder()
+    chunk = batch.chunk(encoder, Filter(source="api"))
+    batch.forget_chunks()
+    assert batch.chunk(encoder, Filter(source="api")) == chunk
+    assert encoder.calls == 2
+    assert batch.matching(EVERYTHING) is batch.entries
+
+
+def test_a_subscription_begins_with_the_next_entry_and_catches_up() -> None:
+    assert Start() == Start(resume=None, unknown=False, since=None, tail=None, on_lag="catchup")
+
+
+def test_hello_names_the_ends_of_the_stream_and_moves_to_where_it_begins() -> None:
+    hello = Hello(StreamId(5, 1), StreamId(2, 0), StreamId(5, 1), "broadcast", "1.0")
+    assert named(hello) == (
+        "hello",
+        StreamId(5, 1),
+        {"first_id": "2-0", "last_id": "5-1", "delivery": "broadcast", "version": "1.0"},
+    )
+
+
+def test_hello_of_an_empty_stream_names_no_ends() -> None:
+    _, id_, data = named(Hello(START, None, None, "shared", "1.0"))
+    assert id_ == START
+    assert data == {"first_id": None, "last_id": None, "delivery": "shared", "version": "1.0"}
+
+
+@pytest.mark.parametrize("count", [None, 0, 7])
+def test_a_gap_tells_what_is_missing_and_moves_behind_it(count: int | None) -> None:
+    gap = Gap("trimmed", StreamId(1, 0), StreamId(9, 0), count, StreamId(9, 0).before())
+    assert named(gap) == (
+        "gap",
+        StreamId(9, 0).before(),
+        {"reason": "trimmed", "after": "1-0", "before": "9-0", "count": count},
+    )
+
+
+def test_progress_moves_the_cursor_to_its_id() -> None:
+    assert named(Progress(StreamId(7, 2))) == ("progress", StreamId(7, 2), {"id": "7-2"})
+
+
+def test_bye_says_when_to_come_back_and_leaves_the_cursor() -> None:
+    data = {"reason": "closing", "retry_ms": 1500}
+    assert named(Bye("closing", 1500)) == ("bye", None, data)

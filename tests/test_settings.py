@@ -1,0 +1,443 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logpipe.settings import (
+    PORTS,
+    ROLES,
+    BadSettingsError,
+    RedisAddress,
+    Settings,
+    fields,
+    load,
+    parse_redis_addr,
+)
+
+PASSWORD = "s3cr/#t@:?%x[]"
+
+VALUES: dict[str, tuple[str, Any]] = {
+    "role": ("collector, ui", ("collector", "ui")),
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("9000", 9000),
+    "workers": ("1", 1),
+    "redis_addr": ("redis://r:1/2", "redis://r:1/2"),
+    "data_dir": ("/srv/data", "/srv/data"),
+    "stream_name": ("events", "events"),
+    "max_message_bytes": ("1000", 1000),
+    "max_body_bytes": ("2000", 2000),
+    "trim_maxlen": ("3000", 3000),
+    "consumer_group": ("g", "g"),
+    "consumer_name": ("c", "c"),
+    "delivery": ("shared", "shared"),
+    "pending_idle_ms": ("100", 100),
+    "batch_count": ("10000", 10_000),
+    "block_ms": ("10", 10),
+    "subscriber_queue_len": ("1", 1),
+    "cors_allow_origins": ("http://a, http://b", ("http://a", "http://b")),
+    "collector_url": ("https://c", "https://c"),
+    "distributor_url": ("http://[::1]:1/p", "http://[::1]:1/p"),
+    "ingest_tokens": ("t1,t2", ("t1", "t2")),
+    "read_tokens": ("t3", ("t3",)),
+    "heartbeat_s": ("0.5", 0.5),
+    "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+}
+
+
+def errors_of(options: dict[str, Any], environ: dict[str, str]) -> list[str]:
+    with pytest.raises(BadSettingsError) as caught:
+        load(options, environ)
+    return str(caught.value).split("\n")
+
+
+# Where a value comes from
+
+
+def test_every_setting_is_tried_here() -> None:
+    assert [field.name for field in fields()] == list(VALUES)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_setting_is_an_option_and_a_variable_of_the_same_name(name: str) -> None:
+    text, value = VALUES[name]
+    assert value != getattr(Settings(), name) or name == "workers"
+    assert getattr(load({name: text}, {}), name) == value
+    assert getattr(load({}, {name.upper(): text}), name) == value
+    assert getattr(load({name: f" {text} "}, {}), name) == value
+
+
+def test_the_option_wins_over_the_variable_over_the_default() -> None:
+    assert load({"port": "1"}, {"PORT": "2"}).port == 1
+    assert load({"port": None}, {"PORT": "2"}).port == 2
+    assert load({}, {}) == Settings()
+
+
+def test_an_option_may_be_a_number() -> None:
+    assert load({"port": 0}, {"PORT": "2"}).port == 0
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_an_empty_variable_is_one_that_was_not_set(name: str) -> None:
+    assert load({}, {name.upper(): ""}) == Settings()
+
+
+def test_unknown_variables_are_none_of_its_business() -> None:
+    assert load({}, {"PATH": "/bin", "port": "x", "LOGPIPE": "x"}) == Settings()
+
+
+@pytest.mark.parametrize("name", ["ingest_tokens", "read_tokens"])
+def test_tokens_may_stand_in_a_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "tokens"
+    path.write_bytes(b"t1\r\nt2, t3\n\n")
+    in_file = {f"{name.upper()}_FILE": str(path)}
+    assert getattr(load({}, in_file), name) == ("t1", "t2", "t3")
+    assert getattr(load({}, {**in_file, name.upper(): ""}), name) == ("t1", "t2", "t3")
+    assert getattr(load({}, {**in_file, name.upper(): "env"}), name) == ("env",)
+    assert getattr(load({name: "option"}, {**in_file, name.upper(): "env"}), name) == ("option",)
+
+
+def test_what_is_not_secret_is_not_read_from_a_file() -> None:
+    files = {"PORT_FILE": "/nowhere", "CORS_ALLOW_ORIGINS_FILE": "/nowhere"}
+    assert load({}, {**files, "REDIS_ADDR_FILE": "/nowhere"}) == Settings()
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    assert errors_of({}, {"READ_TOKENS_FILE": str(path)}) == [
+        f"READ_TOKENS_FILE={path}: cannot be read: No such file or directory"
+    ]
+    path.write_bytes(b"t0ken\xff")
+    assert errors_of({}, {"READ_TOKENS_FILE": str(path)}) == [
+        f"READ_TOKENS_FILE={path}: cannot be read: it is not UTF-8"
+    ]
+
+
+# Bad values
+
+BAD = [
+    ("port", "abc", "must be a whole number from 0 to 65535"),
+    ("port", "-1", "must be a whole number from 0 to 65535"),
+    ("port", "65536", "must be a whole number from 0 to 65535"),
+    ("port", "80.5", "must be a whole number from 0 to 65535"),
+    ("port", "8_080", "must be a whole number from 0 to 65535"),
+    ("port", "٨٠", "must be a whole number from 0 to 65535"),
+    ("port", "true", "must be a whole number from 0 to 65535"),
+    ("port", "0x50", "must be a whole number from 0 to 65535"),
+    ("port", " ", "must be a whole number from 0 to 65535"),
+    ("workers", "0", "must be a whole number from 1 to 1"),
+    ("workers", "1e9", "must be a whole number from 1 to 1"),
+    ("max_message_bytes", "63", "must be a whole number from 64"),
+    ("max_body_bytes", "64k", "must be a whole number from 64"),
+    ("trim_maxlen", "0", "must be a whole number from 1 to 1000000000000"),
+    ("trim_maxlen", "9" * 30, "must be a whole number from 1 to 1000000000000"),
+    ("pending_idle_ms", "99", "must be a whole number from 100 to 1000000000000"),
+    ("batch_count", "10001", "must be a whole number from 1 to 10000"),
+    ("block_ms", "9", "must be a whole number from 10 to 10000"),
+    ("subscriber_queue_len", "null", "must be a whole number from 1"),
+    ("heartbeat_s", "0", "must be a number above 0 to 86400"),
+    ("heartbeat_s", "-5", "must be a number above 0 to 86400"),
+    ("heartbeat_s", "nan", "must be a number above 0 to 86400"),
+    ("heartbeat_s", "inf", "must be a number above 0 to 86400"),
+    ("heartbeat_s", "15s", "must be a number above 0 to 86400"),
+    ("host", " ", "must be a text that is not empty"),
+    ("stream_name", "  ", "must be a text that is not empty"),
+    ("consumer_group", "g" * 129, "must be a text that is not empty of up to 128 characters"),
+    ("delivery", "both", "must be one of broadcast, shared"),
+    ("log_level", "INFO", "must be one of debug, info, warning, error"),
+    ("log_format", "xml", "must be one of auto, text, json"),
+    ("role", "collectr", "must be one of all, collector, distributor, ui"),
+    ("role", "ALL", "must be one of all, collector, distributor, ui"),
+    ("collector_url", "collector:8081", "must be a URL like http://collector:8081"),
+    ("distributor_url", "http://", "must be a URL like http://collector:8081"),
+    ("distributor_url", "ftp://x", "must be a URL like http://collector:8081"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "allowed"), BAD, ids=lambda value: ascii(value)[:20])
+def test_a_bad_value_is_one_line_with_variable_value_and_what_is_allowed(
+    name: str, text: str, allowed: str
+) -> None:
+    line = f"{name.upper()}={text}: {allowed}"
+    assert errors_of({name: text}, {}) == [line]
+    assert errors_of({}, {name.upper(): text}) == [line]
+
+
+def test_all_bad_values_are_told_at_once() -> None:
+    environ = {
+        "PORT": "abc",
+        "ROLE": "all,x,y",
+        "DELIVERY": "both",
+        "COLLECTOR_URL": "c",
+        "REDIS_ADDR": "redis://h:x",
+        "READ_TOKENS_FILE": "/nowhere/tokens",
+    }
+    named = [line.split("=")[0].split(":")[0] for line in errors_of({}, environ)]
+    assert sorted(named) == sorted([*environ, "ROLE"])
+
+
+def test_no_role_at_all_is_told() -> None:
+    assert errors_of({"role": " , "}, {}) == [
+        "ROLE=: must be one of all, collector, distributor, ui"
+    ]
+
+
+@pytest.mark.parametrize("name", ["port", "role", "collector_url"])
+def test_a_value_of_many_lines_or_with_escapes_stays_on_its_line(name: str) -> None:
+    (line,) = errors_of({name: "x\ny\x1b[2J\u202e"}, {})
+    assert line.isprintable()
+    assert r"x\ny\x1b[2J\u202e" in line
+
+
+@given(st.sampled_from(list(VALUES)), st.text())
+def test_any_text_is_a_setting_or_a_bad_one(name: str, text: str) -> None:
+    told: list[str] = []
+    chosen = Settings()
+    try:
+        chosen = load({name: text}, {})
+    except BadSettingsError as error:
+        told = str(error).splitlines()
+    assert all(line.startswith(name.upper()) for line in told)
+    assert isinstance(getattr(chosen, name), type(getattr(Settings(), name)))
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"redis://:{PASSWORD}@",
+        f"redis://u:{PASSWORD}@h:99999/0",
+        f"redis://u:{PASSWORD}@h:port/0",
+        f"redis://u:{PASSWORD}@h/db",
+        f"rediss://u:{PASSWORD}@[::1/0",
+        f"unix://u:{PASSWORD}@/s?db=x",
+        f"unix://u:{PASSWORD}@",
+        f"http://u:{PASSWORD}@h",
+        f"u:{PASSWORD}@h:6379/0",
+        f"u:{PASSWORD}://@h:6379/0",
+        f"redis+sentinel://:{PASSWORD}@h1,h2/m/0",
+        f"redis+cluster://:{PASSWORD}@h1,h2",
+    ],
+)
+def test_a_password_is_never_repeated(address: str) -> None:
+    try:
+        shown = repr(load({}, {"REDIS_ADDR": address}))
+    except BadSettingsError as error:
+        shown = f"{error} {error!r} {error.__cause__}"
+        assert shown.startswith("REDIS_ADDR: ")
+    assert "s3cr" not in shown
+
+
+def test_no_secret_is_in_what_settings_print() -> None:
+    chosen = load(
+        {"ingest_tokens": "t0ken-a", "read_tokens": "t0ken-b", "port": "9"},
+        {"REDIS_ADDR": f"redis://u:{PASSWORD}@h"},
+    )
+    for shown in (repr(chosen), str(chosen), f"{chosen.redis}", f"{chosen.redis!r}"):
+        assert "t0ken" not in shown
+        assert "s3cr" not in shown
+    assert "port=9" in repr(chosen)
+    assert "ingest_tokens=(hidden)" in repr(chosen)
+    assert "read_tokens=()" in repr(Settings())
+
+
+def test_bad_values_beside_it_do_not_show_a_secret() -> None:
+    environ = {"REDIS_ADDR": f"redis://u:{PASSWORD}@h", "INGEST_TOKENS": "t0ken", "PORT": "x"}
+    (line,) = errors_of({}, environ)
+    assert line.startswith("PORT=x")
+
+
+# Roles and what follows from them
+
+
+@pytest.mark.parametrize(
+    ("role", "roles", "port", "redis"),
+    [
+        ("all", set(ROLES), 8080, RedisAddress(embedded="")),
+        ("collector,distributor,ui", set(ROLES), 8080, RedisAddress(embedded="")),
+        ("ui,all", set(ROLES), 8080, RedisAddress(embedded="")),
+        ("ui", {"ui"}, 8080, None),
+        ("collector", {"collector"}, 8081, RedisAddress(host="redis")),
+        ("distributor", {"distributor"}, 8082, RedisAddress(host="redis")),
+        ("collector,distributor", {"collector", "distributor"}, 8081, RedisAddress(host="redis")),
+        ("distributor,ui", {"distributor", "ui"}, 8080, RedisAddress(host="redis")),
+    ],
+)
+def test_roles_decide_the_port_and_where_redis_is(
+    role: str, roles: set[str], port: int, redis: RedisAddress | None
+) -> None:
+    chosen = load({"role": role}, {})
+    assert chosen.roles == roles
+    assert chosen.listen_port == port
+    assert chosen.redis == redis
+
+
+@pytest.mark.parametrize("role", ["all", *ROLES])
+def test_a_port_that_was_given_is_taken_for_every_role(role: str) -> None:
+    assert load({"role": role, "port": "0"}, {}).listen_port == 0
+    assert load({"role": role, "port": "9999"}, {}).listen_port == 9999
+
+
+def test_every_role_has_a_port() -> None:
+    assert set(PORTS) == set(ROLES)
+
+
+def test_an_address_that_was_given_is_taken_by_every_role_that_needs_one() -> None:
+    addressed = {"REDIS_ADDR": "redis://elsewhere"}
+    assert load({}, addressed).redis == RedisAddress(host="elsewhere")
+    assert load({"role": "collector"}, addressed).redis == RedisAddress(host="elsewhere")
+    assert load({"role": "ui"}, addressed).redis is None
+
+
+def test_the_engine_s_folder_is_that_of_its_address_or_data_dir_or_the_user_s() -> None:
+    assert load({}, {"REDIS_ADDR": "embedded:///srv/a"}).engine_dir == Path("/srv/a")
+    assert load({}, {"REDIS_ADDR": "embedded://", "DATA_DIR": "/b"}).engine_dir == Path("/b")
+    assert load({}, {"DATA_DIR": "/b"}).engine_dir == Path("/b")
+    assert load({"role": "ui"}, {}).engine_dir.name == "logpipe"
+    assert Settings().engine_dir.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("host", "exposed"),
+    [
+        ("127.0.0.1", False),
+        ("127.1.2.3", False),
+        ("localhost", False),
+        ("::1", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("::1f", True),
+        ("192.168.1.5", True),
+        ("example", True),
+    ],
+)
+def test_only_loopback_is_not_exposed(host: str, exposed: bool) -> None:
+    assert load({"host": host}, {}).exposed is exposed
+
+
+# Fields as documents and options need them
+
+
+def test_every_field_has_a_help_a_variable_and_says_what_is_allowed() -> None:
+    for field in fields():
+        assert field.help.endswith("."), field.name
+        assert field.variable == field.name.upper()
+        assert field.allowed
+        assert field.default == getattr(Settings(), field.name)
+
+
+def test_the_secret_fields_are_those_that_hold_passwords_and_tokens() -> None:
+    secret = [field.name for field in fields() if field.secret]
+    assert secret == ["redis_addr", "ingest_tokens", "read_tokens"]
+
+
+# Addresses of Redis
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "shown"),
+    [
+        ("redis://", RedisAddress(host="localhost"), "redis://localhost:6379/0"),
+        ("redis://h", RedisAddress(host="h"), "redis://h:6379/0"),
+        ("redis://h/", RedisAddress(host="h"), "redis://h:6379/0"),
+        ("redis://h:1/2", RedisAddress(host="h", port=1, db=2), "redis://h:1/2"),
+        ("redis://:7", RedisAddress(host="localhost", port=7), "redis://localhost:7/0"),
+        ("rediss://h:65535", RedisAddress(host="h", port=65535, tls=True), "rediss://h:65535/0"),
+        ("redis://[::1]:1/2", RedisAddress(host="::1", port=1, db=2), "redis://[::1]:1/2"),
+        ("redis://[fe80::1]", RedisAddress(host="fe80::1"), "redis://[fe80::1]:6379/0"),
+        ("redis://:p@h", RedisAddress(host="h", password="p"), "redis://h:6379/0"),
+        ("redis://u@h", RedisAddress(host="h", username="u"), "redis://h:6379/0"),
+        (
+            "redis://u:p@[::1]",
+            RedisAddress(host="::1", username="u", password="p"),
+            "redis://[::1]:6379/0",
+        ),
+        (
+            "redis://u%40x:p%2F%23%25@h",
+            RedisAddress(host="h", username="u@x", password="p/#%"),
+            "redis://h:6379/0",
+        ),
+        (
+            "redis://u:a/b#c@d:e?f@h:1/2",
+            RedisAddress(host="h", port=1, db=2, username="u", password="a/b#c@d:e?f"),
+            "redis://h:1/2",
+        ),
+        ("unix:///run/r.sock", RedisAddress(socket="/run/r.sock"), "unix:///run/r.sock"),
+        (
+            "unix://u:p@/run/r.sock?db=3",
+            RedisAddress(socket="/run/r.sock", db=3, username="u", password="p"),
+            "unix:///run/r.sock",
+        ),
+        ("embedded://", RedisAddress(embedded=""), "the embedded engine"),
+        ("embedded:///srv/x", RedisAddress(embedded="/srv/x"), "the embedded engine"),
+    ],
+)
+def test_an_address_says_where_redis_is_and_prints_without_its_login(
+    text: str, address: RedisAddress, shown: str
+) -> None:
+    assert parse_redis_addr(text) == address
+    assert str(address) == shown
+    assert repr(address) == f"RedisAddress({shown})"
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("redis", "must begin with redis://"),
+        ("embedded", "must begin with redis://"),
+        ("h:6379", "must begin with redis://"),
+        ("REDIS://h", "must begin with redis://"),
+        ("http://h", "must begin with redis://"),
+        ("redis+sentinel://h/m/0", r"redis\+sentinel:// is not served by this version"),
+        ("redis+cluster://h", r"redis\+cluster:// is not served by this version"),
+        ("redis://h:", r"must be HOST\[:PORT\]\[/DB\]"),
+        ("redis://h:0", r"must be HOST\[:PORT\]\[/DB\]"),
+        ("redis://h:65536", r"must be HOST\[:PORT\]\[/DB\]"),
+        ("redis://h:abc", r"must be HOST\[:PORT\]\[/DB\]"),
+        ("redis://h:٦", r"must be HOST\[:PORT\]\[/DB\]"),
+        ("redis://::1", r"must be HOST\[:PORT\]\[/DB\]"),
+        ("redis://[::1", r"must be HOST\[:PORT\]\[/DB\]"),
+        ("redis://[]", r"must be HOST\[:PORT\]\[/DB\]"),
+        ("redis://h/x", "the database at its end must be a number"),
+        ("redis://h/-1", "the database at its end must be a number"),
+        ("redis://h/0?ssl=1", "the database at its end must be a number"),
+        ("redis://h/٣", "the database at its end must be a number"),
+        ("unix:///s?db=x", "the database at its end must be a number"),
+        ("unix://", "the path of the socket is missing"),
+        ("unix://u:p@?db=1", "the path of the socket is missing"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused_with_the_reason(text: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        parse_redis_addr(text)
+
+
+@given(st.text(), st.sampled_from(["redis://u:{}@h:1/2", "unix://u:{}@/s?db=2"]))
+def test_a_password_may_hold_anything_when_percent_encoded(password: str, address: str) -> None:
+    encoded = "".join(f"%{byte:02X}" for byte in password.encode())
+    parsed = parse_redis_addr(address.format(encoded))
+    assert parsed.password == (password or None)
+    assert (parsed.username, parsed.db) == ("u", 2)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="%"), min_size=1))
+def test_a_password_may_hold_anything_but_a_percent_sign_as_it_is(password: str) -> None:
+    assert parse_redis_addr(f"redis://u:{password}@h:1/2").password == password
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
+    for scheme in ("redis://", "unix://", "embedded://", ""):
+        try:
+            address = parse_redis_addr(scheme + text)
+        except ValueError as error:
+            address, told = RedisAddress(host="none"), str(error)
+        else:
+            told = ""
+        assert told.isprintable()
+        given_ones = [address.host, address.socket, address.embedded is not None]
+        assert sum(map(bool, given_ones)) == 1
