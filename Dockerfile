@@ -1,14 +1,12 @@
 # One image for every role: `logpipe serve` runs them all with the embedded engine, ROLE chooses.
-ARG PYTHON_IMAGE=python:3.13-slim
-
-FROM ${PYTHON_IMAGE} AS build
+FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY logpipe logpipe
 RUN python3 -m venv /opt/logpipe && /opt/logpipe/bin/pip install --no-cache-dir . \
     && /opt/logpipe/bin/pip uninstall --yes pip
 
-FROM ${PYTHON_IMAGE}
+FROM python:3.13-slim
 COPY --from=build /opt/logpipe /opt/logpipe
 # The embedded engine's folder, for the one case that needs it: all roles in one container.
 RUN mkdir -p /data && chown 10001:10001 /data

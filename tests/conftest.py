@@ -1,5 +1,3 @@
-import tests.zz_stub
-
 """A Valkey for all tests that need no other."""
 
 from collections.abc import Iterator
