@@ -1,7 +1,7 @@
 """The hub: follows the stream once a process into the window that all subscribers share."""
 
 import asyncio
-import logging
+import contextlib
 import random
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
@@ -9,8 +9,6 @@ from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.stream import Page, Stream
 from logpipe.window import BATCH_BYTES, Window, cut
-
-log = logging.getLogger("logpipe.hub")
 
 TICK_PER_SUBSCRIBER_S = 40e-6
 """What one write to one subscriber costs, doubled: between two reads of the feed the event loop
@@ -52,6 +50,7 @@ class Hub:
         self.subscribers = 0
         self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
         self._bounds = NO_STREAM
+        self._looking: asyncio.Task[Bounds] | None = None
         self._changed = asyncio.Event()
 
     # -- the feed -----------------------------------------------------------------------------
@@ -124,11 +123,17 @@ class Hub:
     # -- subscribers --------------------------------------------------------------------------
 
     async def bounds(self) -> Bounds:
-        """The stream's bounds, or the last ones known while Redis is away."""
-        try:
+        """The stream's bounds, or the last ones known while Redis is away.
+
+        Subscribers that ask at the same time share one answer: thousands may come back at once.
+        """
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+        return await asyncio.shield(self._looking)
+
+    async def _look(self) -> Bounds:
+        with contextlib.suppress(Unavailable):
             self._bounds = await self.stream.bounds()
-        except Unavailable:
-            log.debug("bounds from memory")
         return self._bounds
 
     def close(self) -> None:

@@ -9,6 +9,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import redis.asyncio as aioredis
+from redis.asyncio.connection import (
+    BlockingConnectionPool,
+    Connection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -30,6 +36,9 @@ CONNECT_TIMEOUT_S = 1.0
 WRITE_TIMEOUT_S = 1.5
 """A POST is answered within two seconds, whatever Redis does."""
 READ_TIMEOUT_S = 5.0
+MAX_CONNECTIONS = 80
+"""Of each of the three kinds; who needs one more waits for one of these. More than the groups
+that a process reads at the most, each of which holds one."""
 MONITOR_S = 1.0
 """Between two looks at a healthy Redis."""
 TROUBLED_S = 0.2
@@ -150,6 +159,8 @@ def _client(address: RedisAddress, timeout_s: float) -> aioredis.Redis:
     RESP2, because redis-py 8.1 does not notice closed idle connections over RESP3.
     """
     common: dict[str, Any] = {
+        "max_connections": MAX_CONNECTIONS,
+        "timeout": timeout_s,
         "db": address.db,
         "username": address.username,
         "password": address.password,
@@ -160,10 +171,18 @@ def _client(address: RedisAddress, timeout_s: float) -> aioredis.Redis:
         "client_name": "logpipe",
     }
     if address.socket:
-        return aioredis.Redis(unix_socket_path=address.socket, **common)
-    return aioredis.Redis(
-        host=address.host, port=address.port, ssl=address.tls, socket_keepalive=True, **common
-    )
+        pool = BlockingConnectionPool(
+            connection_class=UnixDomainSocketConnection, path=address.socket, **common
+        )
+    else:
+        pool = BlockingConnectionPool(
+            connection_class=SSLConnection if address.tls else Connection,
+            host=address.host,
+            port=address.port,
+            socket_keepalive=True,
+            **common,
+        )
+    return aioredis.Redis.from_pool(pool)
 
 
 def _trouble_in(info: dict[str, Any]) -> tuple[Kind, str] | None:
