@@ -28,7 +28,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-if sys.platform != "win32":
+if sys.platform != "win32":  # pragma: no branch
     import fcntl
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ ANSWER_S = 20.0
 """How long a starting engine may be silent; while it says that it is loading, it may go on."""
 STOP_S = 3.0
 """How long the engine may take to end by itself. SIGKILL, after that, loses nothing written."""
+OWNER_GRACE_S = 0.2
+"""A logpipe that was killed a moment ago still holds its lock; one that lives keeps it."""
 ORPHAN_GRACE_S = 0.5
 """An engine whose logpipe was killed dies of that by itself, where the system knows how."""
 ORPHAN_S = 5.0
@@ -158,7 +160,7 @@ class Engine:
         """Get both locks of the folder, the engine's by ending what still holds it."""
         try:
             _make_folder(self._folder)
-            self._locks.append(self._lock_out_others())
+            self._locks.append(await self._lock_out_others())
             self._locks.append(await self._take_over())
             if self._socket.parent != self._folder:
                 _make_private(self._socket.parent)
@@ -168,9 +170,9 @@ class Engine:
                 " make it a folder that can be written, or choose another DATA_DIR"
             ) from None
 
-    def _lock_out_others(self) -> int:
+    async def _lock_out_others(self) -> int:
         path = self._folder / "logpipe.lock"
-        if (lock := _lock(path)) is None:
+        if (lock := await _lock(path, OWNER_GRACE_S)) is None:
             raise EngineError(
                 f"the folder {self._folder} is in use by another logpipe{_owner(path)}:"
                 " stop it, or choose another DATA_DIR"
@@ -179,19 +181,16 @@ class Engine:
         return lock
 
     async def _take_over(self) -> int:
-        path, waited, asked = self._folder / "engine.lock", 0.0, False
-        while (lock := _lock(path)) is None:
-            if waited > ORPHAN_S:
-                raise EngineError(
-                    f"the folder {self._folder} is held by an engine{_owner(path)} that outlived"
-                    " its logpipe and does not end: end it, or choose another DATA_DIR"
-                )
-            if waited > ORPHAN_GRACE_S and not asked:
-                asked = True
-                log.warning("an engine that outlived its logpipe is told to end")
-                await self._ask(b"SHUTDOWN NOSAVE")
-            await asyncio.sleep(POLL_S)
-            waited += POLL_S
+        path = self._folder / "engine.lock"
+        if (lock := await _lock(path, ORPHAN_GRACE_S)) is None:
+            log.warning("an engine that outlived its logpipe is told to end")
+            await self._ask(b"SHUTDOWN NOSAVE")
+            lock = await _lock(path, ORPHAN_S)
+        if lock is None:
+            raise EngineError(
+                f"the folder {self._folder} is held by an engine{_owner(path)} that outlived"
+                " its logpipe and does not end: end it, or choose another DATA_DIR"
+            )
         return lock
 
     async def _launch_first(self) -> None:
@@ -308,13 +307,13 @@ class Engine:
 
     def _why(self, process: asyncio.subprocess.Process) -> str:
         """One sentence why the engine ended."""
-        text, code = self._log_text(), process.returncode or 0
-        if NO_SPACE.search(text) or not self._has_room():
-            return self._full()
-        if code < 0:
+        if (code := process.returncode or 0) < 0:
             return f"the engine was killed by {signal.Signals(-code).name}"
-        last = text.strip().rpartition("\n")[2]
-        return f"the engine ended: {LOG_PREFIX.sub('', last)} (its log is {self._log})"
+        last_lines = self._log_text().splitlines()[-2:] or [""]
+        if not self._has_room() or any(map(NO_SPACE.search, last_lines)):
+            return self._full()
+        last = LOG_PREFIX.sub("", last_lines[-1])
+        return f"the engine ended: {last} (its log is {self._log})"
 
     def _has_room(self) -> bool:
         with contextlib.suppress(OSError):  # no folder any more: to start tells it better
@@ -347,7 +346,9 @@ def find_binary() -> str:
     for place in (spec and spec.submodule_search_locations) or ():
         path = Path(place, "_binaries", f"{sys.platform}-{machine}", "valkey-server")
         if path.is_file() and not os.access(path, os.X_OK):
-            raise EngineError(f"{path} may not be executed: chmod +x it, or set REDIS_ADDR")
+            raise EngineError(
+                f"{path} may not be executed: make it so (chmod +x), or set REDIS_ADDR"
+            )
         if path.is_file():
             return str(path)
     found = shutil.which("valkey-server") or shutil.which("redis-server")
@@ -396,18 +397,32 @@ def _make_private(folder: Path) -> None:
         raise EngineError(f"{folder} is not private: remove it, or choose a shorter DATA_DIR")
 
 
-def _lock(path: Path) -> int | None:
-    """An open file that locks it, until closed here and in all processes that it was handed to."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+async def _lock(path: Path, patience_s: float) -> int | None:
+    """An open file that locks it until closed here and in every process it was handed to.
+
+    None when another holds it for longer than the patience.
+    """
+    now = asyncio.get_running_loop().time
+    deadline = now() + patience_s
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while not _locked(lock):
+            if now() > deadline:
+                os.close(lock)
+                return None
+            await asyncio.sleep(POLL_S)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _locked(file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(file)
-        return None
-    except OSError:
-        os.close(file)
-        raise
-    return file
+        return False
+    return True
 
 
 def _sign(lock: int, pid: int) -> None:
