@@ -36,6 +36,7 @@ class Parts(NamedTuple):
     appender: Appender | None
     hub: Hub | None
     groups: Groups | None
+    remote: RemoteDistributor | None
     http: httpx.AsyncClient | None
 
 
@@ -58,14 +59,14 @@ def _distributor(parts: Parts) -> ASGIApp:
 
 def _ui(parts: Parts) -> ASGIApp:
     """Local or remote is decided here, once: the page does not know which it has."""
-    settings, metrics, appender, hub, _, http = parts
+    settings, metrics, appender, hub, _, remote, http = parts
     tail: ui.Tail
     submit: ui.Submit
     if hub is not None:
         tail = partial(HubSubscription, hub)
     else:
-        assert http is not None
-        tail = RemoteDistributor(settings, http)
+        assert remote is not None
+        tail = remote
     if appender is not None:
         submit = LocalCollector(settings, appender, metrics)
     else:
@@ -95,7 +96,7 @@ class Dispatch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers 404 for a path of no role."""
-        app = self._apps.get(scope["path"].split("/", 2)[1] if scope["path"] else "")
+        app = self._apps.get(scope["path"].removeprefix("/").partition("/")[0])
         if app is None:
             app = respond(Problem(404, "There is nothing here for the roles of this process."))
         await app(scope, receive, send)
@@ -137,6 +138,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 parts.hub.close()
             if parts.groups is not None:
                 parts.groups.close()
+            if parts.remote is not None:
+                parts.remote.close()
 
         yield Running(Dispatch(apps), farewell, background)
 
@@ -171,7 +174,7 @@ async def _open_parts(
     stack: AsyncExitStack,
     background: Background,
 ) -> Parts:
-    appender = hub = groups = http = None
+    appender = hub = groups = remote = http = None
     if stream is not None and "collector" in settings.roles:
         appender = Appender(stream, metrics)
         stack.push_async_callback(appender.aclose)
@@ -197,4 +200,5 @@ async def _open_parts(
         )
     if "ui" in settings.roles and (appender is None or hub is None):
         http = await stack.enter_async_context(http_client())
-    return Parts(settings, metrics, appender, hub, groups, http)
+        remote = RemoteDistributor(settings, http) if hub is None else None
+    return Parts(settings, metrics, appender, hub, groups, remote, http)

@@ -31,7 +31,7 @@ HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control")
 def create(settings: Settings, hub: Hub, groups: Groups) -> Starlette:
     """The distributor's sub-app over a hub and the consumer groups of this process."""
     endpoints = _Distributor(settings, hub, groups)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/subscribe", endpoints.subscribe),
             Route("/events", endpoints.events),
@@ -46,6 +46,8 @@ def create(settings: Settings, hub: Hub, groups: Groups) -> Starlette:
         ],
         exception_handlers=HANDLERS,
     )
+    app.router.redirect_slashes = False  # the address would be of the client's own making
+    return app
 
 
 class _Distributor:

@@ -1,10 +1,15 @@
 """Asks a running service whether it is ready, with the standard library alone: it runs often."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
+from typing import IO
 
 from logpipe.settings import Settings
+
+MAX_ANSWER = 65_536
+"""Bytes of an answer that are read."""
 
 
 def local_url(settings: Settings) -> str:
@@ -19,16 +24,21 @@ def check(url: str, timeout: float) -> tuple[bool, str]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url.rstrip('/')}/healthz", timeout=timeout) as answer:
-            state = json.load(answer)
+            body = answer.read(MAX_ANSWER)
     except urllib.error.HTTPError as error:
-        return False, _detail(error.read()) or f"HTTP {error.code}"
-    except (OSError, ValueError) as error:
-        return False, str(getattr(error, "reason", error))
-    return True, f"ready: {', '.join(state.get('roles', []))}"
-
-
-def _detail(body: bytes) -> str:
+        with error:
+            return False, _detail(error) or f"HTTP {error.code}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return False, " ".join(str(getattr(error, "reason", error)).split()) or repr(error)
     try:
-        return str(json.loads(body).get("detail", ""))
-    except (ValueError, AttributeError):
+        roles = ", ".join(json.loads(body)["roles"])
+    except (ValueError, KeyError, TypeError):
+        return False, "what answers there is not logpipe"
+    return True, f"ready: {roles}"
+
+
+def _detail(answer: IO[bytes]) -> str:
+    try:
+        return str(json.loads(answer.read(MAX_ANSWER))["detail"])
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
         return ""

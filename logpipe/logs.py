@@ -1,11 +1,10 @@
 """logpipe's own log, on stderr: one record a line, whatever a record holds."""
 
+import json
 import logging
 import sys
 import time
 from typing import IO
-
-import msgspec
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}
@@ -13,17 +12,23 @@ _LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}
 
 def configure(level: str, style: str, stream: IO[str] | None = None) -> None:
     """Sends the log of logpipe and its server to stderr; `style` is auto, text or json."""
-    out = stream or sys.stderr
+    root = logging.getLogger()
+    root.handlers = [_handler(style, stream or sys.stderr)]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("logpipe").setLevel(level.upper())
+    # What uvicorn says at INFO (start, stop) is said by logpipe in a line of its own; at WARNING it
+    # has a line for every malformed request, so that anyone could fill the log.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+
+
+def _handler(style: str, out: IO[str] | None) -> logging.Handler:
+    if out is None:  # the process was started without one
+        return logging.NullHandler()
     terminal = out.isatty()
     as_text = style == "text" or (style == "auto" and terminal)
     handler = logging.StreamHandler(out)
     handler.setFormatter(TextFormatter(colour=terminal) if as_text else JsonFormatter())
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("logpipe").setLevel(level.upper())
-    # What uvicorn says at INFO (start, stop) is said by logpipe in a line of its own.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    return handler
 
 
 def one_line(text: str) -> str:
@@ -32,7 +37,7 @@ def one_line(text: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """For people: time, level, message; a traceback keeps its lines."""
+    """For people: time, level, message; a traceback keeps its lines, indented."""
 
     def __init__(self, *, colour: bool) -> None:
         super().__init__()
@@ -46,7 +51,8 @@ class TextFormatter(logging.Formatter):
             level = f"\033[{_COLOURS.get(record.levelname, '0')}m{level}\033[0m"
         line = f"{moment} {level} {one_line(record.getMessage())}"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            for each in self.formatException(record.exc_info).split("\n"):
+                line += "\n  " + one_line(each)
         return line
 
 
@@ -57,12 +63,18 @@ class JsonFormatter(logging.Formatter):
         """The event's JSON."""
         metadata = {"logger": record.name}
         if record.exc_info:
-            metadata["exception"] = self.formatException(record.exc_info)
+            metadata["exception"] = _whole(self.formatException(record.exc_info))
         event = {
             "source": "logpipe",
             "level": _LEVELS.get(record.levelname, record.levelname),
-            "message": record.getMessage(),
+            "message": _whole(record.getMessage()),
             "ts_unix_ms": int(record.created * 1000),
             "metadata": metadata,
         }
-        return msgspec.json.encode(event).decode()
+        # In ASCII: a terminal that shows it is safe from what a message holds.
+        return json.dumps(event)
+
+
+def _whole(text: str) -> str:
+    """The text with half characters, as of a file name that is not UTF-8, spelled out."""
+    return text.encode(errors="backslashreplace").decode()

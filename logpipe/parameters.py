@@ -1,5 +1,6 @@
 """Query parameters: what `/subscribe`, `/events` and the page share."""
 
+import re
 import time
 from collections.abc import Mapping
 
@@ -10,6 +11,8 @@ from logpipe.problems import bad_parameter
 
 MAX_TAIL = 1_000_000
 MAX_LIMIT = 5_000
+
+_FULL_ID = re.compile(r"\d+-\d+", re.ASCII)
 
 
 def chosen_filter(query: Mapping[str, str]) -> Filter:
@@ -62,7 +65,7 @@ def span(query: Mapping[str, str]) -> tuple[StreamId, StreamId]:
     """The first and the last id of `from` and `to`; a `to` in milliseconds takes all of them."""
     low = moment(query, "from") or (END if query.get("from") else START)
     high = moment(query, "to") or END
-    if high != END and "-" not in query.get("to", ""):
+    if high != END and not _FULL_ID.fullmatch(query["to"].strip()):
         high = StreamId(high.ms, END.seq)
     return low, high
 
@@ -74,7 +77,7 @@ def number(
     text = query.get(name)
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and low <= int(text[:20]) <= high):
+    if not (re.fullmatch(r"[0-9]{1,10}", text) and low <= int(text) <= high):
         raise bad_parameter(name, f"must be a whole number from {low} to {high}")
     return int(text)
 

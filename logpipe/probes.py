@@ -45,7 +45,7 @@ def create(
             state["detail"] = wrong
         return _json(state, 200 if wrong is None else 503)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/livez", _livez),
             Route("/healthz", healthz),
@@ -53,6 +53,8 @@ def create(
         ],
         exception_handlers=HANDLERS,
     )
+    app.router.redirect_slashes = False  # the address would be of the client's own making
+    return app
 
 
 async def _livez(_: Request) -> Response:

@@ -1,6 +1,11 @@
 """The life of a serving process: bind, open, serve, close."""
 
+import asyncio
 import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Self
 
 from logpipe import __version__
 from logpipe.app import running
@@ -9,34 +14,89 @@ from logpipe.settings import Settings
 
 log = logging.getLogger("logpipe")
 
+HANDLED = (signal.SIGTERM, signal.SIGINT)
+
+MOMENT_S = 0.1
+"""What closing a resource may take when the process is asked a second time to end."""
+
 
 async def serve_until_stopped(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT; the exit status.
 
     Raises `PortTakenError` before anything is started, and `EngineError`.
     """
-    listener = bind(settings.host, settings.listen_port)
-    port = listener.getsockname()[1]
-    async with running(settings) as process:
-        server = Server(process.app, process.farewell)
-        process.background.on_failure = server.stop
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        log.info(
-            "logpipe %s runs %s at http://%s:%d",
-            __version__,
-            ", ".join(sorted(settings.roles)),
-            host,
-            port,
+    status = 0
+    with bind(settings.host, settings.listen_port) as listener, _Signals() as signals:
+        async with running(settings) as process:
+            server = Server(process.app, process.farewell)
+            process.background.on_failure = server.stop
+            _introduce(settings, listener.getsockname()[1])
+            if process.background.failure is None:
+                with signals.handled_by(server.stop):
+                    await server.serve(sockets=[listener])
+            status = 1 if process.background.failure else 0
+            if server.force_exit:
+                signals.cancel()
+    return status
+
+
+class _Signals:
+    """SIGTERM and SIGINT: outside of `handled_by`, while all opens or closes, they end the task.
+
+    Handled from the first moment on, because the first process of a container has no defaults.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._handler = self.cancel
+        self._again: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        for number in HANDLED:
+            self._loop.add_signal_handler(number, self._on_signal)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        for number in HANDLED:
+            self._loop.remove_signal_handler(number)
+        if self._again is None:
+            return False
+        self._again.cancel()
+        return kind is asyncio.CancelledError
+
+    def _on_signal(self) -> None:
+        self._handler()
+
+    def cancel(self) -> None:
+        """Ends the task: each thing that it closes may take a moment, none more."""
+        assert self._task is not None
+        self._task.cancel()
+        if self._again is not None:
+            self._again.cancel()
+        self._again = self._loop.call_later(MOMENT_S, self.cancel)
+
+    @contextmanager
+    def handled_by(self, handler: Callable[[], None]) -> Iterator[None]:
+        """Calls `handler` instead."""
+        before, self._handler = self._handler, handler
+        try:
+            yield
+        finally:
+            self._handler = before
+
+
+def _introduce(settings: Settings, port: int) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    roles = ", ".join(sorted(settings.roles))
+    log.info("logpipe %s runs %s at http://%s:%d", __version__, roles, host, port)
+    if settings.exposed and (open_to := _open_to_all(settings)):
+        log.warning(
+            "%s listens beyond this machine, and anyone who reaches it can %s: set %s",
+            settings.host,
+            " and ".join(open_to.values()),
+            " and ".join(open_to),
         )
-        if settings.exposed and (open_to := _open_to_all(settings)):
-            log.warning(
-                "%s listens beyond this machine, and anyone who reaches it can %s: set %s",
-                settings.host,
-                " and ".join(open_to.values()),
-                " and ".join(open_to),
-            )
-        await server.serve(sockets=[listener])
-        return 1 if process.background.failure else 0
 
 
 def _open_to_all(settings: Settings) -> dict[str, str]:

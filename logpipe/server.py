@@ -1,12 +1,12 @@
 """The HTTP server: uvicorn, owned, so that it ends while streams are open."""
 
 import asyncio
-import contextlib
 import errno
 import logging
-import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,8 +22,14 @@ KEEP_ALIVE_S = 75
 DEAD_READER_MS = 60_000
 """A reader that takes nothing for so long, or whose host is gone, is cut off by the kernel."""
 
-GRACE_S = 3.0
+GRACE_S = 2.0
 """What requests and farewells may take at the end, before their connections are cut."""
+
+CUT_S = 0.3
+"""What requests may take to notice that they were cut."""
+
+POLL_S = 0.02
+"""Between two looks at what is still open, at the end."""
 
 
 class PortTakenError(Exception):
@@ -36,8 +42,9 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except socket.gaierror as error:
-        raise PortTakenError(f"HOST={host}: {error.strerror}") from None
+    except (socket.gaierror, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a host name"
+        raise PortTakenError(f"HOST={host}: {reason}") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -57,6 +64,15 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _protocol() -> type[asyncio.Protocol] | Literal["h11"]:
+    """The protocol on httptools, or where there is none, h11's, which has bounds of its own."""
+    try:
+        from logpipe.protocol import BoundedProtocol
+    except ImportError:
+        return "h11"
+    return BoundedProtocol
+
+
 class Server(uvicorn.Server):
     """Stops in order: no new connections, farewells, open requests, then the rest is cut.
 
@@ -67,6 +83,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=_protocol(),
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -79,41 +96,40 @@ class Server(uvicorn.Server):
         )
         self._farewell = farewell
 
-    @contextlib.contextmanager
+    @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handles the signals itself: uvicorn raises them again at the end, and exits with 143."""
-        loop = asyncio.get_running_loop()
-        handled = (signal.SIGINT, signal.SIGTERM)
-        for number in handled:
-            loop.add_signal_handler(number, self.stop)
-        try:
-            yield
-        finally:
-            for number in handled:
-                loop.remove_signal_handler(number)
+        """Leaves the signals alone: uvicorn raises them again at its end, and exits with 143."""
+        yield
 
     def stop(self) -> None:
         """Ends the server; asked a second time, it no longer waits for anyone."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Says farewell to the streams first; then what uvicorn does."""
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        """Says farewell to the streams, and lets what is open finish for a while.
+
+        In place of uvicorn's own, which waits for ever for a reader that does not take its rest.
+        """
         for server in self.servers:
             server.close()
         streams = len(self.server_state.tasks)
         log.info("stopping: %d open requests and streams are told", streams)
         self._farewell()
-        await self._finish(GRACE_S)
         for connection in list(self.server_state.connections):
-            if self.server_state.tasks and connection.transport is not None:
+            connection.shutdown()  # an idle one at once, the others after their answer
+        await self._finish(0 if self.force_exit else GRACE_S)
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
                 connection.transport.abort()
-        await super().shutdown(sockets)
+        await self._finish(CUT_S)
 
     async def _finish(self, seconds: float) -> None:
+        """Waits until nothing is open, or until it is asked not to wait any more."""
+        forced = self.force_exit
         deadline = asyncio.get_running_loop().time() + seconds
-        while tasks := list(self.server_state.tasks):
-            left = deadline - asyncio.get_running_loop().time()
-            if left <= 0 or self.force_exit:
+        while self.server_state.tasks or self.server_state.connections:
+            late = asyncio.get_running_loop().time() >= deadline
+            if late or self.force_exit is not forced:
                 return
-            await asyncio.wait(tasks, timeout=min(left, 0.1))
+            await asyncio.sleep(POLL_S)

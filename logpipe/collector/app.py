@@ -25,7 +25,7 @@ HEADERS_ALLOWED = ("Authorization", "Content-Type", "Content-Encoding", "Idempot
 
 def create(settings: Settings, appender: Appender, metrics: Metrics) -> Starlette:
     """The collector's sub-app over the process's appender."""
-    return Starlette(
+    app = Starlette(
         routes=[Route("/ingest", Ingest(settings, appender, metrics), methods=["POST"])],
         middleware=[
             Middleware(
@@ -37,6 +37,8 @@ def create(settings: Settings, appender: Appender, metrics: Metrics) -> Starlett
         ],
         exception_handlers=HANDLERS,
     )
+    app.router.redirect_slashes = False  # the address would be of the client's own making
+    return app
 
 
 class Ingest:
@@ -78,7 +80,7 @@ class Ingest:
                 body, headers.get("content-type", ""), self._settings.max_message_bytes
             )
         except Problem as problem:
-            counted("rejected").inc(len(problem.members.get("errors", ())))
+            counted("rejected").inc(problem.members.get("rejected", 0))
             raise
         appended = await self._appender.append(append_of(intake, headers.get("idempotency-key")))
         counted("rejected").inc(len(intake.refusals))

@@ -19,9 +19,15 @@ else:
 STEP_BYTES = 64 * 1024
 """Unpacked at a time: all that a bomb can take before its size is noticed."""
 
+PACKED_STEP_BYTES = 16 * 1024
+"""Given to the unpacker at a time: what is left behind each of many tiny members is copied."""
+
 ZSTD_WINDOW_LOG = 23
 """A frame may ask for a window of 8 MiB, which RFC 8878 (3.1.1.1.2) wants every decoder to have;
 more would let a few bytes claim memory."""
+
+BODY_S = 60.0
+"""What a body may take to come: what holds memory for longer is not a sender."""
 
 DRAIN_S = 2.0
 DRAIN_BYTES = 256 * 1024 * 1024
@@ -118,11 +124,20 @@ async def read_body(receive: Receive, encoding: str, length: str, limit: int) ->
     """The whole body, unpacked: at most `limit` bytes.
 
     `encoding` and `length` are the values of Content-Encoding and Content-Length, empty for none.
-    Raises a `Problem` (413 too large, 415 unknown coding, 400 damaged) and ClientDisconnect.
+    Raises a `Problem` (413 too large, 415 unknown coding, 400 damaged, 408 too slow) and
+    ClientDisconnect.
     """
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await _read_body(receive, encoding, length, limit)
+    except TimeoutError:
+        raise Problem(408, f"The body was not there after {BODY_S:.0f} s.") from None
+
+
+async def _read_body(receive: Receive, encoding: str, length: str, limit: int) -> bytes:
     coding = encoding.strip().lower()
     if coding in ("", "identity"):
-        if length.isdigit() and int(length[:20]) > limit:
+        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise too_large(limit)
         return await _collect(receive, None, limit)
     if coding not in UNPACKERS:
@@ -139,7 +154,7 @@ async def read_body(receive: Receive, encoding: str, length: str, limit: int) ->
 
 async def _collect(receive: Receive, unpacker: Unpacker | None, limit: int) -> bytes:
     pieces: list[bytes] = []
-    size = 0
+    size = packed = 0
     more = True
     while more:
         message = await receive()
@@ -147,14 +162,24 @@ async def _collect(receive: Receive, unpacker: Unpacker | None, limit: int) -> b
             raise ClientDisconnect
         data = message.get("body", b"")
         more = message.get("more_body", False)
-        for piece in unpacker.feed(data) if unpacker and data else (data,):
+        packed += len(data)
+        if packed > limit + limit // 16 + STEP_BYTES:
+            # Packing adds less than that to any data: this is empty members without end.
+            raise too_large(limit)
+        for piece in _unpacked(unpacker, data) if unpacker else (data,):
             size += len(piece)
             if size > limit:
                 raise too_large(limit)
-            pieces.append(piece)
+            if piece:
+                pieces.append(piece)
     if unpacker is not None and not unpacker.complete:
         raise Problem(400, "The body ends in the middle of its compressed data.")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _unpacked(unpacker: Unpacker, data: bytes) -> Iterator[bytes]:
+    for at in range(0, len(data), PACKED_STEP_BYTES):
+        yield from unpacker.feed(data[at : at + PACKED_STEP_BYTES])
 
 
 def too_large(limit: int) -> Problem:

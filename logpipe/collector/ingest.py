@@ -65,7 +65,7 @@ def take_in(body: bytes, content_type: str, max_message_bytes: int) -> Intake:
         )
     encoded, refusals = _within_limit(events, refusals, max_message_bytes)
     if not encoded:
-        raise _nothing_taken(refusals, single=single)
+        raise _nothing_taken(refusals)
     return Intake(encoded, refusals, single)
 
 
@@ -89,16 +89,16 @@ def _within_limit(
     return kept, sorted(refusals, key=lambda refusal: refusal.index)
 
 
-def _nothing_taken(refusals: Sequence[Refusal], *, single: bool) -> Problem:
+def _nothing_taken(refusals: Sequence[Refusal]) -> Problem:
     if not refusals:
         return Problem(400, "The body holds no event.")
     statuses = {refusal.status for refusal in refusals}
-    status = statuses.pop() if len(statuses) == 1 and (single or 400 in statuses) else 422
+    status = statuses.pop() if len(statuses) == 1 else 422
     first = refusals[0]
     detail = f"Event {first.index}: {first.error}."
     if len(refusals) > 1:
         detail = f"None of {len(refusals)} events was taken. {detail}"
-    return Problem(status, detail, errors=reported(refusals))
+    return Problem(status, detail, rejected=len(refusals), errors=reported(refusals))
 
 
 def reported(refusals: Sequence[Refusal]) -> list[dict[str, Any]]:

@@ -1,0 +1,189 @@
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+
+from logpipe.collector import appender as module
+from logpipe.collector.appender import Appender
+from logpipe.metrics import Metrics
+from logpipe.problems import Problem, Unavailable
+from logpipe.stream import Append, Appended, Stream
+from tests.helpers import wait_until
+
+
+class SlowStream:
+    """Stands in for the stream: an append ends when it is let go, or with `error`."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[bytes]] = []
+        self.go = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def append(self, requests: Sequence[Append]) -> list[Appended]:
+        self.calls.append([event for request in requests for event in request.events])
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        return [
+            Appended(each.events[0].decode(), each.events[-1].decode(), each.receipt, False)
+            for each in requests
+        ]
+
+
+def an_appender(stream: SlowStream, metrics: Metrics | None = None) -> Appender:
+    return Appender(cast(Stream, stream), metrics or Metrics())
+
+
+def sending(appender: Appender, *events: bytes) -> "asyncio.Task[Appended]":
+    return asyncio.create_task(appender.append(Append(events)))
+
+
+async def test_a_lone_request_is_appended_at_once() -> None:
+    stream = SlowStream()
+    stream.go.set()
+    appended = await an_appender(stream).append(Append([b"a", b"b"], None, b"receipt"))
+    assert appended == Appended("a", "b", b"receipt", False)
+    assert stream.calls == [[b"a", b"b"]]
+
+
+async def test_requests_that_come_during_an_append_share_the_next_one_in_their_order() -> None:
+    stream, metrics = SlowStream(), Metrics()
+    appender = an_appender(stream, metrics)
+    first = sending(appender, b"0")
+    await wait_until(lambda: stream.calls, "the first append has begun")
+    later = [sending(appender, b"%d" % number) for number in range(1, 50)]
+    await asyncio.sleep(0)
+    stream.go.set()
+    outcomes = await asyncio.gather(first, *later)
+    assert stream.calls == [[b"0"], [b"%d" % number for number in range(1, 50)]]
+    assert [outcome.first for outcome in outcomes] == [str(number) for number in range(50)]
+    assert metrics.registry.get_sample_value("logpipe_append_events_count") == 2
+    assert metrics.registry.get_sample_value("logpipe_append_events_sum") == 50
+
+
+async def test_no_more_than_its_size_goes_into_one_shared_append(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_SHARED_BYTES", 10)
+    stream = SlowStream()
+    appender = an_appender(stream)
+    tasks = [sending(appender, event) for event in (b"0", b"1" * 6, b"2" * 4, b"3", b"4" * 50)]
+    await wait_until(lambda: stream.calls, "the first append has begun")
+    stream.go.set()
+    await asyncio.gather(*tasks)
+    sizes = [sum(map(len, call)) for call in stream.calls]
+    assert sum(sizes) == 62
+    assert all(size <= 10 or len(call) == 1 for size, call in zip(sizes, stream.calls, strict=True))
+
+
+async def test_every_request_of_an_append_that_fails_is_told_and_the_next_ones_are_tried() -> None:
+    stream = SlowStream()
+    stream.error = Unavailable("full", "out of memory")
+    appender = an_appender(stream)
+    tasks = [sending(appender, b"%d" % number) for number in range(5)]
+    stream.go.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Unavailable] * 5
+    stream.error = None
+    assert (await appender.append(Append([b"after"]))).first == "after"
+
+
+async def test_a_request_that_redis_does_not_confirm_is_answered_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 0.05)
+    stream = SlowStream()
+    appender = an_appender(stream)
+    with pytest.raises(Unavailable):
+        await appender.append(Append([b"hung"]))
+    tasks = [sending(appender, b"behind it") for _ in range(3)]
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Unavailable] * 3
+
+
+async def test_a_request_that_was_given_up_while_it_waited_is_never_appended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 0.05)
+    stream = SlowStream()
+    appender = an_appender(stream)
+    hung, queued = sending(appender, b"hung"), sending(appender, b"given up")
+    await asyncio.wait((hung, queued))
+    assert all(isinstance(task.exception(), Unavailable) for task in (hung, queued))
+    stream.go.set()
+    assert (await appender.append(Append([b"next"]))).first == "next"
+    assert [b"given up"] not in stream.calls
+    assert stream.calls[-1] == [b"next"]
+
+
+async def test_more_than_memory_allows_is_refused_at_once_and_asked_to_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 100)
+    stream = SlowStream()
+    appender = an_appender(stream)
+    under_way = sending(appender, b"0")
+    await wait_until(lambda: stream.calls, "the first append has begun")
+    waiting = [sending(appender, b"x" * 50) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Problem) as caught:
+        await appender.append(Append([b"x"]))
+    assert caught.value.status == 503
+    assert caught.value.headers["Retry-After"] == "1"
+    stream.go.set()
+    await asyncio.gather(under_way, *waiting)
+    assert (await appender.append(Append([b"again"]))).first == "again"
+
+
+async def test_one_request_larger_than_the_bound_is_taken_when_nothing_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 100)
+    stream = SlowStream()
+    stream.go.set()
+    assert (await an_appender(stream).append(Append([b"x" * 500]))).first == "x" * 500
+
+
+async def test_a_sender_that_is_cancelled_does_not_hold_up_the_others() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream)
+    first = sending(appender, b"0")
+    await wait_until(lambda: stream.calls, "the first append has begun")
+    leaves, stays = sending(appender, b"leaves"), sending(appender, b"stays")
+    await asyncio.sleep(0)
+    leaves.cancel()
+    await asyncio.sleep(0)
+    stream.go.set()
+    assert (await first).first == "0"
+    assert (await stays).first == "stays"
+    assert stream.calls[1] == [b"stays"]
+
+
+async def test_closing_waits_for_the_append_under_way() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream)
+    task = sending(appender, b"a")
+    await wait_until(lambda: stream.calls, "the append has begun")
+    closing = asyncio.create_task(appender.aclose())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    stream.go.set()
+    await closing
+    assert (await task).first == "a"
+
+
+async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 0.05)
+    stream = SlowStream()
+    appender = an_appender(stream)
+    with pytest.raises(Unavailable):
+        await appender.append(Append([b"hung"]))
+    await appender.aclose()
+    stream.go.set()
+
+
+async def test_closing_before_anything_was_sent_does_nothing() -> None:
+    stream = SlowStream()
+    await an_appender(stream).aclose()
+    assert stream.calls == []

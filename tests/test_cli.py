@@ -1,0 +1,199 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from logpipe import __version__, cli
+from logpipe.settings import Settings, fields
+from tests.servers import Valkey, free_port, spawned
+
+
+def run(*arguments: str, **environ: str) -> Result:
+    return CliRunner().invoke(cli.main, arguments, env=environ, terminal_width=100)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings that `serve` would serve with."""
+    found: list[Settings] = []
+    monkeypatch.setattr(cli, "_serve", found.append)
+    return found
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, f"logpipe {__version__}\n")
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+@pytest.mark.parametrize("command", [None, *cli.main.commands])
+def test_each_help_is_readable_at_100_columns(command: str | None, option: str) -> None:
+    result = run(*filter(None, [command]), option)
+    assert result.exit_code == 0
+    assert result.output.startswith("Usage: ")
+    assert max(map(len, result.output.splitlines())) <= 100
+    assert all(ord(character) >= 32 for character in result.output if character != "\n")
+
+
+def test_the_help_names_every_command_with_a_sentence() -> None:
+    output = run("--help").output
+    assert {"serve", "health"} <= set(cli.main.commands)
+    for name, command in cli.main.commands.items():
+        assert f"  {name} " in output
+        assert command.get_short_help_str()
+
+
+def test_the_help_of_serve_shows_every_setting_with_its_default() -> None:
+    output = " ".join(run("serve", "--help").output.split())
+    for field in fields():
+        option = "--" + field.name.replace("_", "-")
+        assert f" {option} " in output
+        assert field.help in output
+        if field.default not in ("", (), -1):
+            default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+            assert f"[default: {default}]" in output[output.index(f" {option} ") :]
+
+
+def test_the_help_does_not_load_the_service() -> None:
+    code = (
+        "import sys; from logpipe.cli import main\n"
+        "main(['serve', '--help'], standalone_mode=False)\n"
+        "print(sorted({'redis', 'starlette', 'uvicorn', 'httpx'} & sys.modules.keys()))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20
+    )
+    assert output.stderr == ""
+    assert output.stdout.splitlines()[-1] == "[]"
+
+
+def test_it_runs_as_a_module() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "logpipe", "--version"], capture_output=True, text=True, timeout=20
+    )
+    assert result.stdout == f"logpipe {__version__}\n"
+
+
+def test_an_unknown_command_or_option_is_an_error_of_use() -> None:
+    for arguments in (
+        ["fly"],
+        ["serve", "--fly"],
+        ["serve", "extra"],
+        ["health", "--timeout", "x"],
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "Error: " in result.output
+
+
+# -- serve -------------------------------------------------------------------------------------
+
+
+def test_each_option_is_also_a_variable_and_the_option_wins(served: list[Settings]) -> None:
+    values: dict[str, tuple[str, str, Any]] = {
+        "host": ("10.0.0.1", "10.0.0.2", "10.0.0.2"),
+        "port": ("1", "2", 2),
+        "trim_maxlen": ("10", "20", 20),
+        "heartbeat_s": ("1", "2.5", 2.5),
+        "delivery": ("broadcast", "shared", "shared"),
+        "stream_name": ("one", "two", "two"),
+        "ingest_tokens": ("a", "b,c", ("b", "c")),
+        "log_format": ("text", "json", "json"),
+    }
+    environ = {name.upper(): by_variable for name, (by_variable, _, _) in values.items()}
+    run("serve", **environ)
+    options = [
+        f"--{name.replace('_', '-')}={by_option}" for name, (_, by_option, _) in values.items()
+    ]
+    run("serve", *options, **environ)
+    first, second = served
+    for name, (by_variable, _, wanted) in values.items():
+        assert str(getattr(first, name)).strip("(,)'") in (by_variable, f"{by_variable}.0")
+        assert getattr(second, name) == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "roles"),
+    [
+        ([], {"collector", "distributor", "ui"}),
+        (["--role", "all"], {"collector", "distributor", "ui"}),
+        (["--role", "collector"], {"collector"}),
+        (["--role", "collector", "--role", "ui"], {"collector", "ui"}),
+        (["--role", "collector,distributor"], {"collector", "distributor"}),
+    ],
+)
+def test_roles_are_repeated_or_separated_by_commas(
+    arguments: list[str], roles: set[str], served: list[Settings]
+) -> None:
+    assert run("serve", *arguments).exit_code == 0
+    assert served[0].roles == roles
+
+
+def test_the_role_of_the_option_wins_over_that_of_the_environment(served: list[Settings]) -> None:
+    run("serve", "--role", "ui", ROLE="collector")
+    run("serve", ROLE="collector")
+    assert [settings.roles for settings in served] == [{"ui"}, {"collector"}]
+
+
+def test_bad_values_are_named_a_line_each_and_secrets_are_not_repeated(
+    served: list[Settings],
+) -> None:
+    result = run("serve", "--port", "70000", "--redis-addr", "s3cret@x", TRIM_MAXLEN="0", ROLE="x")
+    assert result.exit_code == 2
+    assert served == []
+    lines = result.stderr.splitlines()
+    assert sorted(line.split()[1].rstrip(":").partition("=")[0] for line in lines) == [
+        "PORT", "REDIS_ADDR", "ROLE", "TRIM_MAXLEN",
+    ]  # fmt: skip
+    assert "PORT=70000: must be a whole number from 0 to 65535" in lines[0] + lines[1] + lines[2]
+    assert "s3cret" not in result.output
+
+
+# -- health ------------------------------------------------------------------------------------
+
+
+def test_health_of_what_is_not_there_is_1_with_the_reason() -> None:
+    port = free_port()
+    result = run("health", "--url", f"http://127.0.0.1:{port}")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"logpipe: http://127.0.0.1:{port}: ")
+    assert "refused" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_health_asks_where_serve_would_listen() -> None:
+    port = str(free_port())
+    assert f"http://127.0.0.1:{port}: " in run("health", PORT=port, HOST="0.0.0.0").stderr
+    assert "http://127.0.0.2:8081: " in run("health", ROLE="collector", HOST="127.0.0.2").stderr
+
+
+def test_health_with_bad_settings_is_2_unless_the_url_is_given() -> None:
+    assert run("health", PORT="x").exit_code == 2
+    url = f"http://127.0.0.1:{free_port()}"
+    assert run("health", "--url", url, PORT="x").exit_code == 1
+
+
+def test_health_gives_up_in_time() -> None:
+    started = time.monotonic()
+    result = run("health", "--url", "http://192.0.2.1:9", "--timeout", "0.2")
+    assert result.exit_code == 1
+    assert time.monotonic() - started < 2
+
+
+async def test_health_says_ready_or_why_not(valkey: Valkey, tmp_path: Path) -> None:
+    async with spawned(tmp_path, REDIS_ADDR=valkey.url, ROLE="collector") as process:
+        await process.ready()
+        result = run("health", PORT=str(process.port))
+        assert (result.exit_code, result.output) == (0, f"{process.url}: ready: collector\n")
+    nowhere = f"unix://{tmp_path}/none"
+    async with spawned(tmp_path, REDIS_ADDR=nowhere, ROLE="collector") as process:
+        deadline = time.monotonic() + 10
+        while "Redis" not in (result := run("health", "--url", process.url + "/")).output:
+            assert time.monotonic() < deadline
+        assert result.exit_code == 1
+        assert len(result.output.splitlines()) == 1

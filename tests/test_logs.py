@@ -1,0 +1,159 @@
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from logpipe import logs
+from logpipe.event import decode_json
+
+HOSTILE = "a\r\nb\x1b[31m\x1b]0;x\x07\x00\x85\u2028\u202e\udc80\x7f end"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _the_logging_of_pytest_is_put_back() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    ours, theirs = logging.getLogger("logpipe"), logging.getLogger("uvicorn")
+    levels = ours.level, theirs.level
+    yield
+    root.handlers, root.level = handlers, level
+    ours.setLevel(levels[0])
+    theirs.setLevel(levels[1])
+
+
+def written(style: str, *, out: io.StringIO | None = None, level: str = "info") -> io.StringIO:
+    out = out or io.StringIO()
+    logs.configure(level, style, out)
+    return out
+
+
+def fail_with(text: str) -> None:
+    raise ValueError(text)
+
+
+log = logging.getLogger("logpipe.test")
+
+
+def test_each_record_is_one_line_of_json_that_logpipe_would_take() -> None:
+    out = written("json")
+    for message in ("started", HOSTILE, "", '"', "\\", "é\U0001f600"):
+        log.warning("%s", message)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 6
+    for line in lines:
+        events, refusals, _ = decode_json(line.encode())
+        assert refusals == []
+        assert (events[0].source, events[0].level) == ("logpipe", "WARN")
+        assert re.fullmatch(r"[ -\x7f]+", line)
+    assert json.loads(lines[0])["message"] == "started"
+    assert json.loads(lines[5])["message"] == "é\U0001f600"
+
+
+def test_the_json_of_a_record_has_its_time_its_level_and_its_logger() -> None:
+    out = written("json", level="debug")
+    log.debug("one")
+    log.critical("two")
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert (first["level"], second["level"]) == ("DEBUG", "FATAL")
+    assert first["metadata"]["logger"] == "logpipe.test"
+    assert first["ts_unix_ms"] > 1_700_000_000_000
+
+
+def test_the_json_of_a_failure_has_the_traceback_on_its_line() -> None:
+    out = written("json")
+    try:
+        fail_with(HOSTILE)
+    except ValueError:
+        log.exception("failed")
+    (line,) = out.getvalue().splitlines()
+    assert "ValueError" in json.loads(line)["metadata"]["exception"]
+
+
+def test_each_record_is_one_line_of_text_without_control_characters() -> None:
+    out = written("text")
+    log.info("started")
+    log.error("%s", HOSTILE)
+    first, second = out.getvalue().splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO     started", first)
+    assert second.endswith(r"a\r\nb\x1b[31m\x1b]0;x\x07\x00\x85\u2028\u202e\udc80\x7f end")
+
+
+def test_a_traceback_as_text_forges_no_record_and_reaches_no_terminal() -> None:
+    out = written("text")
+    try:
+        fail_with(HOSTILE + "\n12:00:00 INFO     forged")
+    except ValueError:
+        log.exception("failed")
+    text = out.getvalue()
+    assert "ValueError" in text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\x85]", text)
+    assert [line for line in text.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)] == [
+        text.splitlines()[0]
+    ]
+
+
+def test_a_terminal_gets_colours_and_a_file_gets_none() -> None:
+    terminal = written("auto", out=Terminal())
+    log.warning("careful")
+    assert "\x1b[33mWARNING" in terminal.getvalue()
+    file = written("text")
+    log.warning("careful")
+    assert "\x1b" not in file.getvalue()
+
+
+def test_without_a_choice_a_terminal_gets_text_and_all_else_json() -> None:
+    file = written("auto")
+    log.info("x")
+    assert msgspec.json.decode(file.getvalue())["message"] == "x"
+    terminal = written("auto", out=Terminal())
+    log.info("x")
+    assert terminal.getvalue().endswith("x\n")
+    assert "{" not in terminal.getvalue()
+    both = written("json", out=Terminal())
+    log.info("x")
+    assert msgspec.json.decode(both.getvalue())["message"] == "x"
+
+
+def test_what_is_below_the_level_is_not_written() -> None:
+    out = written("json", level="warning")
+    log.info("quiet")
+    log.warning("loud")
+    assert [json.loads(line)["message"] for line in out.getvalue().splitlines()] == ["loud"]
+
+
+def test_of_other_libraries_only_warnings_are_written_and_of_the_server_only_errors() -> None:
+    out = written("json", level="debug")
+    logging.getLogger("other").info("quiet")
+    logging.getLogger("other").warning("other")
+    # A line for each malformed request would let anyone fill the log.
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    logging.getLogger("uvicorn.error").error("server")
+    messages = [json.loads(line)["message"] for line in out.getvalue().splitlines()]
+    assert messages == ["other", "server"]
+
+
+def test_configuring_again_does_not_double_the_lines() -> None:
+    out = io.StringIO()
+    for _ in range(3):
+        written("json", out=out)
+    log.info("once")
+    assert len(out.getvalue().splitlines()) == 1
+
+
+def test_without_a_stderr_nothing_is_written_and_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    logs.configure("info", "auto")
+    log.error("into the void")
+    assert not any(hasattr(handler, "stream") for handler in logging.getLogger().handlers)

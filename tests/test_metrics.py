@@ -1,0 +1,28 @@
+"""What Prometheus scrapes."""
+
+import re
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from logpipe import __version__
+from logpipe.metrics import Metrics
+
+
+def test_every_metric_has_the_prefix_and_a_help_text() -> None:
+    """One family, and each says what it counts."""
+    for family in text_string_to_metric_families(Metrics().exposition().decode()):
+        assert family.name.startswith("logpipe_"), family.name
+        assert family.documentation, family.name
+
+
+def test_the_version_is_a_label_of_the_build() -> None:
+    """So that a dashboard can tell when a deployment changed."""
+    assert f'logpipe_build_info{{version="{__version__}"}} 1.0' in Metrics().exposition().decode()
+
+
+def test_two_processes_worth_of_metrics_do_not_meet() -> None:
+    """The registry is not global: tests and embedders may have several."""
+    first, second = Metrics(), Metrics()
+    first.body_bytes.inc(7)
+    assert re.search(rb"logpipe_ingest_bytes_total 7", first.exposition())
+    assert re.search(rb"logpipe_ingest_bytes_total 0", second.exposition())

@@ -1,0 +1,180 @@
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logpipe.filters import Filter
+from logpipe.ids import END, START, StreamId
+from logpipe.messages import Start
+from logpipe.parameters import (
+    MAX_TAIL,
+    chosen_filter,
+    chosen_start,
+    moment,
+    number,
+    one_of,
+    span,
+)
+from logpipe.problems import Problem
+
+ID = StreamId(1_710_000_000_000, 3)
+MS = StreamId(1_710_000_000_000, 0)
+
+
+def refused(call: Any, *arguments: Any) -> Problem:
+    with pytest.raises(Problem) as caught:
+        call(*arguments)
+    assert caught.value.status == 400
+    return caught.value
+
+
+# -- filters -----------------------------------------------------------------------------------
+
+
+def test_the_short_filters_are_taken_together() -> None:
+    chosen = chosen_filter({"level": ">=warn", "source": "api*", "text": " reset ", "x": "y"})
+    assert chosen == Filter(">=warn", "api*", "reset")
+
+
+def test_a_filter_that_cannot_be_read_is_refused_by_the_name_of_its_parameter() -> None:
+    assert refused(chosen_filter, {"level": ">=loud"}).members["parameter"] == "level"
+
+
+# -- where a subscription begins ---------------------------------------------------------------
+
+
+def test_without_parameters_a_subscription_begins_with_the_next_event() -> None:
+    assert chosen_start({}, None) == Start()
+
+
+def test_the_header_wins_over_the_parameter() -> None:
+    assert chosen_start({"last_event_id": "5-0"}, str(ID)).resume == ID
+    assert chosen_start({"last_event_id": str(ID)}, None).resume == ID
+    assert chosen_start({"last_event_id": str(ID)}, "").resume == ID
+    assert chosen_start({"last_event_id": "nonsense"}, str(ID)).resume == ID
+
+
+@pytest.mark.parametrize(
+    "header", ["abc", "-1", "1-2-3", "$", ">", "*", "1" * 10_000, f"{2**64}-0", "٣-٣", "\x00", "+"]
+)
+def test_a_header_that_is_no_id_is_no_error(header: str) -> None:
+    start = chosen_start({}, header)
+    assert start.unknown
+    assert start.resume is None
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "1-2-3", "$", "1" * 10_000, f"0-{2**64}"])
+def test_a_parameter_that_is_no_id_is_refused(text: str) -> None:
+    problem = refused(chosen_start, {"last_event_id": text}, None)
+    assert problem.members["parameter"] == "last_event_id"
+
+
+def test_since_tail_and_on_lag_are_read() -> None:
+    start = chosen_start({"since": str(ID), "tail": "50", "on_lag": "skip"}, None)
+    assert start == Start(since=ID, tail=50, on_lag="skip")
+    assert chosen_start({"tail": "0"}, None).tail == 0
+    assert chosen_start({"since": "latest"}, None).since is None
+    assert chosen_start({"since": "earliest"}, None).since == START
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("since", "yesterday"),
+        ("tail", "-1"),
+        ("tail", "many"),
+        ("tail", "1.5"),
+        ("tail", str(MAX_TAIL + 1)),
+        ("on_lag", "wait"),
+    ],
+)
+def test_a_bad_parameter_is_refused_by_its_name(name: str, text: str) -> None:
+    assert refused(chosen_start, {name: text}, None).members["parameter"] == name
+
+
+# -- moments and spans -------------------------------------------------------------------------
+
+
+def test_a_moment_is_an_age_a_time_or_an_id() -> None:
+    now = time.time_ns() // 1_000_000
+    age = moment({"since": "10m"}, "since")
+    assert age is not None and abs(now - 600_000 - age.ms) < 5000
+    for text in ("1710000000", "1710000000000", "2024-03-09T16:00:00Z", f" {MS} "):
+        assert moment({"since": text}, "since") == MS
+    assert moment({"since": "latest"}, "since") is None
+    assert moment({}, "since") is None
+
+
+def test_a_span_without_ends_is_everything() -> None:
+    assert span({}) == (START, END)
+    assert span({"from": "earliest", "to": "latest"}) == (START, END)
+
+
+@pytest.mark.parametrize(
+    "text", ["1710000000000", "1710000000", "2024-03-09T16:00:00Z", "2024-03-09T17:00:00+01:00"]
+)
+def test_a_span_up_to_a_millisecond_takes_all_of_it(text: str) -> None:
+    assert span({"from": text, "to": text}) == (MS, StreamId(MS.ms, END.seq))
+
+
+def test_a_span_up_to_an_id_ends_with_it() -> None:
+    assert span({"from": str(ID), "to": str(ID)}) == (ID, ID)
+
+
+def test_a_span_from_latest_is_empty() -> None:
+    low, high = span({"from": "latest", "to": str(ID)})
+    assert low > high
+
+
+# -- numbers and words -------------------------------------------------------------------------
+
+
+def test_a_number_has_a_default_and_bounds() -> None:
+    assert number({}, "limit", 100, 1, 5000) == 100
+    assert number({"limit": ""}, "limit", 100, 1, 5000) == 100
+    assert number({"limit": "1"}, "limit", 100, 1, 5000) == 1
+    assert number({"limit": "5000"}, "limit", 100, 1, 5000) == 5000
+    assert number({"limit": "007"}, "limit", 100, 1, 5000) == 7
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0",
+        "5001",
+        "-1",
+        "+1",
+        "1e3",
+        "x",
+        "1.0",
+        " 1",
+        "²",
+        "٣",
+        "9" * 5000,
+        "0" * 5000,
+        "0" * 20 + "9" * 9,
+    ],
+    ids=lambda text: text[:12],
+)
+def test_what_is_no_number_within_its_bounds_is_refused(text: str) -> None:
+    assert refused(number, {"limit": text}, "limit", 100, 1, 5000).members["parameter"] == "limit"
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_number_within_its_bounds_or_refused(text: str) -> None:
+    try:
+        found = number({"tail": text}, "tail", None, 0, 1000)
+    except Problem as problem:
+        assert problem.status == 400  # noqa: PT017 - either outcome is right
+    else:
+        assert found is None or 0 <= found <= 1000
+
+
+def test_a_word_is_one_of_those_allowed() -> None:
+    assert one_of({}, "order", "desc", "asc", "desc") == "desc"
+    assert one_of({"order": "asc"}, "order", "desc", "asc", "desc") == "asc"
+    problem = refused(one_of, {"order": "up"}, "order", "desc", "asc", "desc")
+    assert problem.members["parameter"] == "order"
+    assert "asc or desc" in problem.detail
