@@ -1,0 +1,519 @@
+"""The other roles over HTTP, against real servers and against ones that misbehave."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from logpipe import client
+from logpipe.client import (
+    QUEUE_LEN,
+    RemoteCollector,
+    RemoteDistributor,
+    RemoteSubscription,
+    http_client,
+)
+from logpipe.continuity import Gap
+from logpipe.filters import EVERYTHING, Filter
+from logpipe.ids import START, StreamId, parse_id
+from logpipe.messages import Batch, Bye, Hello, Item, Message, Notice, Progress, Start
+from logpipe.problems import Problem
+from logpipe.settings import Settings, load
+from tests.helpers import wait_until
+from tests.servers import Service, Valkey, free_port, serving, spawned
+
+HELLO = 'id: 5-0\nevent: hello\ndata: {"first_id":null,"last_id":null,"version":"x"}\n\n'
+ALL = Start(since=START)
+SSE_HEAD = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+
+
+def settings_for(url: str, **given: object) -> Settings:
+    return load({"role": "ui", "distributor_url": url, "collector_url": url, **given}, {})
+
+
+@contextlib.asynccontextmanager
+async def remote(url: str, **given: object) -> AsyncIterator[RemoteDistributor]:
+    async with http_client() as http:
+        yield RemoteDistributor(settings_for(url, **given), http)
+
+
+@contextlib.asynccontextmanager
+async def collector_at(url: str, **given: object) -> AsyncIterator[RemoteCollector]:
+    async with http_client() as http:
+        yield RemoteCollector(settings_for(url, **given), http)
+
+
+class Taken:
+    """What a subscription has given so far."""
+
+    def __init__(self, subscription: RemoteSubscription) -> None:
+        self.subscription = subscription
+        self.items: list[Item] = []
+
+    @property
+    def messages(self) -> list[str]:
+        return [e.event.message for i in self.items if isinstance(i, Batch) for e in i.entries]
+
+    @property
+    def ids(self) -> list[StreamId]:
+        return [e.id for i in self.items if isinstance(i, Batch) for e in i.entries]
+
+    async def until_count(self, count: int, timeout: float = 15) -> None:
+        async with asyncio.timeout(timeout):
+            while len(self.messages) < count:
+                await self.more()
+
+    async def until(self, kind: type[Message], timeout: float = 15) -> Any:
+        seen = 0
+        async with asyncio.timeout(timeout):
+            while True:
+                for item in self.items[seen:]:
+                    if isinstance(item, kind):
+                        self.items = self.items[self.items.index(item) + 1 :]
+                        return item
+                seen = len(self.items)
+                await self.more()
+
+    async def more(self) -> Sequence[Item] | None:
+        items = await self.subscription.next()
+        self.items += items or ()
+        return items
+
+
+@contextlib.contextmanager
+def reading(
+    distributor: RemoteDistributor, start: Start = ALL, chosen: Filter = EVERYTHING
+) -> Iterator[Taken]:
+    with distributor(start, chosen) as subscription:
+        yield Taken(subscription)
+
+
+async def send(service: Service, first: int, last: int) -> None:
+    events = [{"source": "t", "message": str(n)} for n in range(first, last)]
+    assert (await service.post(events)).status_code == 202
+
+
+class Impostor:
+    """An HTTP server that gives each connection the next of its answers, and keeps their heads."""
+
+    def __init__(self, *answers: str) -> None:
+        self.heads: list[str] = []
+        self.url = ""
+        self._answers = list(answers)
+
+    def header(self, number: int, name: str) -> str | None:
+        found = re.search(rf"^{name}: (.*?)\r$", self.heads[number], re.MULTILINE | re.IGNORECASE)
+        return found[1] if found else None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            self.heads.append(head)
+            if length := re.search(r"content-length: (\d+)", head, re.IGNORECASE):
+                await reader.readexactly(int(length[1]))
+            answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+            writer.write(answer.removesuffix("[wait]").encode())
+            await writer.drain()
+            if answer.endswith("[wait]"):
+                await reader.read()
+        finally:
+            writer.close()
+
+    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.append((asyncio.create_task(self._serve(reader, writer)), writer))
+
+    async def __aenter__(self) -> "Impostor":
+        self._open: list[tuple[asyncio.Task[None], asyncio.StreamWriter]] = []
+        self._server = await asyncio.start_server(self._on_connection, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+        for task, writer in self._open:
+            task.cancel()
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                await task
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def test_a_subscription_begins_with_a_hello_and_gives_all_events_in_order(
+    valkey: Valkey,
+) -> None:
+    async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
+        await send(service, 0, 500)
+        with reading(distributor) as taken:
+            assert isinstance(await taken.until(Hello), Hello)
+            await taken.until_count(500)
+            await send(service, 500, 600)
+            await taken.until_count(600)
+            assert taken.messages == [str(n) for n in range(600)]
+            assert taken.ids == sorted(set(taken.ids))
+            await taken.subscription.sent()
+
+
+async def test_a_subscription_resumes_right_after_the_id_it_is_given(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
+        await send(service, 0, 10)
+        with reading(distributor) as taken:
+            await taken.until_count(10)
+        with reading(distributor, Start(resume=taken.ids[6])) as rest:
+            await rest.until_count(3)
+            assert rest.ids == taken.ids[7:]
+
+
+async def test_the_distributor_filters_and_tells_progress(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("logpipe.streaming.PROGRESS_S", 0.05)
+    async with (
+        serving(redis_addr=valkey.url, heartbeat_s=0.2) as service,
+        remote(service.url) as distributor,
+    ):
+        with reading(distributor, ALL, Filter(text="7")) as taken:
+            await taken.until(Hello)
+            await send(service, 0, 30)
+            await taken.until_count(3)
+            assert taken.messages == ["7", "17", "27"]
+            await send(service, 0, 5)
+            progress = await taken.until(Progress)
+            assert progress.id > START
+
+
+async def test_the_first_events_wanted_are_those_of_tail(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
+        await send(service, 0, 50)
+        with reading(distributor, Start(tail=5)) as taken:
+            await taken.until_count(5)
+            assert taken.messages == ["45", "46", "47", "48", "49"]
+
+
+@pytest.mark.parametrize("signal", ["kill", "terminate"])
+async def test_nothing_is_missing_or_doubled_when_the_distributor_ends_and_comes_back(
+    own_valkey: Valkey, tmp_path: Path, signal: str
+) -> None:
+    port = str(free_port())
+    role = {"ROLE": "distributor", "REDIS_ADDR": own_valkey.url, "PORT": port}
+    async with (
+        serving(role="collector", redis_addr=own_valkey.url) as collector,
+        remote(f"http://127.0.0.1:{port}", heartbeat_s=1) as distributor,
+    ):
+        with reading(distributor) as taken:
+            for round_ in range(3):
+                async with spawned(tmp_path, **role) as process:
+                    await process.ready()
+                    await send(collector, 200 * round_, 200 * round_ + 100)
+                    await taken.until_count(200 * round_ + 100)
+                    getattr(process.popen, signal)()
+                    await send(collector, 200 * round_ + 100, 200 * round_ + 200)
+                    await process.exit_status()
+            async with spawned(tmp_path, **role) as process:
+                await taken.until_count(600, 30)
+                assert taken.messages == [str(n) for n in range(600)]
+                assert any(isinstance(item, Notice) for item in taken.items)
+
+
+async def test_a_page_that_was_there_before_the_distributor_gets_what_was_sent_since(
+    valkey: Valkey,
+) -> None:
+    port = free_port()
+    async with (
+        serving(role="collector", redis_addr=valkey.url) as collector,
+        remote(f"http://127.0.0.1:{port}") as distributor,
+    ):
+        await send(collector, 0, 3)
+        await asyncio.sleep(0.002)  # ids and the page's time are in milliseconds
+        with reading(distributor, Start()) as taken:
+            notice = await taken.until(Notice)
+            assert "cannot be reached" in notice.reason
+            await send(collector, 3, 8)
+            async with serving(role="distributor", redis_addr=valkey.url, port=port):
+                await taken.until(Hello)
+                await taken.until_count(5)
+                assert taken.messages == ["3", "4", "5", "6", "7"]
+
+
+async def test_after_an_outage_a_hello_says_that_it_goes_on(valkey: Valkey) -> None:
+    port = free_port()
+    async with remote(f"http://127.0.0.1:{port}") as distributor:
+        with reading(distributor) as taken:
+            for _ in range(2):
+                async with serving(redis_addr=valkey.url, port=port):
+                    await taken.until(Hello)
+                assert (await taken.until(Notice)).reason
+
+
+async def test_the_first_read_token_is_shown_to_the_distributor(valkey: Valkey) -> None:
+    async with (
+        serving(redis_addr=valkey.url, read_tokens="one,two") as service,
+        remote(service.url, read_tokens="two,one") as distributor,
+    ):
+        await send(service, 0, 2)
+        with reading(distributor) as taken:
+            await taken.until_count(2)
+
+
+@pytest.mark.parametrize(("tokens", "status"), [("", "401"), ("wrong", "403")])
+async def test_a_token_that_the_distributor_refuses_is_told(
+    valkey: Valkey, tokens: str, status: str
+) -> None:
+    async with (
+        serving(redis_addr=valkey.url, read_tokens="right") as service,
+        remote(service.url, read_tokens=tokens) as distributor,
+    ):
+        with reading(distributor) as taken:
+            notice = await taken.until(Notice)
+            assert status in notice.reason
+            assert "READ_TOKENS" in notice.reason
+            assert "wrong" not in notice.reason
+
+
+async def test_a_trouble_that_lasts_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "LAST_RETRY_S", 0.01)
+    monkeypatch.setattr(client, "FIRST_RETRY_S", 0.01)
+    async with (
+        Impostor("HTTP/1.1 500 Oops\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") as other,
+        remote(other.url, heartbeat_s=0.05) as distributor,
+    ):
+        with reading(distributor) as taken:
+            await wait_until(lambda: len(other.heads) > 5, "it tries on")
+            assert (await taken.until(Notice)).reason == "the distributor answers 500"
+            assert list(await taken.more() or ()) == []
+
+
+async def test_a_gap_is_passed_on_as_the_distributor_tells_it(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
+        await send(service, 0, 20)
+        with reading(distributor) as taken:
+            await taken.until_count(20)
+    valkey.client.xtrim("logs", maxlen=5, approximate=False)
+    async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
+        with reading(distributor, Start(resume=taken.ids[0])) as rest:
+            gap = await rest.until(Gap)
+            assert (gap.reason, gap.after, gap.before) == ("trimmed", taken.ids[0], taken.ids[15])
+            await rest.until_count(5)
+            assert rest.ids == taken.ids[15:]
+
+
+async def test_a_last_event_id_that_is_none_is_answered_by_a_gap(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
+        await send(service, 0, 3)
+        with reading(distributor, Start(unknown=True)) as taken:
+            assert (await taken.until(Gap)).reason == "reset"
+            await taken.until_count(3)
+
+
+async def test_a_page_that_reads_nothing_holds_the_distributor_back_and_loses_nothing(
+    valkey: Valkey,
+) -> None:
+    async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
+        pad = "x" * 2000
+        for part in range(20):
+            await service.post([{"source": "t", "message": f"{part}-{pad}"}] * 500)
+        with reading(distributor) as taken:
+            queue = taken.subscription._queue
+            await wait_until(queue.full, "the queue is full")
+            assert queue.qsize() <= QUEUE_LEN
+            await taken.until_count(10_000, 30)
+            assert len(set(taken.ids)) == 10_000
+
+
+async def test_leaving_ends_the_task_and_the_connection(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
+        hub_tasks = asyncio.all_tasks()
+        for _ in range(20):
+            with reading(distributor) as taken:
+                await taken.until(Hello)
+        await wait_until(lambda: pool_is_empty(distributor), "the connections are closed")
+
+        async def alone() -> bool:
+            metrics = (await service.http.get("/metrics")).text
+            return 'logpipe_subscribers{delivery="broadcast"} 0.0' in metrics
+
+        await wait_until(alone, "the distributor has no subscriber left")
+        left = asyncio.all_tasks() - hub_tasks
+        assert not [task for task in left if task.get_name() == "remote subscription"]
+        assert not distributor.open
+
+
+def pool_is_empty(distributor: RemoteDistributor) -> bool:
+    transport: Any = distributor.http._transport
+    return not transport._pool.connections
+
+
+async def test_leaving_while_the_queue_is_full_ends_the_connection_too(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
+        for _ in range(20):
+            await service.post([{"source": "t", "message": "x" * 4000}] * 500)
+        with reading(distributor) as taken:
+            await wait_until(taken.subscription._queue.full, "the queue is full")
+        await wait_until(lambda: pool_is_empty(distributor), "the connection is closed")
+
+
+async def test_a_server_that_stops_says_bye_to_its_pages(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
+        with reading(distributor) as taken:
+            await taken.until(Hello)
+            distributor.close()
+            assert isinstance(await taken.until(Bye), Bye)
+            assert await taken.more() is None
+        with reading(distributor) as late:
+            assert isinstance(await late.until(Bye), Bye)
+            assert await late.more() is None
+
+
+async def test_an_idle_stream_asks_for_heartbeats(valkey: Valkey) -> None:
+    async with (
+        serving(redis_addr=valkey.url) as service,
+        remote(service.url, heartbeat_s=0.05) as distributor,
+    ):
+        with reading(distributor) as taken:
+            await taken.until(Hello)
+            assert await taken.more() == []
+
+
+async def test_what_is_no_distributor_is_told() -> None:
+    page = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi"
+    async with Impostor(page) as other, remote(other.url) as distributor:
+        with reading(distributor) as taken:
+            assert "no distributor" in (await taken.until(Notice)).reason
+
+
+async def test_what_cannot_be_read_does_not_move_the_cursor() -> None:
+    good = 'id: 7-0\ndata: {"id":"7-0","source":"t","message":"good"}\n\n'
+    broken = "id: 8-0\ndata: {nonsense\n\n"
+    again = good.replace("7-0", "8-0")
+    async with (
+        Impostor(SSE_HEAD + HELLO + good + broken, SSE_HEAD + HELLO + again + "[wait]") as other,
+        remote(other.url) as distributor,
+    ):
+        with reading(distributor) as taken:
+            assert "not understood" in (await taken.until(Notice)).reason
+            await taken.until_count(1)
+            assert other.header(1, "Last-Event-ID") in ("5-0", "7-0")
+            assert parse_id(other.header(1, "Last-Event-ID") or "") < taken.ids[0]
+
+
+async def test_a_reader_that_is_asked_to_come_back_later_waits() -> None:
+    async with (
+        Impostor(f"{SSE_HEAD}retry: 600\n\n", f"{SSE_HEAD}{HELLO}[wait]") as other,
+        remote(other.url) as distributor,
+    ):
+        with reading(distributor) as taken:
+            await wait_until(lambda: other.heads, "the first attempt")
+            began = asyncio.get_running_loop().time()
+            await taken.until(Hello)
+            assert asyncio.get_running_loop().time() - began > 0.5
+
+
+async def test_a_distributor_that_falls_silent_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "SILENCE_S", 0.1)
+    async with (
+        Impostor(f"{SSE_HEAD}{HELLO}[wait]") as other,
+        remote(other.url, heartbeat_s=0.01) as distributor,
+    ):
+        with reading(distributor) as taken:
+            await taken.until(Hello)
+            assert "ReadTimeout" in (await taken.until(Notice)).reason
+            await taken.until(Hello)
+            assert other.header(1, "Last-Event-ID") == "5-0"
+
+
+async def test_a_fault_of_its_own_ends_the_stream_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(RemoteSubscription, "_items", fail)
+    async with remote("http://127.0.0.1:9") as distributor:
+        with reading(distributor) as taken:
+            assert isinstance(await taken.until(Bye), Bye)
+            assert await taken.more() is None
+    assert "a remote subscription has died" in caplog.text
+
+
+async def test_a_sent_event_is_stored_and_its_id_comes_back(valkey: Valkey) -> None:
+    async with (
+        serving(redis_addr=valkey.url, ingest_tokens="w") as service,
+        collector_at(service.url, ingest_tokens="w") as submit,
+    ):
+        id_ = await submit(b'{"source":"a","message":"b"}')
+        rows: Any = valkey.client.xrange("logs")
+        assert [row[0].decode() for row in rows] == [id_]
+
+
+async def test_what_the_collector_refuses_is_passed_on_with_the_field(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service, collector_at(service.url) as submit:
+        with pytest.raises(Problem) as refused:
+            await submit(b'{"source":"","message":"b"}')
+        assert refused.value.status == 422
+        assert refused.value.members["errors"][0]["field"] == "source"
+
+
+async def test_the_collectors_503_keeps_its_retry_after(own_valkey: Valkey) -> None:
+    async with serving(redis_addr=own_valkey.url) as service, collector_at(service.url) as submit:
+        own_valkey.kill()
+        with pytest.raises(Problem) as refused:
+            await submit(b'{"source":"a","message":"b"}')
+        assert refused.value.status == 503
+        assert refused.value.headers == {"retry-after": "1"}
+
+
+@pytest.mark.parametrize("token", ["", "wrong"])
+async def test_a_token_that_the_collector_refuses_is_no_fault_of_the_user(
+    valkey: Valkey, token: str
+) -> None:
+    async with (
+        serving(redis_addr=valkey.url, ingest_tokens="right") as service,
+        collector_at(service.url, ingest_tokens=token) as submit,
+    ):
+        with pytest.raises(Problem) as refused:
+            await submit(b'{"source":"a","message":"b"}')
+        assert refused.value.status == 502
+        assert "INGEST_TOKENS" in refused.value.detail
+
+
+async def test_a_collector_that_is_away_is_a_503() -> None:
+    async with collector_at(f"http://127.0.0.1:{free_port()}") as submit:
+        with pytest.raises(Problem) as refused:
+            await submit(b"{}")
+        assert refused.value.status == 503
+        assert refused.value.headers["Retry-After"] == "1"
+        assert "cannot be reached" in refused.value.detail
+
+
+async def test_a_cut_connection_is_tried_once_more_with_the_same_key() -> None:
+    stored = 'HTTP/1.1 202 Accepted\r\nContent-Length: 13\r\n\r\n{"id": "7-0"}'
+    async with Impostor("", stored) as other, collector_at(other.url) as submit:
+        assert await submit(b"{}") == "7-0"
+        keys = {other.header(number, "Idempotency-Key") for number in range(2)}
+        assert len(other.heads) == 2
+        assert len(keys) == 1
+    async with Impostor("") as other, collector_at(other.url) as submit:
+        with pytest.raises(Problem) as refused:
+            await submit(b"{}")
+        assert refused.value.status == 503
+        assert len(other.heads) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+        "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n[]",
+        "HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
+        'HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n{"a":"b"}',
+    ],
+)
+async def test_what_is_no_collector_is_told(answer: str) -> None:
+    async with Impostor(answer) as other, collector_at(other.url) as submit:
+        with pytest.raises(Problem) as refused:
+            await submit(b"{}")
+        assert refused.value.status == 502
