@@ -76,18 +76,40 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 _event = msgspec.json.Decoder(Event)
+_raw = msgspec.json.Decoder(msgspec.Raw)
 _raw_array = msgspec.json.Decoder(list[msgspec.Raw])
 _event_array = msgspec.json.Decoder(list[Event])
 _encoder = msgspec.json.Encoder()
 _scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 """Finds where a value ends, and leaves it to msgspec to judge what is in it."""
 
+MAX_NAME_SHOWN = 100
+"""Characters of an unknown field's name that a refusal repeats."""
+
 NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises for hostile input: it checks neither UTF-8 nor depth itself."""
 
 _NESTING = (dict, list)
 _AT_FIELD = re.compile(r"^(?P<what>.*) - at `\$\.(?P<field>\w+).*`$", re.DOTALL)
-_NAMED_FIELD = re.compile(r"(?:required|unknown) field `(?P<field>.*)`$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
+
+_KINDS = {
+    "str": "a text",
+    "int": "a whole number",
+    "int | null": "a whole number",
+    "float": "a decimal number",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "an array",
+}
+_WORDS = (
+    (re.compile(r"^Expected `str` of length >= 1$"), "must not be empty"),
+    (re.compile(r"^Expected `str` of length <= (\d+)$"), r"must have at most \1 characters"),
+    (re.compile(r"^Expected `int` >= (\d+)$"), r"must be at least \1"),
+    (re.compile(r"^Expected `int` <= (\d+)$"), r"must be at most \1"),
+)
+_MISTAKEN = re.compile(r"^Expected `(.*)`, got `(.*)`$")
 
 
 def decode_json(body: bytes) -> tuple[list[Event], list[Refusal], bool]:
@@ -101,7 +123,7 @@ def decode_json(body: bytes) -> tuple[list[Event], list[Refusal], bool]:
     try:
         return _shallow(text, [_event.decode(text)]), [], True
     except NOT_DECODED as error:
-        alone = _refusal(0, error)
+        alone = _refusal(0, text, error)
     if b"\n" in text:
         try:
             return _shallow(text, _event.decode_lines(text)), [], False
@@ -130,7 +152,7 @@ def _decode_array(text: bytes) -> tuple[list[Event], list[Refusal]]:
     try:
         pieces = _raw_array.decode(text)
     except NOT_DECODED as error:
-        return [], [_refusal(0, error)]
+        return [], [_refusal(0, text, error)]
     return _decode_pieces([bytes(piece) for piece in pieces])
 
 
@@ -140,7 +162,7 @@ def _decode_pieces(pieces: list[bytes]) -> tuple[list[Event], list[Refusal]]:
         try:
             events += _shallow(piece, [_event.decode(piece)])
         except NOT_DECODED as error:
-            refusals.append(_refusal(index, error))
+            refusals.append(_refusal(index, piece, error))
     return events, refusals
 
 
@@ -177,19 +199,43 @@ def _concatenated(text: bytes) -> Iterator[bytes]:
             at += 1
 
 
-def _refusal(index: int, error: Exception) -> Refusal:
-    text = str(error)
-    if not isinstance(error, msgspec.ValidationError):
-        if isinstance(error, RecursionError):
-            text = "JSON is nested too deeply"
-        elif isinstance(error, UnicodeDecodeError):
-            text = "JSON is not UTF-8"
-        return Refusal(index, None, text, 400)
-    if match := _NAMED_FIELD.search(text):  # first: an unknown field may be named "x - at `$.y"
-        return Refusal(index, match["field"], text, 422)
+def _refusal(index: int, piece: bytes, error: Exception) -> Refusal:
+    if isinstance(error, RecursionError):
+        return Refusal(index, None, "JSON is nested too deeply", 400)
+    if isinstance(error, UnicodeDecodeError):
+        return Refusal(index, None, "JSON is not UTF-8", 400)
+    if isinstance(error, msgspec.ValidationError):
+        # msgspec stops at the first field that is wrong; there may be no JSON behind it.
+        try:
+            _raw.decode(piece)
+        except NOT_DECODED as worse:
+            return _refusal(index, piece, worse)
+        return Refusal(index, *_told(str(error)), 422)
+    if str(error) == "Input data was truncated":
+        return Refusal(index, None, "JSON ends too early, or has half a surrogate pair", 400)
+    return Refusal(index, None, str(error), 400)
+
+
+def _told(text: str) -> tuple[str | None, str]:
+    """The field of msgspec's complaint, and the complaint in words for people."""
+    if match := _UNKNOWN.match(text):  # first: such a field may be named like any complaint
+        field = match["field"][:MAX_NAME_SHOWN]
+        return field, f"{field}: is no field of an event; data of your own goes to metadata"
+    if match := _MISSING.match(text):
+        return match["field"], f"{match['field']}: is required"
     if match := _AT_FIELD.match(text):
-        return Refusal(index, match["field"], f"{match['field']}: {match['what']}", 422)
-    return Refusal(index, None, text, 422)
+        return match["field"], f"{match['field']}: {_in_words(match['what'])}"
+    return None, _in_words(text)
+
+
+def _in_words(what: str) -> str:
+    for pattern, words in _WORDS:
+        if pattern.match(what):
+            return pattern.sub(words, what)
+    if match := _MISTAKEN.match(what):
+        wanted, got = (_KINDS.get(kind, kind) for kind in match.groups())
+        return f"must be {wanted}, not {got}"
+    return what[:1].lower() + what[1:]
 
 
 def encode(event: Event, now_ms: int) -> bytes:
