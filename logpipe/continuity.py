@@ -25,6 +25,14 @@ class Cursor(NamedTuple):
     id: StreamId
     position: int | None = None
 
+    def unproven(self) -> "Cursor":
+        """The cursor once nothing proves that the stream is still the one that was read.
+
+        A position means nothing then; and `START`, which fits every stream, becomes an id that
+        fits none, so that a reader who had nothing yet is told of what it missed.
+        """
+        return Cursor(max(self.id, START.after()))
+
 
 class Bounds(NamedTuple):
     """What `XINFO STREAM` says of a stream; all zero and None for a key that does not exist."""
@@ -43,6 +51,15 @@ class Bounds(NamedTuple):
     def trimmed(self) -> bool:
         """Whether any entry may have gone."""
         return self.added is None or self.added > self.length
+
+    def spans(self, witness: StreamId) -> bool:
+        """Whether this can be the stream that held an entry `witness`, or had nothing then.
+
+        A flush leaves a stream whose ids are all above; only trimming past it looks the same.
+        """
+        if witness == START or self.first is None:
+            return True
+        return self.first <= witness <= self.last
 
     @property
     def position_before_first(self) -> int | None:

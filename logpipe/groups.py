@@ -23,7 +23,7 @@ from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Start
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
-from logpipe.stream import Claimed, NoGroupError, Stream
+from logpipe.stream import WRITES_ONLY, Claimed, NoGroupError, Stream
 from logpipe.subscription import goodbye
 
 log = logging.getLogger("logpipe.groups")
@@ -79,21 +79,37 @@ class Groups:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_READ_S):
                 await self._tasks.__aexit__(None, None, None)
+                for group in self._groups.values():
+                    await group.release_at_end()
 
     def subscribe(self, group: str, start: Start, chosen: Filter) -> "SharedSubscription":
         """A subscription to a group, which is created where `start` says unless it exists.
 
         Raises `TooManyGroupsError`.
         """
-        if group not in self._groups:
-            if len(self._groups) >= MAX_GROUPS:
-                raise TooManyGroupsError(f"{MAX_GROUPS} groups are read here already")
-            self._groups[group] = Group(self, group, start)
-        return SharedSubscription(self._groups[group], chosen)
+        self._refuse_more_than_allowed(group)
+        return SharedSubscription(self, group, start, chosen)
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _refuse_more_than_allowed(self, group: str) -> None:
+        if group not in self._groups and len(self._groups) >= MAX_GROUPS:
+            raise TooManyGroupsError(f"{MAX_GROUPS} groups are read here already")
+
+    def join(self, name: str, start: Start, member: "SharedSubscription") -> "Group":
+        """Takes a subscriber into its group, which is read here from the first one on.
+
+        Not before: a request that is never answered by a stream (HEAD, or a client that has
+        left) would keep its group for ever. Raises `TooManyGroupsError`.
+        """
+        self._refuse_more_than_allowed(name)
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = Group(self, name, start)
+        group.join(member)
+        return group
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs a group's task; one that fails ends the process."""
-        self._tasks.create_task(coroutine)
+        return self._tasks.create_task(coroutine)
 
     def forget(self, group: "Group") -> None:
         """A group has no subscriber left."""
@@ -115,10 +131,15 @@ class Group:
         self.stream = groups.stream
         self.members: set[SharedSubscription] = set()
         self._start = start
+        self._begun_ms = time.time_ns() // 1_000_000
+        self._exists = False
+        """Whether the group was there: when it is missing then, Redis was flushed."""
+        self._creating = asyncio.Lock()
         self._queue: deque[Entry] = deque()
         self._lost: list[StreamId] = []
         self._in_flight: set[StreamId] = set()
         self._written: set[StreamId] = set()
+        self._claim_after = START
         self._work_wanted = asyncio.Event()
         self._running = False
 
@@ -127,23 +148,30 @@ class Group:
     def join(self, member: "SharedSubscription") -> None:
         """Takes a subscriber in, and begins to read with the first."""
         self.members.add(member)
-        if not self._running:
+        if not self._running and not self.groups.closing:
             self._running = True
             self.groups.spawn(self._run())
 
-    def leave(self, member: "SharedSubscription", unwritten: Sequence[Entry]) -> None:
+    def leave(
+        self,
+        member: "SharedSubscription",
+        unwritten: Sequence[Entry],
+        untold: Sequence[StreamId],
+    ) -> None:
         """Lets a subscriber go; the others get what it was given and did not write."""
         self.members.discard(member)
-        if self.members:
-            self._queue.extendleft(reversed(unwritten))
-            self._hand_out()
-        else:
-            self._in_flight.difference_update(entry.id for entry in unwritten)
+        self._queue.extendleft(reversed(unwritten))
+        self._lost.extend(untold)
+        self._hand_out()
         self._work_wanted.set()
 
     async def hello(self) -> Hello:
-        """The first word to a subscriber; while Redis is away it knows no ids."""
+        """The first word to a subscriber; while Redis is away it knows no ids.
+
+        The group exists by then, so that what is sent after the hello is the group's.
+        """
         try:
+            await self._create()
             bounds = await self.stream.bounds()
         except Unavailable:
             bounds = NO_STREAM
@@ -183,7 +211,7 @@ class Group:
         if self._lost and waiting:
             lost, self._lost = self._lost, []
             gap = Gap("trimmed", min(lost).before(), max(lost).after(), len(lost), max(lost))
-            waiting[0].give([gap], [])
+            waiting[0].give([gap], [], lost)
             waiting.pop(0)
         while waiting and self._queue:
             share = -(-len(self._queue) // len(waiting))
@@ -195,15 +223,17 @@ class Group:
 
     async def _run(self) -> None:
         """Reads while there are subscribers; the one loop that reconnects."""
-        keeper = asyncio.create_task(self._keep())
+        keeper = self.groups.spawn(self._keep())
         try:
             while self._wanted:
                 try:
-                    await self.stream.create_group(self.name, self._first())
+                    await self._create()
                     await self._read()
+                    await self._release()
                 except NoGroupError:
                     # Flushed: the new stream is the group's from its beginning.
                     log.warning("the consumer group %r is gone and made anew", self.name)
+                    self._exists = False
                     self._start = Start(since=START)
                     self._in_flight.clear()
                     self._written.clear()
@@ -216,6 +246,46 @@ class Group:
             if not self.members:
                 self.groups.forget(self)
 
+    async def _create(self) -> None:
+        """Makes sure that the group exists."""
+        async with self._creating:
+            if self._exists:
+                return
+            try:
+                await self.stream.create_group(self.name, self._first())
+            except Unavailable as error:
+                if self._first() is None:
+                    # What is sent until Redis is back is new to the group.
+                    self._start = Start(since=StreamId(self._begun_ms, 0))
+                if not await self._is_there(error):
+                    raise
+            self._exists = True
+
+    async def _is_there(self, error: Unavailable) -> bool:
+        """A Redis without memory creates no group, not even one that it has; but it reads."""
+        if error.kind not in WRITES_ONLY:
+            return False
+        try:
+            await self.stream.pending(self.name)
+        except NoGroupError:
+            return False
+        return True
+
+    async def _release(self) -> None:
+        """Gives back what was read and has no reader here, for other replicas to take at once."""
+        await self._flush_written()
+        ids = [entry.id for entry in self._queue]
+        self._queue.clear()
+        self._in_flight.difference_update(ids)
+        if ids:
+            kept = await self.stream.release(self.name, self.groups.consumer, ids)
+            self.groups.metrics.group_lost.inc(len(ids) - kept)
+
+    async def release_at_end(self) -> None:
+        """The last `_release`, when the process ends and all subscribers have left."""
+        with contextlib.suppress(Unavailable, NoGroupError):
+            await self._release()
+
     @property
     def _wanted(self) -> bool:
         return bool(self.members) and not self.groups.closing
@@ -226,34 +296,27 @@ class Group:
         return self._start.since.before() if self._start.since is not None else None
 
     async def _read(self) -> None:
-        await self._read_own_pending()
+        """Reads whenever a subscriber waits, until none is left.
+
+        First what this consumer was given before, by a process or a connection that is gone.
+        """
+        pending: StreamId | None = START
         while self._wanted:
             if not any(member.waiting for member in self.members):
                 self._work_wanted.clear()
                 await self._work_wanted.wait()
                 continue
-            self._take(
-                await self.stream.read_group(
-                    self.name, self.groups.consumer, self.groups.batch_count
-                )
-            )
-
-    async def _read_own_pending(self) -> None:
-        """What this consumer was given before, by a process or a connection that is gone."""
-        after = START
-        while True:
             claimed = await self.stream.read_group(
                 self.name,
                 self.groups.consumer,
                 self.groups.batch_count,
-                pending_after=after,
+                pending_after=pending,
             )
-            ids = [*(entry.id for entry in claimed.entries), *claimed.lost, *claimed.unreadable]
-            if not ids:
-                return
-            after = max(ids)
-            if claimed.lost:
-                await self.stream.acknowledge(self.name, claimed.lost)
+            if pending is not None:
+                ids = [*(entry.id for entry in claimed.entries), *claimed.lost, *claimed.unreadable]
+                pending = max(ids, default=None)
+                if claimed.lost:
+                    await self.stream.acknowledge(self.name, claimed.lost)
             self._take(claimed)
 
     def _take(self, claimed: Claimed) -> None:
@@ -261,9 +324,11 @@ class Group:
         new = [entry for entry in claimed.entries if entry.id not in self._in_flight]
         self._in_flight.update(entry.id for entry in new)
         self._queue.extend(new)
-        self._lost.extend(claimed.lost)
+        # What was trimmed and is in flight here reaches its subscriber all the same.
+        lost = [id_ for id_ in claimed.lost if id_ not in self._in_flight]
+        self._lost.extend(lost)
         self._written.update(claimed.unreadable)
-        self.groups.metrics.group_lost.inc(len(claimed.lost))
+        self.groups.metrics.group_lost.inc(len(lost))
         self.groups.metrics.unreadable.inc(len(claimed.unreadable))
         self._hand_out()
 
@@ -287,7 +352,9 @@ class Group:
             self.groups.consumer,
             self.groups.pending_idle_ms,
             self.groups.batch_count,
+            after=self._claim_after,
         )
+        self._claim_after = claimed.next
         if claimed.entries or claimed.lost or claimed.unreadable:
             self.groups.metrics.group_claimed.inc(len(claimed.entries))
             self._take(claimed)
@@ -296,35 +363,42 @@ class Group:
 class SharedSubscription:
     """One subscriber's share of a group."""
 
-    def __init__(self, group: Group, chosen: Filter) -> None:
+    def __init__(self, groups: Groups, name: str, start: Start, chosen: Filter) -> None:
         self.filter = chosen
-        self._group = group
+        self._groups = groups
+        self._name = name
+        self._start = start
+        self._group: Group | None = None
         self._greeted = False
         self._ended = False
         self._items: list[Item] = []
         self._given: list[Entry] = []
+        self._told: list[StreamId] = []
         self._asking = False
         self._woken = asyncio.Event()
 
     def __enter__(self) -> Self:
-        self._group.join(self)
-        self._group.groups.metrics.subscribers.labels("shared").inc()
+        with contextlib.suppress(TooManyGroupsError):
+            self._group = self._groups.join(self._name, self._start, self)
+        self._groups.metrics.subscribers.labels("shared").inc()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._asking = False
-        self._group.leave(self, self._given)
-        self._group.groups.metrics.subscribers.labels("shared").dec()
+        if self._group is not None:
+            self._group.leave(self, self._given, self._told)
+        self._groups.metrics.subscribers.labels("shared").dec()
 
     @property
     def waiting(self) -> bool:
         """Whether it can take work."""
         return self._asking and not self._items
 
-    def give(self, items: list[Item], entries: list[Entry]) -> None:
-        """Hands it work; `entries` are what it has to acknowledge."""
+    def give(self, items: list[Item], entries: list[Entry], lost: Sequence[StreamId] = ()) -> None:
+        """Hands it work: `entries` to acknowledge, `lost` to be told of."""
         self._items = items
         self._given = entries
+        self._told = list(lost)
         self.wake()
 
     def wake(self) -> None:
@@ -335,23 +409,29 @@ class SharedSubscription:
         """The next items: none when a heartbeat is due, None when the subscription is over."""
         if self._ended:
             return None
+        if self._group is None:
+            return self._end(f"{MAX_GROUPS} groups are read here already")
         if not self._greeted:
             self._greeted = True
             return [await self._group.hello()]
-        due = time.monotonic() + self._group.groups.heartbeat_s
+        due = time.monotonic() + self._groups.heartbeat_s
         self._asking = True
         try:
             self._group.want_work()
             while not self._items:
-                if self._group.groups.closing:
-                    self._ended = True
-                    return [goodbye("the server is stopping")]
-                if not await self._wait_until(due):
+                if self._groups.closing:
+                    return self._end("the server is stopping")
+                # Work may come in the moment in which the time is up.
+                if not await self._wait_until(due) and not self._items:
                     return []
         finally:
             self._asking = False
         items, self._items = self._items, []
         return items
+
+    def _end(self, reason: str) -> Sequence[Item]:
+        self._ended = True
+        return [goodbye(reason)]
 
     async def _wait_until(self, due: float) -> bool:
         self._woken.clear()
@@ -364,6 +444,11 @@ class SharedSubscription:
 
     async def sent(self) -> None:
         """Acknowledges what was written."""
+        # A connection that ended in this very moment has taken nothing: the response's task is
+        # cancelled here then, and what it was given goes to another subscriber.
+        await asyncio.sleep(0)
         given, self._given = self._given, []
+        self._told = []
         if given:
+            assert self._group is not None
             await self._group.acknowledge(given)

@@ -65,6 +65,9 @@ async def before(stream: Stream, since: StreamId) -> tuple[Cursor, Gap | None]:
             return Cursor(below[0][0]), None
     bounds = await stream.bounds()
     if bounds.first is None:
+        # What was wanted may be trimmed: a cursor before it is told so by the next entry.
+        if START < since <= bounds.last:
+            return Cursor(since.before()), None
         return Cursor(bounds.last, bounds.added), None
     cursor = Cursor(bounds.first.before(), bounds.position_before_first)
     if since == START or not bounds.trimmed or since >= bounds.first:

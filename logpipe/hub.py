@@ -72,21 +72,23 @@ class Hub:
             self.window.restart(Cursor(self._bounds.last, self._bounds.added))
             self.attached = True
             self._wake()
-        unsure = after_outage
         while True:
-            page = await self.stream.read(self.window.end, self.batch_count)
-            self._take(page, unsure=unsure)
-            if unsure:
+            end = self.window.end
+            page = await self.stream.read(end, self.batch_count, witness=end.id)
+            self._take(page)
+            if after_outage:
                 self._wake()
-            unsure = False
+                after_outage = False
             await self._pace()
             if len(page.entries) + page.unreadable < self.batch_count:
                 await self.stream.wait(self.window.end.id)
 
-    def _take(self, page: Page, *, unsure: bool) -> None:
+    def _take(self, page: Page) -> None:
         """Puts a page into the window and wakes the subscribers."""
         if page.gap is not None:
-            if unsure or page.gap.reason == "reset":
+            # Only a feed that was at the very beginning can still count. To any other, trimming
+            # that overtook it and a flush followed by many entries look the same.
+            if page.gap.count is None:
                 self.era += 1
             self.window.restart(page.start)
         if page.end == page.start and page.gap is None:

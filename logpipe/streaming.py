@@ -113,14 +113,15 @@ class StreamResponse(Response):
         with self._subscription:
             pump = asyncio.create_task(self._pump(send))
             # A loop that only sends never notices that its client has left.
-            leaving = asyncio.create_task(_until_disconnect(receive))
+            leaving = asyncio.create_task(_until_disconnect(receive, pump))
             try:
                 await asyncio.wait((pump, leaving), return_when=asyncio.FIRST_COMPLETED)
-                if pump.done():
+                if pump.done() and not pump.cancelled():
                     pump.result()
             finally:
                 for task in (pump, leaving):
-                    task.cancel()
+                    if not task.cancelling():  # twice would cut off its cleaning up
+                        task.cancel()
                 await asyncio.wait((pump, leaving))
 
     async def _pump(self, send: Send) -> None:
@@ -168,6 +169,8 @@ class StreamResponse(Response):
         return self._encoder.heartbeat if idle else b""
 
 
-async def _until_disconnect(receive: Receive) -> None:
+async def _until_disconnect(receive: Receive, pump: asyncio.Task[None]) -> None:
+    """Ends the pump at once: a server takes what is sent after that, and drops it."""
     while (await receive())["type"] != "http.disconnect":
         pass
+    pump.cancel()

@@ -5,9 +5,11 @@ behind (catch-up), and is told by a `Gap` what the stream no longer holds. Resum
 and catch-up differ only in where the cursor starts.
 """
 
+import asyncio
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Self
 
 from logpipe import __version__
@@ -22,6 +24,9 @@ from logpipe.window import BATCH_BYTES, rest_of
 
 BYE_RETRY_MS = (500, 3000)
 """When subscribers are asked to come back, spread so that they do not all come at once."""
+
+RETRY_S = 1.0
+"""How long a reader that catches up waits after an error that the feed may not have met."""
 
 UNKNOWN_EVENT_BYTES = 16 * 1024
 """What an event is taken to measure until the first ones were seen: a first page of 16."""
@@ -42,7 +47,7 @@ class HubSubscription:
         self._start = start
         self._connected_ms = time.time_ns() // 1_000_000
         self._number: int | None = None
-        self._era = hub.era
+        self._era: int | None = None
         self._begun = False
         self._noticed = False
         self._ended = False
@@ -68,22 +73,31 @@ class HubSubscription:
             if self._hub.closing:
                 self._ended = True
                 return [goodbye("the server is stopping")]
+            patience = None
             try:
                 items = await self._step()
             except Unavailable as error:
                 items = self._notice(error)
+                patience = RETRY_S
+                self.cursor = Cursor(self.cursor.id)  # it may be another stream that comes back
             if items or time.monotonic() >= due:
                 return items
-            await change.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await change.wait()
         return None
 
     async def _step(self) -> Sequence[Item]:
         if not self._begun:
             return await self._begin()
-        if self._number is None:
-            self._number = self._hub.window.locate(self.cursor.id)
-        if self._number is not None and self._number >= self._hub.window.first_number:
+        window = self._hub.window
+        # An id that was not read in this era may lie between the window's and yet be unknown.
+        if self._number is None and (self._era == self._hub.era or window.holds(self.cursor.id)):
+            self._number = window.locate(self.cursor.id)
+        if self._number is not None and self._number >= window.first_number:
             return self._from_window(self._number)
+        if self._number is not None and self._start.on_lag == "skip" and (gap := self._skip()):
+            return [gap]
         return await self._catch_up()
 
     def _from_window(self, number: int) -> Sequence[Item]:
@@ -101,16 +115,16 @@ class HubSubscription:
 
     async def _catch_up(self) -> Sequence[Item]:
         """The next page from the stream itself, with the gap before it."""
-        if self._number is not None and self._start.on_lag == "skip" and self._era == self._hub.era:
-            return self._skip()
         self._number = None
-        if self._era != self._hub.era:
-            self._era = self._hub.era
-            self.cursor = Cursor(self.cursor.id)
         async with self._hub.catching_up:
-            page = await self._hub.stream.read(self.cursor, self._page_count())
+            era = self._hub.era
+            if self._era is not None and self._era != era:
+                self.cursor = self.cursor.unproven()
+            page = await self._hub.stream.read(
+                self.cursor, self._page_count(), witness=self._hub.window.end.id
+            )
         self._hub.metrics.catchup_reads.inc()
-        self.cursor = page.end
+        self.cursor, self._era = page.end, era
         items: list[Item] = []
         if page.gap is not None:
             items.append(page.gap)
@@ -122,21 +136,19 @@ class HubSubscription:
 
     def _page_count(self) -> int:
         """So many entries that a page is about as large as one write."""
-        window = self._hub.window
-        average = self._average or (window.bytes // window.entries if window.entries else 0)
-        return max(1, min(self._hub.batch_count, BATCH_BYTES // (average or UNKNOWN_EVENT_BYTES)))
+        average = self._average or UNKNOWN_EVENT_BYTES
+        return max(1, min(self._hub.batch_count, BATCH_BYTES // average))
 
-    def _skip(self) -> Sequence[Item]:
-        """Jumps to the newest batch and says what was left out."""
+    def _skip(self) -> Gap | None:
+        """Jumps to the newest batch and says what was left out; None where it cannot."""
         newest = self._hub.window.newest
-        self._number = None
-        if newest is None or not newest.entries or newest.start.id <= self.cursor.id:
-            return []
+        if self._era != self._hub.era or newest is None or not newest.entries:
+            return None
         known = self.cursor.position is not None and newest.start.position is not None
         count = (newest.start.position or 0) - (self.cursor.position or 0) if known else None
         gap = Gap("slow", self.cursor.id, newest.entries[0].id, count, newest.start.id)
-        self.cursor = newest.start
-        return [gap]
+        self.cursor, self._number = newest.start, None
+        return gap
 
     def _notice(self, error: Unavailable) -> Sequence[Item]:
         """Says once, before the first entry, why nothing comes; later outages need no word."""
@@ -163,13 +175,15 @@ class HubSubscription:
                 gap = Gap("reset", START, bounds.first, None, self.cursor.id)
         elif start.resume is not None:
             self.cursor = Cursor(start.resume)
-            if self._hub.window.holds(start.resume):
-                self._number = self._hub.window.locate(start.resume)
         elif start.since is not None or start.tail is not None or self._noticed:
-            gap = await self._find_start()
+            async with self._hub.catching_up:
+                era = self._hub.era
+                gap = await self._find_start()
+            self._era = era
         else:
             self.cursor = self._hub.window.end
             self._number = self._hub.window.next_number
+            self._era = self._hub.era
         self._begun = True
         hello = await self._hello(gap.after if gap else self.cursor.id)
         return [hello, gap] if gap else [hello]

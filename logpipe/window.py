@@ -53,7 +53,11 @@ class Window:
         self.bytes += batch.size
         if len(self._batches) > KEPT_CHUNKS:
             self._batches[-1 - KEPT_CHUNKS].forget_chunks()
-        while self.entries > self._max_entries or self.bytes > self._max_bytes:
+        # Batches are counted, too: one of entries that hold no event adds nothing to the others.
+        while (
+            max(self.entries, len(self._batches)) > self._max_entries
+            or self.bytes > self._max_bytes
+        ):
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:

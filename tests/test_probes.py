@@ -40,7 +40,7 @@ async def health(http: httpx.AsyncClient) -> tuple[int, Any]:
 
 
 async def test_a_process_that_is_ready_says_what_it_is() -> None:
-    redis = RedisHealth()
+    redis = RedisHealth("redis://redis:6379/0")
     redis.report("ok")
     async with probing("distributor,collector", redis) as http:
         assert await health(http) == (
@@ -56,7 +56,7 @@ async def test_a_process_that_is_ready_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_each_trouble_of_redis_is_told_by_its_kind_and_its_sentence(kind: Kind) -> None:
-    redis = RedisHealth()
+    redis = RedisHealth("redis://redis:6379/0")
     redis.report(kind, "the sentence")
     readable = kind in ("ok", "full", "read-only", "disk")
     for role, ready in (
@@ -82,7 +82,7 @@ async def test_a_page_that_needs_no_redis_is_ready_without_one() -> None:
 
 
 async def test_a_dead_task_makes_a_process_unready_whatever_redis_says() -> None:
-    redis, background = RedisHealth(), Background()
+    redis, background = RedisHealth("redis://redis:6379/0"), Background()
     redis.report("ok")
     background.failure = "the task feed has died"
     async with probing("all", redis, background) as http:
@@ -92,7 +92,7 @@ async def test_a_dead_task_makes_a_process_unready_whatever_redis_says() -> None
 
 
 async def test_a_process_lives_whatever_redis_says() -> None:
-    redis = RedisHealth()
+    redis = RedisHealth("redis://redis:6379/0")
     for kind in KINDS:
         redis.report(kind, "x")
         async with probing("all", redis) as http:
@@ -101,7 +101,7 @@ async def test_a_process_lives_whatever_redis_says() -> None:
 
 
 async def test_the_metrics_say_whether_redis_serves() -> None:
-    redis = RedisHealth()
+    redis = RedisHealth("redis://redis:6379/0")
     async with probing("all", redis) as http:
         assert "\nlogpipe_redis_up 0.0\n" in (await http.get("/metrics")).text
         redis.report("ok")

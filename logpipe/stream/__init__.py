@@ -2,7 +2,16 @@
 
 from logpipe.stream.append import Append, Appended
 from logpipe.stream.connections import NoGroupError
-from logpipe.stream.health import RedisHealth
+from logpipe.stream.health import WRITES_ONLY, RedisHealth
 from logpipe.stream.stream import Claimed, Page, Stream
 
-__all__ = ["Append", "Appended", "Claimed", "NoGroupError", "Page", "RedisHealth", "Stream"]
+__all__ = [
+    "WRITES_ONLY",
+    "Append",
+    "Appended",
+    "Claimed",
+    "NoGroupError",
+    "Page",
+    "RedisHealth",
+    "Stream",
+]

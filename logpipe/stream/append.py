@@ -34,7 +34,7 @@ for request = 1, tonumber(ARGV[3]) do
       end
       first = first or last
     end
-    local answer = first .. ' ' .. last .. ' ' .. receipt
+    local answer = (first or '0-0') .. ' ' .. (last or '0-0') .. ' ' .. receipt
     if keyed then redis.call('SET', KEYS[key], answer, 'EX', ARGV[2]) end
     answers[request] = {0, answer}
   end

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import redis.asyncio as aioredis
+import redis.exceptions
 from redis.asyncio.connection import (
     BlockingConnectionPool,
     Connection,
@@ -20,7 +21,6 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
-    MaxConnectionsError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -43,6 +43,8 @@ MONITOR_S = 1.0
 """Between two looks at a healthy Redis."""
 TROUBLED_S = 0.2
 """Between two looks at one that is in trouble."""
+ROOM_AGAIN = 0.05
+"""The part of its memory that a full Redis must have free to be no longer full."""
 AUTH_RETRY_S = 5.0
 """After a refused password or user: trying on at once would only fill Redis' log."""
 
@@ -56,12 +58,11 @@ class Connections:
     def __init__(
         self, address: RedisAddress, key: str, block_ms: int, trouble: Callable[[], str | None]
     ) -> None:
-        self.health = RedisHealth()
+        self.health = RedisHealth(str(address))
         self.writing = _client(address, WRITE_TIMEOUT_S)
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S)
         self.reading = _client(address, READ_TIMEOUT_S)
         self._key = key
-        self._where = str(address)
         self._trouble = trouble
 
     async def aclose(self) -> None:
@@ -92,7 +93,7 @@ class Connections:
             if kind not in (b"stream", b"none"):
                 raise ResponseError("WRONGTYPE")
         # A user that may not call INFO can still use the stream.
-        trouble = None if isinstance(info, Exception) else _trouble_in(info)
+        trouble = None if isinstance(info, Exception) else _trouble_in(info, self.health.kind)
         self.health.report(*(trouble or ("ok",)))
         if trouble:
             raise self.health.unavailable()
@@ -105,8 +106,16 @@ class Connections:
         """
         if self.health.kind == "auth" and not trying:
             raise self.health.unavailable()
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
         try:
-            yield
+            try:
+                yield
+            finally:
+                # Python 3.11's `wait_for`, by which redis-py sends, may swallow a cancellation:
+                # then an endless loop would never end, nor the process that waits for it.
+                if task and task.cancelling() > cancelled:
+                    raise asyncio.CancelledError
         except (RedisError, OSError, TimeoutError) as error:
             if str(error).startswith("NOGROUP"):
                 raise NoGroupError(str(error)) from None
@@ -114,19 +123,21 @@ class Connections:
             raise self.health.unavailable() from error
 
     def _diagnose(self, error: Exception) -> tuple[Kind, str]:
-        """The state that an error means, and a sentence without secrets."""
-        word = str(error).partition(" ")[0]
-        known = next((row for row in _BY_CLASS if isinstance(error, row[0])), None)
+        """The state that an error means, and a sentence that anyone may read."""
+        while isinstance(error.__cause__, RedisError):
+            error = error.__cause__  # of a greeting over a unix socket redis-py tells only that
+        known = next((row[1:] for row in _BY_CLASS if isinstance(error, row[0])), None)
+        known = known or _BY_WORD.get(str(error).partition(" ")[0])
         if known is None and isinstance(error, ResponseError):
-            known = (ResponseError, *_BY_WORD.get(word, ("error", str(error))))
+            known = ("error", " ".join(str(error).split()))
         if known is not None:
-            _, kind, detail = known
-            return kind, detail.replace("{where}", self._where).replace("{key}", self._key)
+            kind, detail = known
+            return kind, detail.replace("{key}", self._key)
         if trouble := self._trouble():
             return "away", trouble
-        if isinstance(error, TimeoutError):
-            return "away", f"no answer from {self._where}"
-        return "away", f"cannot be reached at {self._where}"
+        if isinstance(error, (TimeoutError, redis.exceptions.TimeoutError)):
+            return "away", "no answer"
+        return "away", "cannot be reached"
 
 
 class NoGroupError(Exception):
@@ -134,21 +145,22 @@ class NoGroupError(Exception):
 
 
 _BY_CLASS: tuple[tuple[type[Exception], Kind, str], ...] = (
-    (AuthenticationError, "auth", "the user or password is refused by {where}"),
-    (NoPermissionError, "auth", "the user of {where} may not use the stream's commands"),
-    (BusyLoadingError, "away", "loading its data at {where}"),
-    (MaxConnectionsError, "clients", "{where} has no connection left (maxclients)"),
-    (OutOfMemoryError, "full", "out of memory (maxmemory) at {where}"),
-    (ReadOnlyError, "read-only", "{where} is a read-only replica"),
+    (AuthenticationError, "auth", "the user or password is refused"),
+    (NoPermissionError, "auth", "the user may not use the stream's commands"),
+    (BusyLoadingError, "away", "loading its data"),
+    (OutOfMemoryError, "full", "out of memory (maxmemory)"),
+    (ReadOnlyError, "read-only", "a read-only replica"),
 )
 _BY_WORD: dict[str, tuple[Kind, str]] = {
-    "WRONGTYPE": ("wrong-type", "the key {key} at {where} is not a stream"),
-    "MISCONF": ("disk", "{where} cannot write to its disk (MISCONF)"),
-    "OOM": ("full", "out of memory (maxmemory) at {where}"),
-    "READONLY": ("read-only", "{where} is a read-only replica"),
-    "NOAUTH": ("auth", "{where} wants a password"),
-    "WRONGPASS": ("auth", "the user or password is refused by {where}"),
-    "NOREPLICAS": ("read-only", "{where} has too few replicas to write (NOREPLICAS)"),
+    "WRONGTYPE": ("wrong-type", "the key {key} is not a stream"),
+    "MISCONF": ("disk", "cannot write to its disk (MISCONF)"),
+    "OOM": ("full", "out of memory (maxmemory)"),
+    "READONLY": ("read-only", "a read-only replica"),
+    "NOAUTH": ("auth", "a password is wanted"),
+    "WRONGPASS": ("auth", "the user or password is refused"),
+    "ACL": ("auth", "the user may not use the stream's commands"),
+    "max": ("clients", "no connection left (maxclients)"),
+    "NOREPLICAS": ("read-only", "too few replicas to write (NOREPLICAS)"),
 }
 """By the first word of an error that redis-py gives no class of its own."""
 
@@ -185,13 +197,18 @@ def _client(address: RedisAddress, timeout_s: float) -> aioredis.Redis:
     return aioredis.Redis.from_pool(pool)
 
 
-def _trouble_in(info: dict[str, Any]) -> tuple[Kind, str] | None:
-    """What INFO says that would make the next append fail."""
+def _trouble_in(info: dict[str, Any], before: Kind) -> tuple[Kind, str] | None:
+    """What INFO says that would make the next append fail.
+
+    Once full, Redis is taken for full until it has some room: else the state would change with
+    every event that just fits.
+    """
     if info.get("loading"):
         return "away", "loading its data"
     limit = info.get("maxmemory", 0)
     counted = info.get("used_memory", 0) - info.get("mem_not_counted_for_evict", 0)
-    if limit and counted > limit and info.get("maxmemory_policy") == "noeviction":
+    bound = limit * (1 - ROOM_AGAIN) if before == "full" else limit
+    if limit and counted > bound and info.get("maxmemory_policy") == "noeviction":
         return "full", f"out of memory: {counted} of {limit} bytes (maxmemory)"
     if info.get("role") == "slave" and info.get("slave_read_only"):
         return "read-only", "a read-only replica"

@@ -21,10 +21,11 @@ class RedisHealth:
     """The state of one Redis as this process last saw it.
 
     Reported by every command that fails and by the monitor, so that /healthz, the log and the
-    answers of the collector say the same.
+    answers of the collector say the same; the address is for the log alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, where: str) -> None:
+        self._where = where
         self.kind: Kind = "connecting"
         self.detail = "not reached yet"
         self._ok = asyncio.Event()
@@ -40,7 +41,7 @@ class RedisHealth:
             log.info("Redis is ready")
         else:
             self._ok.clear()
-            log.warning("Redis: %s; trying on", detail)
+            log.warning("Redis at %s: %s; trying on", self._where, detail)
 
     async def recovered(self, timeout: float) -> None:
         """Returns when the state is ok, or after `timeout` seconds."""

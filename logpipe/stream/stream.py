@@ -37,6 +37,8 @@ class Claimed(NamedTuple):
     entries: list[Entry]
     lost: list[StreamId]
     unreadable: list[StreamId]
+    next: StreamId = START
+    """Where the next claim goes on to look; `START` when all was looked at."""
 
 
 class Stream:
@@ -87,8 +89,13 @@ class Stream:
 
     # -- reading ------------------------------------------------------------------------------
 
-    async def read(self, after: Cursor, count: int) -> Page:
-        """Up to `count` entries after a cursor, and the gap between, if there is one."""
+    async def read(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
+        """Up to `count` entries after a cursor, and the gap between, if there is one.
+
+        `witness` is an entry that the stream had when the cursor's position was found. A stream
+        that does not reach from before it to behind it may be another one, which makes the
+        position worthless.
+        """
         async with self._redis.translated():
             raw: Any = await self._redis.reading.xrange(self.name, str(after.id), "+", count + 1)
         if raw and from_wire(raw[0][0]) == after.id:
@@ -96,6 +103,8 @@ class Stream:
             # it has gone.
             return _page(None, after, raw[1:])
         bounds, raw = await self._look(after.id, count)
+        if not bounds.spans(witness):
+            after = after.unproven()
         gap = gap_after(after, bounds)
         if gap is None:
             return _page(None, _located(after, bounds), raw)
@@ -103,7 +112,7 @@ class Stream:
         if gap.reason == "reset":
             again, raw = await self._look(gap.resume, count)
             if again.first != bounds.first:
-                return await self.read(after, count)
+                return await self.read(after, count, witness)
         return _page(gap, start, raw)
 
     async def _look(self, after: StreamId, count: int) -> tuple[Bounds, list[Any]]:
@@ -179,18 +188,31 @@ class Stream:
                 self.name, group, consumer, 0, [str(id_) for id_ in ids], justid=True
             )
 
-    async def claim(self, group: str, consumer: str, idle_ms: int, count: int) -> Claimed:
+    async def release(self, group: str, consumer: str, ids: Sequence[StreamId]) -> int:
+        """Lets any consumer claim pending entries at once. Returns how many there still are."""
+        async with self._redis.translated():
+            kept = await self._redis.writing.xclaim(
+                self.name, group, consumer, 0, [str(id_) for id_ in ids], time=0, justid=True
+            )
+        return len(kept)
+
+    async def claim(
+        self, group: str, consumer: str, idle_ms: int, count: int, *, after: StreamId = START
+    ) -> Claimed:
         """Takes over what has been pending for longer than `idle_ms`, whoever read it.
+
+        Redis looks at ten times `count` pending entries a call, from `after` on.
 
         XAUTOCLAIM is XPENDING and XCLAIM in one step. Plain XCLAIM drops trimmed entries without
         a word; this one names them, to exactly one of the consumers that ask (Redis 7).
         """
         async with self._redis.translated():
             answer = await self._redis.writing.xautoclaim(
-                self.name, group, consumer, idle_ms, "0-0", count
+                self.name, group, consumer, idle_ms, str(after), count
             )
         trimmed = answer[2] if len(answer) > 2 else []
-        return _claimed(answer[1], [from_wire(id_) for id_ in trimmed])
+        claimed = _claimed(answer[1], [from_wire(id_) for id_ in trimmed])
+        return claimed._replace(next=from_wire(answer[0]))
 
     async def pending(self, group: str) -> int:
         """How many entries of the group are delivered and not acknowledged."""

@@ -1,0 +1,47 @@
+"""Streams for tests of what stands on them: a client, events, and what other programs do."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from logpipe.ids import END, StreamId
+from logpipe.settings import RedisAddress
+from logpipe.stream import Append, Stream
+from tests.servers import Valkey
+
+NAME = "logs"
+MAXLEN = 1000
+
+
+def event(number: int = 0) -> bytes:
+    return b'{"source":"api","message":"number %d"}' % number
+
+
+def events(count: int) -> list[bytes]:
+    return [event(number) for number in range(count)]
+
+
+def address_of(server: Valkey, **more: Any) -> RedisAddress:
+    return RedisAddress(socket=str(server.socket), **more)
+
+
+@asynccontextmanager
+async def stream_at(address: RedisAddress, **more: Any) -> AsyncIterator[Stream]:
+    stream = Stream(address, NAME, **{"maxlen": MAXLEN, "block_ms": 200, **more})
+    try:
+        yield stream
+    finally:
+        await stream.aclose()
+
+
+def plain(stream: Stream) -> Any:
+    """A client beside the stream's verbs, for what other programs do."""
+    return stream._redis.writing
+
+
+async def add(stream: Stream, count: int = 1) -> list[StreamId]:
+    """Appends so many events in one request; returns all their ids."""
+    before = (await stream.bounds()).last
+    await stream.append([Append(events(count))])
+    rows = await stream.range(before.after(), END, count)
+    return [id_ for id_, _ in rows]

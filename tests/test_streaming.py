@@ -1,0 +1,472 @@
+import asyncio
+import gc
+import json
+from collections.abc import Sequence
+from typing import Any, Self
+
+import pytest
+
+from logpipe import sse, streaming
+from logpipe.continuity import Cursor, Gap
+from logpipe.event import Entry, read_entry
+from logpipe.filters import EVERYTHING, Filter
+from logpipe.groups import Groups
+from logpipe.hub import Hub
+from logpipe.ids import START, StreamId
+from logpipe.messages import Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
+from logpipe.metrics import Metrics
+from logpipe.streaming import NDJSON, SSE, StreamResponse, encoder_for
+from logpipe.subscription import HubSubscription
+from tests.helpers import wait_until
+from tests.servers import Valkey
+from tests.streams import add, address_of, stream_at
+
+
+def an_entry(ms: int, source: str = "api", message: str = "m") -> Entry:
+    raw = json.dumps({"source": source, "message": message}, ensure_ascii=False).encode()
+    entry = read_entry(StreamId(ms, 0), raw)
+    assert entry is not None
+    return entry
+
+
+def a_batch(*numbers: int, source: str = "api") -> Batch:
+    entries = [an_entry(ms, source) for ms in numbers]
+    return Batch(Cursor(StreamId(numbers[0] - 1, 0)), Cursor(entries[-1].id), entries)
+
+
+def parsed(body: bytes) -> list[sse.ServerSentEvent]:
+    return list(sse.Parser().feed(body.decode()))
+
+
+HELLO = Hello(StreamId(4, 0), StreamId(1, 0), StreamId(4, 0), "broadcast", "1")
+GAP = Gap("trimmed", StreamId(1, 0), StreamId(9, 0), 7, StreamId(8, 5))
+HARD = 'line\u2028end "quoted" \\ \r\n\n data: x \x00 \x1b[2J é 🙂'
+
+
+# -- encoders --------------------------------------------------------------------------------------
+
+
+def test_an_event_on_the_wire_is_its_id_and_its_json() -> None:
+    entry = an_entry(7)
+    assert SSE.entries([entry, entry]) == b"id: 7-0\ndata: " + entry.json + b"\n\n" + (
+        b"id: 7-0\ndata: " + entry.json + b"\n\n"
+    )
+    assert NDJSON.entries([entry, entry]) == (entry.json + b"\n") * 2
+
+
+def test_any_message_survives_the_wire() -> None:
+    entries = [an_entry(1, message=HARD), an_entry(2)]
+    events = parsed(SSE.entries(entries))
+    assert [event.id for event in events] == ["1-0", "2-0"]
+    assert json.loads(events[0].data)["message"] == HARD
+    lines = NDJSON.entries(entries).split(b"\n")
+    assert len(lines) == 3
+    assert json.loads(lines[0]) == {"id": "1-0", "source": "api", "message": HARD}
+
+
+def test_named_messages_carry_the_cursor_that_they_move_to() -> None:
+    hello, gap, progress = (parsed(SSE.message(m))[0] for m in (HELLO, GAP, Progress(GAP.before)))
+    assert (hello.event, hello.id) == ("hello", "4-0")
+    assert json.loads(hello.data) == {
+        "first_id": "1-0",
+        "last_id": "4-0",
+        "delivery": "broadcast",
+        "version": "1",
+    }
+    assert (gap.event, gap.id) == ("gap", "8-5")
+    told = {"reason": "trimmed", "after": "1-0", "before": "9-0", "count": 7}
+    assert json.loads(gap.data) == told
+    assert (progress.event, progress.id) == ("progress", "9-0")
+    assert json.loads(NDJSON.message(GAP)) == {"event": "gap", "id": "8-5", **told}
+
+
+def test_a_farewell_sets_the_time_to_come_back_and_moves_no_cursor() -> None:
+    parser = sse.Parser()
+    [bye] = parser.feed(SSE.message(Bye("stopping", 1234)).decode())
+    assert (bye.event, bye.id, parser.retry_ms) == ("bye", "", 1234)
+    assert json.loads(NDJSON.message(Bye("stopping", 1234))) == {
+        "event": "bye",
+        "reason": "stopping",
+        "retry_ms": 1234,
+    }
+
+
+def test_a_notice_is_a_comment_that_clients_skip() -> None:
+    assert SSE.message(Notice("Redis\r\n\nis away")) == b": Redis  is away\n\n"
+    assert parsed(SSE.message(Notice("data: x\n\ndata: y"))) == []
+    assert json.loads(NDJSON.message(Notice("away"))) == {"event": "notice", "reason": "away"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoder"),
+    [
+        ("", SSE),
+        ("*/*", SSE),
+        ("text/event-stream", SSE),
+        ("application/x-ndjson", NDJSON),
+        ("text/html, Application/X-NDJSON;q=0.5", NDJSON),
+    ],
+)
+def test_the_accept_header_chooses_the_format(accept: str, encoder: Encoder) -> None:
+    assert encoder_for(accept) is encoder
+
+
+def test_a_chunk_is_encoded_once_for_all_subscribers_of_a_format_and_filter() -> None:
+    batch = a_batch(1, 2, 3)
+    chunk = batch.chunk(SSE, EVERYTHING)
+    assert batch.chunk(encoder_for("text/event-stream"), Filter()) is chunk
+    assert batch.chunk(NDJSON, EVERYTHING) is not chunk
+
+
+# -- the response ----------------------------------------------------------------------------------
+
+
+class Source:
+    """A subscription that gives what a test puts in."""
+
+    def __init__(self, *given: Sequence[Item] | BaseException | None) -> None:
+        self.filter = EVERYTHING
+        self.inside = 0
+        self.asked = 0
+        self.written = 0
+        self.queue: asyncio.Queue[Sequence[Item] | BaseException | None] = asyncio.Queue()
+        for each in given:
+            self.queue.put_nowait(each)
+
+    def __enter__(self) -> Self:
+        self.inside += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.inside -= 1
+
+    async def next(self) -> Sequence[Item] | None:
+        self.asked += 1
+        given = await self.queue.get()
+        if isinstance(given, BaseException):
+            raise given
+        return given
+
+    async def sent(self) -> None:
+        self.written += 1
+
+
+class Browser:
+    """The other side: `receive` and `send` as uvicorn gives them."""
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.sent: list[Any] = []
+        self.dropped: list[Any] = []
+
+    async def receive(self) -> Any:
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        await self.reads.wait()
+        (self.dropped if self.left.is_set() else self.sent).append(message)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    @property
+    def ended(self) -> bool:
+        return (bool(self.sent) and self.sent[-1].get("more_body") is False) or (
+            len(self.sent) > 1 and "more_body" not in self.sent[-1]
+        )
+
+
+def respond(
+    source: Any, browser: Browser, encoder: Encoder = SSE, method: str = "GET"
+) -> "asyncio.Task[None]":
+    response = StreamResponse(source, encoder, Metrics())
+    scope = {"type": "http", "method": method}
+    return asyncio.create_task(response(scope, browser.receive, browser.send))
+
+
+async def test_a_stream_is_sent_until_its_subscription_ends() -> None:
+    source = Source([HELLO], [a_batch(5, 6), GAP], [a_batch(10)], [Bye("done", 700)], None)
+    browser = Browser()
+    await asyncio.wait_for(respond(source, browser), 5)
+    events = parsed(browser.body)
+    assert [event.event for event in events] == [
+        "hello",
+        "message",
+        "message",
+        "gap",
+        "message",
+        "bye",
+    ]
+    assert [event.id for event in events] == ["4-0", "5-0", "6-0", "8-5", "10-0", "10-0"]
+    assert browser.ended
+    assert (source.inside, source.written) == (0, 4)
+
+
+async def test_the_headers_keep_proxies_from_holding_the_stream_back() -> None:
+    browser = Browser()
+    await asyncio.wait_for(respond(Source(None), browser), 5)
+    start = browser.sent[0]
+    headers = dict(start["headers"])
+    assert start["status"] == 200
+    assert headers[b"content-type"].startswith(b"text/event-stream")
+    assert headers[b"cache-control"] == b"no-cache, no-transform"
+    assert headers[b"x-accel-buffering"] == b"no"
+    assert b"content-length" not in headers
+
+
+async def test_ndjson_is_a_line_a_message() -> None:
+    browser = Browser()
+    source = Source([HELLO], [a_batch(5)], [], None)
+    await asyncio.wait_for(respond(source, browser, NDJSON), 5)
+    lines = [json.loads(line) for line in browser.body.splitlines()]
+    assert [line.get("event") or line["id"] for line in lines] == [
+        "hello",
+        "5-0",
+        "heartbeat",
+    ]
+
+
+async def test_head_gets_the_headers_and_enters_no_subscription() -> None:
+    source = Source()
+    browser = Browser()
+    await asyncio.wait_for(respond(source, browser, method="HEAD"), 5)
+    assert browser.body == b""
+    assert browser.ended
+    assert source.asked == 0
+
+
+async def test_a_client_that_leaves_ends_the_response_and_its_subscription() -> None:
+    source, browser = Source([HELLO]), Browser()
+    response = respond(source, browser)
+    await wait_until(lambda: source.asked == 2, "it waits for more")
+    assert source.inside == 1
+    browser.left.set()
+    await asyncio.wait_for(response, 1)
+    assert source.inside == 0
+
+
+async def test_a_client_that_leaves_while_it_reads_nothing_ends_the_response_too() -> None:
+    source, browser = Source([a_batch(5)]), Browser()
+    response = respond(source, browser)
+    await wait_until(lambda: source.asked == 2, "it waits for more")
+    browser.reads.clear()
+    source.queue.put_nowait([a_batch(6)])
+    await wait_until(lambda: source.queue.empty(), "it writes")
+    browser.left.set()
+    await asyncio.wait_for(response, 1)
+    assert (source.inside, source.written) == (0, 1)
+
+
+async def test_a_response_that_is_cancelled_releases_its_subscription() -> None:
+    source, browser = Source([HELLO]), Browser()
+    response = respond(source, browser)
+    await wait_until(lambda: source.asked == 2, "it waits for more")
+    response.cancel()
+    await asyncio.wait((response,), timeout=1)
+    assert response.cancelled()
+    assert source.inside == 0
+
+
+async def test_many_clients_that_leave_anywhere_leave_nothing_behind() -> None:
+    gc.disable()
+    try:
+        before = len(asyncio.all_tasks())
+        pairs = [(Source([HELLO], [a_batch(5)], [a_batch(6)]), Browser()) for _ in range(200)]
+        responses = [respond(source, browser) for source, browser in pairs]
+        for turns, (_, browser) in enumerate(pairs):
+            if turns % 7 == 0:
+                await asyncio.sleep(0)
+            browser.left.set()
+        await asyncio.wait_for(asyncio.gather(*responses), 5)
+        assert [source.inside for source, _ in pairs] == [0] * 200
+        assert len(asyncio.all_tasks()) == before
+    finally:
+        gc.enable()
+
+
+async def test_an_error_in_the_subscription_surfaces_and_releases_it() -> None:
+    source, browser = Source([HELLO], RuntimeError("a fault on purpose")), Browser()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        await asyncio.wait_for(respond(source, browser), 5)
+    assert source.inside == 0
+
+
+async def test_nothing_is_acknowledged_that_could_not_be_written() -> None:
+    source, browser = Source([a_batch(5)]), Browser()
+    written: list[int] = []
+
+    async def refuse(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("the client has gone")
+        written.append(1)
+
+    browser.send = refuse  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="gone"):
+        await asyncio.wait_for(respond(source, browser), 5)
+    assert (source.written, source.inside) == (0, 0)
+
+
+async def test_a_heartbeat_is_sent_when_nothing_comes() -> None:
+    browser = Browser()
+    source = Source([HELLO], [], [], None)
+    await asyncio.wait_for(respond(source, browser), 5)
+    assert browser.body.endswith(b"\n\n:\n\n:\n\n")
+    assert [event.event for event in parsed(browser.body)] == ["hello"]
+
+
+async def test_progress_is_told_with_the_heartbeat_when_the_filter_rejects_everything() -> None:
+    browser = Browser()
+    source = Source([HELLO], [a_batch(5, 6)], [a_batch(7)], [], [], None)
+    source.filter = Filter(source="nobody")
+    await asyncio.wait_for(respond(source, browser), 5)
+    events = parsed(browser.body)
+    assert [(event.event, event.id) for event in events] == [("hello", "4-0"), ("progress", "7-0")]
+    assert browser.body.endswith(b":\n\n")  # said once; the next time a heartbeat will do
+    assert source.written == 5
+
+
+async def test_progress_is_told_in_time_while_rejected_events_keep_coming(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streaming, "PROGRESS_S", 0.05)
+    source, browser = Source([HELLO]), Browser()
+    source.filter = Filter(source="nobody")
+    response = respond(source, browser)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    for ms in range(1, 1000):
+        source.queue.put_nowait([a_batch(ms + 4)])
+        await asyncio.sleep(0.002)
+        if len(parsed(browser.body)) == 4:
+            break
+    took = loop.time() - started
+    browser.left.set()
+    await response
+    told = [event for event in parsed(browser.body) if event.event == "progress"]
+    assert len(told) == 3
+    assert [event.id for event in told] == sorted({event.id for event in told}, key=_ms)
+    assert 0.14 < took < 1
+
+
+def _ms(text: str) -> int:
+    return int(text.partition("-")[0])
+
+
+async def test_no_progress_is_told_that_is_behind_an_event_that_was_sent() -> None:
+    browser = Browser()
+    source = Source([HELLO], [a_batch(5, source="db")], [a_batch(6)], [], None)
+    source.filter = Filter(source="api")
+    await asyncio.wait_for(respond(source, browser), 5)
+    assert [event.event for event in parsed(browser.body)] == ["hello", "message"]
+
+
+async def test_a_match_and_a_rejection_in_one_write_tell_progress_after_the_match() -> None:
+    browser = Browser()
+    source = Source([HELLO], [a_batch(5), a_batch(6, source="db")], [], None)
+    source.filter = Filter(source="api")
+    await asyncio.wait_for(respond(source, browser), 5)
+    events = parsed(browser.body)
+    assert [(event.event, event.id) for event in events[1:]] == [
+        ("message", "5-0"),
+        ("progress", "6-0"),
+    ]
+
+
+async def test_what_is_delivered_is_counted() -> None:
+    metrics = Metrics()
+    source, browser = Source([HELLO], [a_batch(5, 6), GAP], None), Browser()
+    response = StreamResponse(source, SSE, metrics)
+    await response({"type": "http", "method": "GET"}, browser.receive, browser.send)
+    assert metrics.delivered_events._value.get() == 2
+    assert metrics.delivered_bytes._value.get() == len(browser.body)
+    assert metrics.gaps.labels("trimmed")._value.get() == 1
+
+
+# -- over real subscriptions -----------------------------------------------------------------------
+
+
+async def test_clients_that_leave_a_real_hub_are_all_let_go(valkey: Valkey) -> None:
+    async with stream_at(address_of(valkey)) as stream:
+        hub = Hub(stream, Metrics(), queue_len=5, batch_count=7, heartbeat_s=0.05)
+        tasks = [asyncio.create_task(each) for each in (hub.run(), hub.beat(), stream.monitor())]
+        ids = await add(stream, 50)
+        await wait_until(lambda: hub.attached, "attached")
+        for turns in range(120):
+            browser = Browser()
+            start = Start(resume=ids[turns % 50]) if turns % 3 else Start(tail=20)
+            response = respond(HubSubscription(hub, start, EVERYTHING), browser)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            browser.left.set()
+            await asyncio.wait_for(response, 1)
+        assert hub.subscribers == 0
+        assert hub.catching_up._value == 8
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def test_an_event_given_to_a_client_in_the_moment_it_left_goes_to_another(
+    valkey: Valkey,
+) -> None:
+    """uvicorn takes what is sent after the client has left, and drops it without a word."""
+    async with (
+        stream_at(address_of(valkey), block_ms=50) as stream,
+        Groups(
+            stream,
+            Metrics(),
+            consumer="one",
+            pending_idle_ms=60_000,
+            batch_count=10,
+            heartbeat_s=15,
+        ) as groups,
+    ):
+        for turns in range(40):
+            browser = Browser()
+            response = respond(groups.subscribe("g", Start(), EVERYTHING), browser)
+            await wait_until(lambda b=browser: b.body, "hello")  # type: ignore[misc]
+            [id_] = await add(stream)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            browser.left.set()
+            await asyncio.wait_for(response, 1)
+            if str(id_).encode() in browser.body:
+                continue
+            other = Browser()
+            response = respond(groups.subscribe("g", Start(), EVERYTHING), other)
+            await wait_until(
+                lambda o=other, i=id_: str(i).encode() in o.body,  # type: ignore[misc]
+                "another has it",
+                2,
+            )
+            other.left.set()
+            await asyncio.wait_for(response, 1)
+
+
+async def test_what_is_given_as_the_client_leaves_is_not_acknowledged(valkey: Valkey) -> None:
+    async with (
+        stream_at(address_of(valkey), block_ms=50) as stream,
+        Groups(
+            stream,
+            Metrics(),
+            consumer="one",
+            pending_idle_ms=60_000,
+            batch_count=10,
+            heartbeat_s=15,
+        ) as groups,
+    ):
+        subscription = groups.subscribe("g", Start(), EVERYTHING)
+        browser = Browser()
+        response = respond(subscription, browser)
+        await wait_until(lambda: subscription._asking, "it waits for work")
+        # The write and the client's end fall into one turn of the event loop.
+        [entry] = [an_entry(5)]
+        subscription.give([Batch(Cursor(START), Cursor(entry.id), [entry])], [entry])
+        browser.left.set()
+        await asyncio.wait_for(response, 1)
+        assert len(browser.dropped) == 1
+        assert subscription._given == [entry]
