@@ -192,6 +192,7 @@ async def _open_parts(
             Groups(
                 stream,
                 metrics,
+                background,
                 consumer=settings.consumer_name,
                 pending_idle_ms=settings.pending_idle_ms,
                 batch_count=settings.batch_count,

@@ -22,10 +22,20 @@ class Background:
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
 
+    def watch(self, task: asyncio.Task[None]) -> None:
+        """Takes note of a task that may end by itself, though not by an error."""
+        task.add_done_callback(self._on_end)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._fail(task)
+
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled():
-            return
+        if not task.cancelled():
+            self._fail(task)
+
+    def _fail(self, task: asyncio.Task[None]) -> None:
         self.failure = f"the task {task.get_name()} has died"
         log.critical("%s; the process ends", self.failure, exc_info=task.exception())
         self.on_failure()

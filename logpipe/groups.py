@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Self
 
 from logpipe import __version__
+from logpipe.background import Background
 from logpipe.continuity import NO_STREAM, Cursor, Gap
 from logpipe.event import Entry
 from logpipe.filters import Filter
@@ -37,6 +38,9 @@ KEEPER_S = 1.0
 LAST_READ_S = 2.0
 """How long the end of the process waits for a read under way."""
 
+LAST_RELEASE_S = 0.5
+"""How long it waits to give back what no subscriber took."""
+
 RECOVERY_S = 1.0
 """How long a group waits for word that Redis is back before it looks for itself."""
 
@@ -52,6 +56,7 @@ class Groups:
         self,
         stream: Stream,
         metrics: Metrics,
+        background: Background,
         *,
         consumer: str,
         pending_idle_ms: int,
@@ -66,19 +71,22 @@ class Groups:
         self.heartbeat_s = heartbeat_s
         self.closing = False
         self._groups: dict[str, Group] = {}
-        self._tasks = asyncio.TaskGroup()
+        self._background = background
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         # The reads end by themselves within BLOCK_MS: one that is cancelled may have been given
         # entries that nobody would get before PENDING_IDLE_MS.
         self.close()
+        if self._tasks:
+            ended = await asyncio.wait(self._tasks, timeout=LAST_READ_S)
+            for task in ended[1]:
+                task.cancel()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_READ_S):
-                await self._tasks.__aexit__(None, None, None)
+            async with asyncio.timeout(LAST_RELEASE_S):
                 for group in self._groups.values():
                     await group.release_at_end()
 
@@ -109,7 +117,11 @@ class Groups:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs a group's task; one that fails ends the process."""
-        return self._tasks.create_task(coroutine)
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._background.watch(task)
+        return task
 
     def forget(self, group: "Group") -> None:
         """A group has no subscriber left."""

@@ -28,6 +28,9 @@ BYE_RETRY_MS = (500, 3000)
 RETRY_S = 1.0
 """How long a reader that catches up waits after an error that the feed may not have met."""
 
+STARTING = ("connecting", "ok")
+"""States of Redis in which a feed that has not begun is about to: nothing to tell of."""
+
 UNKNOWN_EVENT_BYTES = 16 * 1024
 """What an event is taken to measure until the first ones were seen: a first page of 16."""
 
@@ -49,6 +52,7 @@ class HubSubscription:
         self._number: int | None = None
         self._era: int | None = None
         self._begun = False
+        self._waited = False
         self._noticed = False
         self._ended = False
         self._average = 0
@@ -152,7 +156,10 @@ class HubSubscription:
 
     def _notice(self, error: Unavailable) -> Sequence[Item]:
         """Says once, before the first entry, why nothing comes; later outages need no word."""
-        if self._begun or self._noticed:
+        if self._begun:
+            return []
+        self._waited = True
+        if self._noticed or error.kind in STARTING:
             return []
         self._noticed = True
         return [Notice(error.reason)]
@@ -164,8 +171,6 @@ class HubSubscription:
         yet can resume."""
         gap = None
         if not self._hub.attached:
-            if self._noticed:
-                return []
             raise self._hub.stream.health.unavailable()
         start = self._start
         if start.unknown:
@@ -175,7 +180,7 @@ class HubSubscription:
                 gap = Gap("reset", START, bounds.first, None, self.cursor.id)
         elif start.resume is not None:
             self.cursor = Cursor(start.resume)
-        elif start.since is not None or start.tail is not None or self._noticed:
+        elif start.since is not None or start.tail is not None or self._waited:
             async with self._hub.catching_up:
                 era = self._hub.era
                 gap = await self._find_start()

@@ -59,3 +59,26 @@ async def test_a_task_that_dies_is_named_logged_once_and_reported(
     assert record.levelno == logging.CRITICAL
     assert "feed" in record.getMessage()
     assert ("boom" in caplog.text) is (death is failing)
+
+
+async def test_a_watched_task_may_end_but_not_by_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The tasks of a consumer group end when its last subscriber leaves."""
+    background = Background()
+    good = asyncio.create_task(returning())
+    background.watch(good)
+    await good
+    ended = asyncio.create_task(for_ever())
+    background.watch(ended)
+    ended.cancel()
+    await asyncio.wait((ended,))
+    assert background.failure is None
+
+    other = Background()
+    bad = asyncio.create_task(failing(), name="group")
+    other.watch(bad)
+    await asyncio.wait((bad,))
+    await wait_until(lambda: other.failure, "the death is known")
+    assert other.failure == "the task group has died"
+    assert "boom" in caplog.text

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from logpipe import groups as groups_module
+from logpipe.background import Background
 from logpipe.continuity import Gap
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.groups import MAX_GROUPS, Groups, SharedSubscription, TooManyGroupsError
@@ -47,8 +48,10 @@ async def a_replica(valkey: Valkey, name: str = "one", **more: Any) -> AsyncIter
     given = {"pending_idle_ms": IDLE_MS, "batch_count": 10, "heartbeat_s": 15.0, **more}
     async with stream_at(address_of(valkey), maxlen=10**6, block_ms=100) as stream:
         monitor = asyncio.create_task(stream.monitor())
-        async with Groups(stream, Metrics(), consumer=name, **given) as groups:
+        background = Background()
+        async with Groups(stream, Metrics(), background, consumer=name, **given) as groups:
             yield Replica(stream, groups)
+        assert background.failure is None
         monitor.cancel()
         await asyncio.wait((monitor,))
 

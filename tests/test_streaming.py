@@ -7,6 +7,7 @@ from typing import Any, Self
 import pytest
 
 from logpipe import sse, streaming
+from logpipe.background import Background
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry, read_entry
 from logpipe.filters import EVERYTHING, Filter
@@ -419,6 +420,7 @@ async def test_an_event_given_to_a_client_in_the_moment_it_left_goes_to_another(
         Groups(
             stream,
             Metrics(),
+            Background(),
             consumer="one",
             pending_idle_ms=60_000,
             batch_count=10,
@@ -453,6 +455,7 @@ async def test_what_is_given_as_the_client_leaves_is_not_acknowledged(valkey: Va
         Groups(
             stream,
             Metrics(),
+            Background(),
             consumer="one",
             pending_idle_ms=60_000,
             batch_count=10,

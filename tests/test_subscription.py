@@ -934,6 +934,21 @@ async def test_a_reader_that_connects_while_redis_is_away_is_told_and_misses_not
                 assert hello.id < entry.id
 
 
+async def test_a_reader_that_connects_before_the_feed_has_begun_is_greeted_first(
+    valkey: Valkey,
+) -> None:
+    """The first moment of a process is no trouble that anyone need hear of."""
+    async with stream_at(address_of(valkey)) as stream:
+        hub = Hub(stream, Metrics(), queue_len=100, batch_count=100, heartbeat_s=15)
+        with reading(hub, Start()) as reader:
+            first = asyncio.create_task(reader.next())
+            await asyncio.sleep(0)
+            feed = asyncio.create_task(hub.run())
+            assert isinstance(await first, Hello)
+        feed.cancel()
+        await asyncio.wait((feed,))
+
+
 async def test_a_reader_with_an_id_that_connects_while_redis_is_away_goes_on_from_it(
     own_valkey: Valkey,
 ) -> None:
