@@ -180,6 +180,8 @@ class HubSubscription:
                 gap = Gap("reset", START, bounds.first, None, self.cursor.id)
         elif start.resume is not None:
             self.cursor = Cursor(start.resume)
+            # The beginning is that of the stream as it is now; other ids have to prove themselves.
+            self._era = self._hub.era if start.resume == START else None
         elif start.since is not None or start.tail is not None or self._waited:
             async with self._hub.catching_up:
                 era = self._hub.era

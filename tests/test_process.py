@@ -133,7 +133,7 @@ async def test_a_second_signal_does_not_wait_for_anyone(valkey: Valkey, tmp_path
             before = len(lines_of(process))
             process.popen.send_signal(signal.SIGTERM)
             await wait_until(lambda: len(lines_of(process)) > before, "it is stopping")
-            assert await ending(process, within=1) == 0
+            assert await ending(process, within=2) == 0
             assert "Traceback" not in process.log.read_text()
 
 

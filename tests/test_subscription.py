@@ -751,11 +751,12 @@ async def test_a_reader_is_told_of_a_flush_whose_new_ids_are_behind_the_old_ones
             assert [id_.ms for id_ in await reader.ids(2)] == [5, 6]
 
 
+@pytest.mark.parametrize("start", [Start(), Start(since=START), Start(resume=START)])
 async def test_a_reader_that_had_nothing_yet_is_told_when_what_was_sent_is_flushed(
-    valkey: Valkey,
+    valkey: Valkey, start: Start
 ) -> None:
     async with a_hub(valkey) as hub:
-        with reading(hub, Start()) as reader:
+        with reading(hub, start) as reader:
             assert (await reader.hello()).id == START
             await add(hub.stream, 5)
             await in_step(hub)  # and the reader stalls
