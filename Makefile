@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two at a time: most of the tests wait for servers. A file stays on one worker.
-PYTEST_FLAGS ?= --numprocesses 2 --dist loadfile
+# Two at a time: most of the tests wait for servers.
+PYTEST_FLAGS ?= --numprocesses 2
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check lint types format clean
