@@ -35,7 +35,7 @@ def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
             f"--{field.name.replace('_', '-')}",
             field.name,
             multiple=field.name == "role",
-            metavar=field.variable.rpartition("_")[2],
+            metavar=field.metavar,
             help=f"{field.help}{default}",
         )(command)
     return command
@@ -48,8 +48,7 @@ def serve(**options: Any) -> None:
 
     With every role in one process and no --redis-addr, an embedded Valkey keeps the stream in
     DATA_DIR. Each option is also an environment variable of the same name in capitals
-    (--trim-maxlen is TRIM_MAXLEN); the option wins. INGEST_TOKENS and READ_TOKENS can be read from
-    files: INGEST_TOKENS_FILE, READ_TOKENS_FILE.
+    (--trim-maxlen is TRIM_MAXLEN); the option wins.
     """
     options["role"] = ",".join(options["role"]) or None
     try:

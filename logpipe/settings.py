@@ -117,8 +117,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     distributor_url: Annotated[str, setting("Where a ui that runs alone reads from.")] = (
         "http://distributor:8082"
     )
-    ingest_tokens: Annotated[Words, setting("Bearer tokens that may send.", secret=True)] = ()
-    read_tokens: Annotated[Words, setting("Bearer tokens that may read.", secret=True)] = ()
+    ingest_tokens: Annotated[
+        Words,
+        setting("Bearer tokens that may send; safer in a file, INGEST_TOKENS_FILE.", secret=True),
+    ] = ()
+    read_tokens: Annotated[
+        Words,
+        setting("Bearer tokens that may read; safer in a file, READ_TOKENS_FILE.", secret=True),
+    ] = ()
     heartbeat_s: Annotated[
         float, setting("Seconds between heartbeats on an idle subscription.", gt=0, le=86_400)
     ] = 15.0
@@ -185,6 +191,15 @@ class Field(msgspec.Struct, frozen=True):
     def variable(self) -> str:
         """The environment variable."""
         return self.name.upper()
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in the help of options."""
+        kind, _ = _split(self.type)
+        if get_origin(kind) is Literal:
+            return "|".join(get_args(kind))
+        word = self.variable.rpartition("_")[2]
+        return {int: "N", float: "SECONDS", Words: f"{word.removesuffix('S')},…"}.get(kind, word)
 
     @property
     def allowed(self) -> str:
