@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -17,9 +15,10 @@ from logpipe.hub import Hub
 from logpipe.ids import START, parse_id
 from logpipe.messages import Start, Subscription
 from logpipe.parameters import MAX_LIMIT, chosen_filter, chosen_start, number, one_of, span
-from logpipe.problems import HANDLERS, bad_parameter
+from logpipe.problems import bad_parameter
 from logpipe.settings import Settings
 from logpipe.streaming import HEADERS, StreamResponse, encoder_for
+from logpipe.subapp import sub_app
 from logpipe.subscription import BYE_RETRY_MS, HubSubscription
 
 MAX_GROUP_NAME = 128
@@ -31,23 +30,13 @@ HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control")
 def create(settings: Settings, hub: Hub, groups: Groups) -> Starlette:
     """The distributor's sub-app over a hub and the consumer groups of this process."""
     endpoints = _Distributor(settings, hub, groups)
-    app = Starlette(
-        routes=[
-            Route("/subscribe", endpoints.subscribe),
-            Route("/events", endpoints.events),
-        ],
-        middleware=[
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_allow_origins,
-                allow_methods=("GET",),
-                allow_headers=HEADERS_ALLOWED,
-            )
-        ],
-        exception_handlers=HANDLERS,
-    )
-    app.router.redirect_slashes = False  # the address would be of the client's own making
-    return app
+    routes = [Route("/subscribe", endpoints.subscribe), Route("/events", endpoints.events)]
+    cors = {
+        "allow_origins": settings.cors_allow_origins,
+        "allow_methods": ("GET",),
+        "allow_headers": HEADERS_ALLOWED,
+    }
+    return sub_app(routes, cors)
 
 
 class _Distributor:

@@ -11,9 +11,9 @@ from starlette.routing import Route
 from logpipe import __version__
 from logpipe.background import Background
 from logpipe.metrics import MEDIA_TYPE, Metrics
-from logpipe.problems import HANDLERS
 from logpipe.settings import Role, Settings
 from logpipe.stream import RedisHealth
+from logpipe.subapp import sub_app
 
 WRITERS: frozenset[Role] = frozenset({"collector"})
 """Roles that are not ready while Redis only serves readers."""
@@ -45,16 +45,13 @@ def create(
             state["detail"] = wrong
         return _json(state, 200 if wrong is None else 503)
 
-    app = Starlette(
-        routes=[
+    return sub_app(
+        [
             Route("/livez", _livez),
             Route("/healthz", healthz),
             Route("/metrics", _metrics(metrics, redis)),
-        ],
-        exception_handlers=HANDLERS,
+        ]
     )
-    app.router.redirect_slashes = False  # the address would be of the client's own making
-    return app
 
 
 async def _livez(_: Request) -> Response:

@@ -5,8 +5,6 @@ The hot path takes no Request or Response object: a third more requests go throu
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -16,29 +14,23 @@ from logpipe.collector.appender import Appender
 from logpipe.collector.body import drain, read_body
 from logpipe.collector.ingest import answer_of, append_of, take_in
 from logpipe.metrics import Metrics
-from logpipe.problems import HANDLERS, Problem
 from logpipe.problems import MEDIA_TYPE as PROBLEM_TYPE
+from logpipe.problems import Problem
 from logpipe.settings import Settings
+from logpipe.subapp import sub_app
 
 HEADERS_ALLOWED = ("Authorization", "Content-Type", "Content-Encoding", "Idempotency-Key")
 
 
 def create(settings: Settings, appender: Appender, metrics: Metrics) -> Starlette:
     """The collector's sub-app over the process's appender."""
-    app = Starlette(
-        routes=[Route("/ingest", Ingest(settings, appender, metrics), methods=["POST"])],
-        middleware=[
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_allow_origins,
-                allow_methods=("POST",),
-                allow_headers=HEADERS_ALLOWED,
-            )
-        ],
-        exception_handlers=HANDLERS,
-    )
-    app.router.redirect_slashes = False  # the address would be of the client's own making
-    return app
+    routes = [Route("/ingest", Ingest(settings, appender, metrics), methods=["POST"])]
+    cors = {
+        "allow_origins": settings.cors_allow_origins,
+        "allow_methods": ("POST",),
+        "allow_headers": HEADERS_ALLOWED,
+    }
+    return sub_app(routes, cors)
 
 
 class Ingest:

@@ -7,7 +7,6 @@ from urllib.parse import parse_qsl, urlencode
 
 import jinja2
 import msgspec
-from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
@@ -18,9 +17,10 @@ from logpipe.filters import Filter
 from logpipe.messages import Start, Subscription
 from logpipe.metrics import Metrics
 from logpipe.parameters import chosen_filter, chosen_start
-from logpipe.problems import HANDLERS, Problem
+from logpipe.problems import Problem
 from logpipe.settings import Settings
 from logpipe.streaming import StreamResponse
+from logpipe.subapp import sub_app
 from logpipe.ui.assets import Assets
 from logpipe.ui.rows import ROWS
 from logpipe.ui.security import require_same_origin, secured
@@ -66,9 +66,7 @@ def create(settings: Settings, tail: Tail, submit: Submit, metrics: Metrics) -> 
         Route("/ui/logout", page.sign_out, methods=["POST"]),
         Mount("/static", page.assets),
     ]
-    app = Starlette(routes=routes, exception_handlers=HANDLERS)
-    app.router.redirect_slashes = False  # the address would be of the client's own making
-    return secured(app)
+    return secured(sub_app(routes))
 
 
 class _Page:
