@@ -4,6 +4,7 @@ Sentinel and Cluster will enter here, by `_client`.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -135,6 +136,8 @@ class Connections:
             return kind, detail.replace("{key}", self._key)
         if trouble := self._trouble():
             return "away", trouble
+        if tls := _tls_trouble(error):
+            return "away", tls
         if isinstance(error, (TimeoutError, redis.exceptions.TimeoutError)):
             return "away", "no answer"
         return "away", "cannot be reached"
@@ -163,6 +166,17 @@ _BY_WORD: dict[str, tuple[Kind, str]] = {
     "NOREPLICAS": ("read-only", "too few replicas to write (NOREPLICAS)"),
 }
 """By the first word of an error that redis-py gives no class of its own."""
+
+
+def _tls_trouble(error: BaseException | None) -> str | None:
+    """What is wrong with the encryption, where that is what an error goes back to."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return "TLS fails; is it a rediss:// port?"
+    return None
 
 
 def _client(address: RedisAddress, timeout_s: float) -> aioredis.Redis:
