@@ -23,7 +23,8 @@ from logpipe.groups import Groups
 from logpipe.hub import Hub
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, respond
-from logpipe.settings import RedisAddress, Role, Settings
+from logpipe.redis_address import RedisAddress
+from logpipe.settings import Role, Settings
 from logpipe.stream import Stream
 from logpipe.subscription import HubSubscription
 

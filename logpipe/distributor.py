@@ -17,6 +17,7 @@ from logpipe.messages import Start, Subscription
 from logpipe.parameters import MAX_LIMIT, chosen_filter, chosen_start, number, one_of, span
 from logpipe.problems import bad_parameter
 from logpipe.settings import Settings
+from logpipe.shared import SharedSubscription
 from logpipe.streaming import HEADERS, StreamResponse, encoder_for
 from logpipe.subapp import sub_app
 from logpipe.subscription import BYE_RETRY_MS, HubSubscription
@@ -67,7 +68,7 @@ class _Distributor:
         group = query.get("group") or self._settings.consumer_group
         if len(group) > MAX_GROUP_NAME:
             raise bad_parameter("group", f"must be a text of up to {MAX_GROUP_NAME} characters")
-        return self._groups.subscribe(group, start, chosen)
+        return SharedSubscription(self._groups, group, start, chosen)
 
     async def events(self, request: Request) -> Response:
         """A page of the history as JSON."""

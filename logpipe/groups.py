@@ -19,13 +19,11 @@ from logpipe import __version__
 from logpipe.background import Background
 from logpipe.continuity import NO_STREAM, Cursor, Gap
 from logpipe.event import Entry
-from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Start
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.stream import WRITES_ONLY, Claimed, NoGroupError, Stream
-from logpipe.subscription import goodbye
 
 log = logging.getLogger("logpipe.groups")
 
@@ -90,29 +88,24 @@ class Groups:
                 for group in self._groups.values():
                     await group.release_at_end()
 
-    def subscribe(self, group: str, start: Start, chosen: Filter) -> "SharedSubscription":
-        """A subscription to a group, which is created where `start` says unless it exists.
-
-        Raises `TooManyGroupsError`.
-        """
-        self._refuse_more_than_allowed(group)
-        return SharedSubscription(self, group, start, chosen)
-
-    def _refuse_more_than_allowed(self, group: str) -> None:
+    def refuse_more_than_allowed(self, group: str) -> None:
+        """Raises `TooManyGroupsError` for a group that this process would have to read as well."""
         if group not in self._groups and len(self._groups) >= MAX_GROUPS:
             raise TooManyGroupsError(f"{MAX_GROUPS} groups are read here already")
 
-    def join(self, name: str, start: Start, member: "SharedSubscription") -> "Group":
+    def join(self, name: str, start: Start, share: "Share") -> "Group":
         """Takes a subscriber into its group, which is read here from the first one on.
+
+        A group that does not exist yet begins where `start` says.
 
         Not before: a request that is never answered by a stream (HEAD, or a client that has
         left) would keep its group for ever. Raises `TooManyGroupsError`.
         """
-        self._refuse_more_than_allowed(name)
+        self.refuse_more_than_allowed(name)
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = Group(self, name, start)
-        group.join(member)
+        group.join(share)
         return group
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -134,6 +127,36 @@ class Groups:
             group.wake_all()
 
 
+class Share:
+    """One subscriber's hand: what it was given of a group and has not written yet."""
+
+    def __init__(self) -> None:
+        self.asking = False
+        """Whether the subscriber waits for work, or for word that it need not."""
+        self.items: list[Item] = []
+        self.entries: list[Entry] = []
+        """The entries among the items, to be acknowledged."""
+        self.lost: list[StreamId] = []
+        """The ids that a gap among the items tells of."""
+        self.woken = asyncio.Event()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it can take work."""
+        return self.asking and not self.items
+
+    def give(self, items: list[Item], entries: list[Entry], lost: Sequence[StreamId] = ()) -> None:
+        """Hands it work: `entries` to acknowledge, `lost` to be told of."""
+        self.items = items
+        self.entries = entries
+        self.lost = list(lost)
+        self.wake()
+
+    def wake(self) -> None:
+        """Makes its subscriber look again."""
+        self.woken.set()
+
+
 class Group:
     """One consumer group as this process takes part in it."""
 
@@ -141,7 +164,7 @@ class Group:
         self.name = name
         self.groups = groups
         self.stream = groups.stream
-        self.members: set[SharedSubscription] = set()
+        self.members: set[Share] = set()
         self._start = start
         self._begun_ms = time.time_ns() // 1_000_000
         self._exists = False
@@ -157,23 +180,18 @@ class Group:
 
     # -- subscribers --------------------------------------------------------------------------
 
-    def join(self, member: "SharedSubscription") -> None:
+    def join(self, member: "Share") -> None:
         """Takes a subscriber in, and begins to read with the first."""
         self.members.add(member)
         if not self._running and not self.groups.closing:
             self._running = True
             self.groups.spawn(self._run())
 
-    def leave(
-        self,
-        member: "SharedSubscription",
-        unwritten: Sequence[Entry],
-        untold: Sequence[StreamId],
-    ) -> None:
+    def leave(self, member: "Share") -> None:
         """Lets a subscriber go; the others get what it was given and did not write."""
         self.members.discard(member)
-        self._queue.extendleft(reversed(unwritten))
-        self._lost.extend(untold)
+        self._queue.extendleft(reversed(member.entries))
+        self._lost.extend(member.lost)
         self._hand_out()
         self._work_wanted.set()
 
@@ -370,97 +388,3 @@ class Group:
         if claimed.entries or claimed.lost or claimed.unreadable:
             self.groups.metrics.group_claimed.inc(len(claimed.entries))
             self._take(claimed)
-
-
-class SharedSubscription:
-    """One subscriber's share of a group."""
-
-    def __init__(self, groups: Groups, name: str, start: Start, chosen: Filter) -> None:
-        self.filter = chosen
-        self._groups = groups
-        self._name = name
-        self._start = start
-        self._group: Group | None = None
-        self._greeted = False
-        self._ended = False
-        self._items: list[Item] = []
-        self._given: list[Entry] = []
-        self._told: list[StreamId] = []
-        self._asking = False
-        self._woken = asyncio.Event()
-
-    def __enter__(self) -> Self:
-        with contextlib.suppress(TooManyGroupsError):
-            self._group = self._groups.join(self._name, self._start, self)
-        self._groups.metrics.subscribers.labels("shared").inc()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._asking = False
-        if self._group is not None:
-            self._group.leave(self, self._given, self._told)
-        self._groups.metrics.subscribers.labels("shared").dec()
-
-    @property
-    def waiting(self) -> bool:
-        """Whether it can take work."""
-        return self._asking and not self._items
-
-    def give(self, items: list[Item], entries: list[Entry], lost: Sequence[StreamId] = ()) -> None:
-        """Hands it work: `entries` to acknowledge, `lost` to be told of."""
-        self._items = items
-        self._given = entries
-        self._told = list(lost)
-        self.wake()
-
-    def wake(self) -> None:
-        """Makes `next` look again."""
-        self._woken.set()
-
-    async def next(self) -> Sequence[Item] | None:
-        """The next items: none when a heartbeat is due, None when the subscription is over."""
-        if self._ended:
-            return None
-        if self._group is None:
-            return self._end(f"{MAX_GROUPS} groups are read here already")
-        if not self._greeted:
-            self._greeted = True
-            return [await self._group.hello()]
-        due = time.monotonic() + self._groups.heartbeat_s
-        self._asking = True
-        try:
-            self._group.want_work()
-            while not self._items:
-                if self._groups.closing:
-                    return self._end("the server is stopping")
-                # Work may come in the moment in which the time is up.
-                if not await self._wait_until(due) and not self._items:
-                    return []
-        finally:
-            self._asking = False
-        items, self._items = self._items, []
-        return items
-
-    def _end(self, reason: str) -> Sequence[Item]:
-        self._ended = True
-        return [goodbye(reason)]
-
-    async def _wait_until(self, due: float) -> bool:
-        self._woken.clear()
-        try:
-            async with asyncio.timeout(due - time.monotonic()):
-                await self._woken.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def sent(self) -> None:
-        """Acknowledges what was written."""
-        # A connection that ended in this very moment has taken nothing: the response's task is
-        # cancelled here then, and what it was given goes to another subscriber.
-        await asyncio.sleep(0)
-        given, self._given = self._given, []
-        self._told = []
-        if given:
-            assert self._group is not None
-            await self._group.acknowledge(given)

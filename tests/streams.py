@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from logpipe.ids import END, StreamId
-from logpipe.settings import RedisAddress
+from logpipe.redis_address import RedisAddress
 from logpipe.stream import Append, Stream
 from tests.servers import Valkey
 

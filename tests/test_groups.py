@@ -4,6 +4,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from logpipe import groups as groups_module
 from logpipe.background import Background
 from logpipe.continuity import Gap
 from logpipe.filters import EVERYTHING, Filter
-from logpipe.groups import MAX_GROUPS, Groups, SharedSubscription, TooManyGroupsError
+from logpipe.groups import MAX_GROUPS, Groups, TooManyGroupsError
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Start
 from logpipe.metrics import Metrics
+from logpipe.shared import SharedSubscription
 from logpipe.stream import Append, Stream, connections
 from tests.helpers import wait_until
 from tests.servers import Valkey
@@ -33,7 +35,7 @@ class Replica:
         self.groups = groups
 
     def worker(self, start: Start | None = None, chosen: Filter = EVERYTHING) -> "Worker":
-        return Worker(self.groups.subscribe(GROUP, start or Start(), chosen))
+        return Worker(SharedSubscription(self.groups, GROUP, start or Start(), chosen))
 
     @property
     def lost(self) -> float:
@@ -178,13 +180,15 @@ async def test_a_group_is_made_where_its_first_subscriber_says(valkey: Valkey) -
             ("resume", Start(resume=ids[3]), 4),
         ):
             expected = ids[index:]
-            with Worker(replica.groups.subscribe(name, start, EVERYTHING)) as worker:
+            with Worker(SharedSubscription(replica.groups, name, start, EVERYTHING)) as worker:
                 got: list[StreamId] = []
                 while len(got) < len(expected):
                     got += await worker.take()
                     await worker.subscription.sent()
                 assert got == expected
-            with Worker(replica.groups.subscribe(name, Start(since=START), EVERYTHING)) as again:
+            with Worker(
+                SharedSubscription(replica.groups, name, Start(since=START), EVERYTHING)
+            ) as again:
                 await again.greet()
                 [new] = await add(replica.stream)
                 assert await again.take() == [new]  # the group was there already
@@ -400,7 +404,7 @@ async def test_nothing_is_read_for_a_group_without_a_subscriber(valkey: Valkey) 
     async with a_replica(valkey) as replica:
         with replica.worker() as worker:
             await worker.greet()
-        replica.groups.subscribe(GROUP, Start(), EVERYTHING)  # never entered, as for HEAD
+        SharedSubscription(replica.groups, GROUP, Start(), EVERYTHING)  # never entered, as for HEAD
         await wait_until(lambda: not replica.groups._groups, "the group is let go")
         ids = await add(replica.stream, 5)
         await asyncio.sleep(0.25)
@@ -711,7 +715,7 @@ async def test_work_given_in_the_moment_of_the_heartbeat_is_returned_by_the_same
             gap = Gap("trimmed", START, StreamId(2, 0), 1, StreamId(1, 0))
 
             async def too_late(self: SharedSubscription, due: float) -> bool:
-                self.give([gap], [])
+                self.share.give([gap], [])
                 return False
 
             monkeypatch.setattr(SharedSubscription, "_wait_until", too_late)
@@ -721,7 +725,7 @@ async def test_work_given_in_the_moment_of_the_heartbeat_is_returned_by_the_same
 async def test_a_process_reads_a_bounded_number_of_groups(valkey: Valkey) -> None:
     async with a_replica(valkey) as replica:
         with contextlib.ExitStack() as stack:
-            subscribe = replica.groups.subscribe
+            subscribe = partial(SharedSubscription, replica.groups)
             early = subscribe("early", Start(), EVERYTHING)
             for number in range(MAX_GROUPS):
                 stack.enter_context(subscribe(f"g{number}", Start(), EVERYTHING))

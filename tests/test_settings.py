@@ -5,15 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logpipe.redis_address import RedisAddress, parse_redis_addr
 from logpipe.settings import (
     PORTS,
     ROLES,
     BadSettingsError,
-    RedisAddress,
     Settings,
     fields,
     load,
-    parse_redis_addr,
 )
 
 PASSWORD = "s3cr/#t@:?%x[]"

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from logpipe.continuity import Cursor, Gap
 from logpipe.ids import END, START, StreamId, parse_id
 from logpipe.problems import Unavailable
-from logpipe.settings import RedisAddress
+from logpipe.redis_address import RedisAddress
 from logpipe.stream import Append, Appended, NoGroupError, RedisHealth, Stream, connections
 from logpipe.stream.append import ONCE_TTL_S, once_key
 from tests.helpers import wait_until

@@ -16,6 +16,7 @@ from logpipe.hub import Hub
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
 from logpipe.metrics import Metrics
+from logpipe.shared import SharedSubscription
 from logpipe.streaming import NDJSON, SSE, StreamResponse, encoder_for
 from logpipe.subscription import HubSubscription
 from tests.helpers import wait_until
@@ -429,7 +430,7 @@ async def test_an_event_given_to_a_client_in_the_moment_it_left_goes_to_another(
     ):
         for turns in range(40):
             browser = Browser()
-            response = respond(groups.subscribe("g", Start(), EVERYTHING), browser)
+            response = respond(SharedSubscription(groups, "g", Start(), EVERYTHING), browser)
             await wait_until(lambda b=browser: b.body, "hello")  # type: ignore[misc]
             [id_] = await add(stream)
             for _ in range(turns):
@@ -439,7 +440,7 @@ async def test_an_event_given_to_a_client_in_the_moment_it_left_goes_to_another(
             if str(id_).encode() in browser.body:
                 continue
             other = Browser()
-            response = respond(groups.subscribe("g", Start(), EVERYTHING), other)
+            response = respond(SharedSubscription(groups, "g", Start(), EVERYTHING), other)
             await wait_until(
                 lambda o=other, i=id_: str(i).encode() in o.body,  # type: ignore[misc]
                 "another has it",
@@ -462,14 +463,14 @@ async def test_what_is_given_as_the_client_leaves_is_not_acknowledged(valkey: Va
             heartbeat_s=15,
         ) as groups,
     ):
-        subscription = groups.subscribe("g", Start(), EVERYTHING)
+        subscription = SharedSubscription(groups, "g", Start(), EVERYTHING)
         browser = Browser()
         response = respond(subscription, browser)
-        await wait_until(lambda: subscription._asking, "it waits for work")
+        await wait_until(lambda: subscription.share.asking, "it waits for work")
         # The write and the client's end fall into one turn of the event loop.
         [entry] = [an_entry(5)]
-        subscription.give([Batch(Cursor(START), Cursor(entry.id), [entry])], [entry])
+        subscription.share.give([Batch(Cursor(START), Cursor(entry.id), [entry])], [entry])
         browser.left.set()
         await asyncio.wait_for(response, 1)
         assert len(browser.dropped) == 1
-        assert subscription._given == [entry]
+        assert subscription.share.entries == [entry]

@@ -30,7 +30,7 @@ from redis.exceptions import (
 )
 
 from logpipe.problems import Unavailable
-from logpipe.settings import RedisAddress
+from logpipe.redis_address import RedisAddress
 from logpipe.stream.health import Kind, RedisHealth
 
 CONNECT_TIMEOUT_S = 1.0

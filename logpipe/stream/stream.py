@@ -12,7 +12,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from logpipe.continuity import NO_STREAM, Bounds, Cursor, Gap, gap_after
 from logpipe.event import Entry, read_entry
 from logpipe.ids import START, StreamId, from_wire
-from logpipe.settings import RedisAddress
+from logpipe.redis_address import RedisAddress
 from logpipe.stream.append import APPEND, APPEND_SHA, Append, Appended, arguments, outcome
 from logpipe.stream.connections import Connections
 from logpipe.stream.health import RedisHealth
