@@ -44,8 +44,8 @@ class Valkey:
         """A running server in a folder of its own; both are gone at the end."""
         folder = Path(tempfile.mkdtemp(prefix="logpipe-test-"))
         server = cls(folder, *options)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.client.close()
