@@ -80,9 +80,11 @@ class Groups:
         # entries that nobody would get before PENDING_IDLE_MS.
         self.close()
         if self._tasks:
-            ended = await asyncio.wait(self._tasks, timeout=LAST_READ_S)
-            for task in ended[1]:
+            late = (await asyncio.wait(self._tasks, timeout=LAST_READ_S))[1]
+            for task in late:
                 task.cancel()
+            if late:  # they let go of their connections before the stream closes these
+                await asyncio.wait(late)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_RELEASE_S):
                 for group in self._groups.values():
@@ -94,12 +96,11 @@ class Groups:
             raise TooManyGroupsError(f"{MAX_GROUPS} groups are read here already")
 
     def join(self, name: str, start: Start, share: "Share") -> "Group":
-        """Takes a subscriber into its group, which is read here from the first one on.
+        """Takes a subscriber into its group, which begins where `start` says unless it exists.
 
-        A group that does not exist yet begins where `start` says.
-
-        Not before: a request that is never answered by a stream (HEAD, or a client that has
-        left) would keep its group for ever. Raises `TooManyGroupsError`.
+        The group is read here from its first subscriber on, not before: a request that is never
+        answered by a stream (HEAD, or a client that has left) would keep its group for ever.
+        Raises `TooManyGroupsError`.
         """
         self.refuse_more_than_allowed(name)
         group = self._groups.get(name)

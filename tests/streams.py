@@ -1,10 +1,13 @@
 """Streams for tests of what stands on them: a client, events, and what other programs do."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from logpipe.hub import Hub
 from logpipe.ids import END, StreamId
+from logpipe.metrics import Metrics
 from logpipe.redis_address import RedisAddress
 from logpipe.stream import Append, Stream
 from tests.servers import Valkey
@@ -32,6 +35,21 @@ async def stream_at(address: RedisAddress, **more: Any) -> AsyncIterator[Stream]
         yield stream
     finally:
         await stream.aclose()
+
+
+@asynccontextmanager
+async def running(stream: Stream, **more: Any) -> AsyncIterator[Hub]:
+    """A hub whose feed runs, and its stream's monitor."""
+    given = {"queue_len": 10_000, "batch_count": 500, "heartbeat_s": 15.0, **more}
+    hub = Hub(stream, Metrics(), **given)
+    tasks = [asyncio.create_task(each) for each in (hub.run(), hub.beat(), stream.monitor())]
+    try:
+        yield hub
+        assert not any(task.done() for task in tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def plain(stream: Stream) -> Any:

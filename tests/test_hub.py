@@ -17,22 +17,14 @@ from logpipe.stream import Append, Page, Stream, connections
 from logpipe.window import BATCH_BYTES
 from tests.helpers import wait_until
 from tests.servers import Valkey
-from tests.streams import NAME, add, address_of, event, plain, stream_at
+from tests.streams import NAME, add, address_of, event, plain, running, stream_at
 
 
 @contextlib.asynccontextmanager
 async def a_hub(valkey: Valkey, **more: Any) -> AsyncIterator[Hub]:
-    given = {"queue_len": 1000, "batch_count": 100, "heartbeat_s": 15.0, **more}
-    async with stream_at(address_of(valkey)) as stream:
-        hub = Hub(stream, Metrics(), **given)
-        tasks = [asyncio.create_task(each) for each in (hub.run(), hub.beat(), stream.monitor())]
-        try:
-            yield hub
-            assert not any(task.done() for task in tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+    given = {"queue_len": 1000, "batch_count": 100, **more}
+    async with stream_at(address_of(valkey)) as stream, running(stream, **given) as hub:
+        yield hub
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
 from logpipe.metrics import Metrics
 from logpipe.shared import SharedSubscription
+from logpipe.stream import Stream
 from logpipe.streaming import NDJSON, SSE, StreamResponse, encoder_for
 from logpipe.subscription import HubSubscription
 from tests.helpers import wait_until
@@ -412,21 +413,25 @@ async def test_clients_that_leave_a_real_hub_are_all_let_go(valkey: Valkey) -> N
         await asyncio.wait(tasks)
 
 
+def groups_over(stream: Stream) -> Groups:
+    return Groups(
+        stream,
+        Metrics(),
+        Background(),
+        consumer="one",
+        pending_idle_ms=60_000,
+        batch_count=10,
+        heartbeat_s=15,
+    )
+
+
 async def test_an_event_given_to_a_client_in_the_moment_it_left_goes_to_another(
     valkey: Valkey,
 ) -> None:
     """uvicorn takes what is sent after the client has left, and drops it without a word."""
     async with (
         stream_at(address_of(valkey), block_ms=50) as stream,
-        Groups(
-            stream,
-            Metrics(),
-            Background(),
-            consumer="one",
-            pending_idle_ms=60_000,
-            batch_count=10,
-            heartbeat_s=15,
-        ) as groups,
+        groups_over(stream) as groups,
     ):
         for turns in range(40):
             browser = Browser()
@@ -453,15 +458,7 @@ async def test_an_event_given_to_a_client_in_the_moment_it_left_goes_to_another(
 async def test_what_is_given_as_the_client_leaves_is_not_acknowledged(valkey: Valkey) -> None:
     async with (
         stream_at(address_of(valkey), block_ms=50) as stream,
-        Groups(
-            stream,
-            Metrics(),
-            Background(),
-            consumer="one",
-            pending_idle_ms=60_000,
-            batch_count=10,
-            heartbeat_s=15,
-        ) as groups,
+        groups_over(stream) as groups,
     ):
         subscription = SharedSubscription(groups, "g", Start(), EVERYTHING)
         browser = Browser()

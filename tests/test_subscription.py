@@ -23,7 +23,7 @@ from logpipe.subscription import HubSubscription, goodbye
 from logpipe.window import BATCH_BYTES
 from tests.helpers import wait_until
 from tests.servers import Valkey
-from tests.streams import NAME, add, address_of, event, plain, stream_at
+from tests.streams import NAME, add, address_of, event, plain, running, stream_at
 
 
 class FlakyStream(Stream):
@@ -39,21 +39,6 @@ class FlakyStream(Stream):
         if self.chance.random() < self.trouble:
             raise Unavailable("away", "a fault on purpose, with the answer lost")
         return page
-
-
-@contextlib.asynccontextmanager
-async def running(stream: Stream, **more: Any) -> AsyncIterator[Hub]:
-    """A hub whose feed runs, and its stream's monitor."""
-    given = {"queue_len": 10_000, "batch_count": 500, "heartbeat_s": 15.0, **more}
-    hub = Hub(stream, Metrics(), **given)
-    tasks = [asyncio.create_task(each) for each in (hub.run(), hub.beat(), stream.monitor())]
-    try:
-        yield hub
-        assert not any(task.done() for task in tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 @contextlib.asynccontextmanager
