@@ -291,9 +291,7 @@ def _parameters(start: Start, chosen: Filter) -> dict[str, str]:
         "on_lag": start.on_lag,
         "since": start.since,
         "tail": start.tail,
-        "level": chosen.level,
-        "source": chosen.source,
-        "text": chosen.text,
+        "q": chosen.query,
     }
     return {name: str(value) for name, value in given.items() if value not in (None, "")}
 

@@ -20,7 +20,14 @@ def chosen_filter(query: Mapping[str, str]) -> Filter:
     try:
         return parse_filter(query)
     except FilterError as error:
-        raise bad_parameter(error.parameter, str(error)) from None
+        place = "" if error.position is None else f"at position {error.position}: "
+        remedy = f"; {error.hint}" if error.hint else ""
+        members = {"position": error.position, "hint": error.hint}
+        raise bad_parameter(
+            error.parameter,
+            f"{place}{error}{remedy}",
+            **{name: value for name, value in members.items() if value not in (None, "")},
+        ) from None
 
 
 def chosen_start(query: Mapping[str, str], last_event_id: str | None) -> Start:

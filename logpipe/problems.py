@@ -46,9 +46,9 @@ class Unavailable(Problem):
         self.reason = detail
 
 
-def bad_parameter(name: str, detail: str) -> Problem:
+def bad_parameter(name: str, detail: str, **members: Any) -> Problem:
     """A 400 that names the query parameter."""
-    return Problem(400, f"{name}: {detail}", parameter=name)
+    return Problem(400, f"{name}: {detail}", parameter=name, **members)
 
 
 def respond(problem: Problem) -> Response:

@@ -176,7 +176,7 @@ async def test_the_distributor_filters_and_tells_progress(
         serving(redis_addr=valkey.url, heartbeat_s=0.2) as service,
         remote(service.url) as distributor,
     ):
-        with reading(distributor, ALL, Filter(text="7")) as taken:
+        with reading(distributor, ALL, Filter("7")) as taken:
             await taken.until(Hello)
             await send(service, 0, 30)
             await taken.until_count(3)

@@ -209,7 +209,7 @@ async def test_work_is_split_among_those_who_wait(valkey: Valkey) -> None:
 
 async def test_entries_that_the_filter_rejects_are_acknowledged_too(valkey: Valkey) -> None:
     async with a_replica(valkey) as replica:
-        with replica.worker(chosen=Filter(source="db")) as worker:
+        with replica.worker(chosen=Filter("source:db")) as worker:
             await worker.greet()
             worker.work()
             await add(replica.stream, 5)

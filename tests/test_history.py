@@ -55,7 +55,7 @@ def listed(kinds: list[str]) -> Listed:
     st.integers(1, 8),
     st.integers(0, 12),
     st.integers(0, 12),
-    st.sampled_from([EVERYTHING, Filter(source="a")]),
+    st.sampled_from([EVERYTHING, Filter("source:a")]),
 )
 async def test_the_pages_of_the_history_are_all_that_matches_once_and_in_order(
     kinds: list[str],
@@ -103,7 +103,7 @@ async def test_a_page_looks_at_a_bounded_number_of_entries(
 ) -> None:
     monkeypatch.setattr(history_module, "PAGE_SCAN", 10)
     ids = await add(stream, 25)
-    page = await history(stream, Filter(source="nobody"), START, END, 5, 7, newest_first=True)
+    page = await history(stream, Filter("source:nobody"), START, END, 5, 7, newest_first=True)
     assert page.entries == []
     assert page.next == ids[14]
 
@@ -163,7 +163,7 @@ async def test_the_last_matching_entries_follow_their_cursor(
     kinds: list[str], wanted: int, page: int
 ) -> None:
     stream = listed(kinds)
-    cursor = await before_last(stream, Filter(source="a"), wanted, page)
+    cursor = await before_last(stream, Filter("source:a"), wanted, page)
     matching = [number for number, kind in enumerate(kinds) if kind == "a"]
     after = [number for number in matching if stream.rows[number][0] > cursor.id]
     assert after == matching[max(0, len(matching) - wanted) :]
@@ -178,7 +178,7 @@ async def test_the_last_entries_of_no_stream_begin_at_its_end(stream: Stream) ->
 
 async def test_the_last_entries_are_found_among_many_that_do_not_match(stream: Stream) -> None:
     await stream.append([Append([an_event("rare")] + [an_event("often")] * 300)])
-    cursor = await before_last(stream, Filter(source="rare"), 1, 20)
+    cursor = await before_last(stream, Filter("source:rare"), 1, 20)
     page = await stream.read(cursor, 1)
     assert page.entries[0].event.source == "rare"
     assert page.gap is None

@@ -49,48 +49,48 @@ def test_without_a_filter_the_entries_are_the_batch_s_own(batch: Batch) -> None:
 
 
 def test_equal_filters_share_one_list(batch: Batch) -> None:
-    found = batch.matching(Filter(source="api"))
+    found = batch.matching(Filter("source:api"))
     assert [entry.id.ms for entry in found] == [1, 3]
-    assert batch.matching(Filter(source="api")) is found
-    assert batch.matching(Filter(source="web")) is not found
+    assert batch.matching(Filter("source:api")) is found
+    assert batch.matching(Filter("source:web")) is not found
 
 
 def test_a_filter_that_takes_nothing_is_remembered_too(batch: Batch) -> None:
-    found = batch.matching(Filter(source="nobody"))
+    found = batch.matching(Filter("source:nobody"))
     assert found == []
-    assert batch.matching(Filter(source="nobody")) is found
+    assert batch.matching(Filter("source:nobody")) is found
 
 
 def test_a_filter_that_has_no_predicate_takes_all(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Filter, "predicate", None)
-    assert batch.matching(Filter(source="api")) == batch.entries
+    assert batch.matching(Filter("source:api")) == batch.entries
 
 
 def test_a_chunk_is_encoded_once_a_format_and_filter(batch: Batch) -> None:
     encoder, other = CountingEncoder(), CountingEncoder()
-    chunk = batch.chunk(encoder, Filter(source="api"))
+    chunk = batch.chunk(encoder, Filter("source:api"))
     assert chunk == batch.entries[0].json + b"|" + batch.entries[2].json
-    assert batch.chunk(encoder, Filter(source="api")) is chunk
+    assert batch.chunk(encoder, Filter("source:api")) is chunk
     assert encoder.calls == 1
     assert batch.chunk(encoder, EVERYTHING) != chunk
-    assert batch.chunk(other, Filter(source="api")) == chunk
+    assert batch.chunk(other, Filter("source:api")) == chunk
     assert (encoder.calls, other.calls) == (2, 1)
 
 
 def test_a_chunk_of_nothing_is_empty_and_never_encoded(batch: Batch) -> None:
     encoder = CountingEncoder()
-    assert batch.chunk(encoder, Filter(source="nobody")) == b""
-    assert batch.chunk(encoder, Filter(source="nobody")) == b""
+    assert batch.chunk(encoder, Filter("source:nobody")) == b""
+    assert batch.chunk(encoder, Filter("source:nobody")) == b""
     assert encoder.calls == 0
 
 
 def test_chunks_that_were_forgotten_are_made_again(batch: Batch) -> None:
     encoder = CountingEncoder()
-    chunk = batch.chunk(encoder, Filter(source="api"))
+    chunk = batch.chunk(encoder, Filter("source:api"))
     batch.forget_chunks()
-    assert batch.chunk(encoder, Filter(source="api")) == chunk
+    assert batch.chunk(encoder, Filter("source:api")) == chunk
     assert encoder.calls == 2
     assert batch.matching(EVERYTHING) is batch.entries
 

@@ -305,7 +305,7 @@ async def test_filters_live_in_the_url(valkey: Valkey, browser: Browser) -> None
             await shown.shows([str(n) for n in range(10)])
             await shown[".filters [name=level]"].select_option("ERROR")
             await shown[".filters [name=source]"].fill("api*")
-            await shown["text=Filter"].click()
+            await shown["button >> text=Filter"].click()
             await shown.shows([str(n) for n in range(5, 10)])
             assert "level=ERROR&source=api*" in shown.page.url.replace("%2A", "*")
             await send(service, 10, 12)

@@ -35,11 +35,21 @@ def refused(call: Any, *arguments: Any) -> Problem:
 
 def test_the_short_filters_are_taken_together() -> None:
     chosen = chosen_filter({"level": ">=warn", "source": "api*", "text": " reset ", "x": "y"})
-    assert chosen == Filter(">=warn", "api*", "reset")
+    assert chosen == Filter("level>=WARN source:api* reset")
 
 
 def test_a_filter_that_cannot_be_read_is_refused_by_the_name_of_its_parameter() -> None:
-    assert refused(chosen_filter, {"level": ">=loud"}).members["parameter"] == "level"
+    problem = refused(chosen_filter, {"level": ">=loud"})
+    assert problem.members["parameter"] == "level"
+    assert "position" not in problem.members
+
+
+def test_a_query_that_cannot_be_read_is_refused_with_the_position_and_a_hint() -> None:
+    problem = refused(chosen_filter, {"q": "timeout Error: x"})
+    assert problem.members["parameter"] == "q"
+    assert problem.members["position"] == 13
+    assert problem.members["hint"] in problem.detail
+    assert "at position 13: " in problem.detail
 
 
 # -- where a subscription begins ---------------------------------------------------------------

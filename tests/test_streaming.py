@@ -324,7 +324,7 @@ async def test_a_heartbeat_is_sent_when_nothing_comes() -> None:
 async def test_progress_is_told_with_the_heartbeat_when_the_filter_rejects_everything() -> None:
     browser = Browser()
     source = Source([HELLO], [a_batch(5, 6)], [a_batch(7)], [], [], None)
-    source.filter = Filter(source="nobody")
+    source.filter = Filter("source:nobody")
     await asyncio.wait_for(respond(source, browser), 5)
     events = parsed(browser.body)
     assert [(event.event, event.id) for event in events] == [("hello", "4-0"), ("progress", "7-0")]
@@ -337,7 +337,7 @@ async def test_progress_is_told_in_time_while_rejected_events_keep_coming(
 ) -> None:
     monkeypatch.setattr(streaming, "PROGRESS_S", 0.05)
     source, browser = Source([HELLO]), Browser()
-    source.filter = Filter(source="nobody")
+    source.filter = Filter("source:nobody")
     response = respond(source, browser)
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -362,7 +362,7 @@ def _ms(text: str) -> int:
 async def test_no_progress_is_told_that_is_behind_an_event_that_was_sent() -> None:
     browser = Browser()
     source = Source([HELLO], [a_batch(5, source="db")], [a_batch(6)], [], None)
-    source.filter = Filter(source="api")
+    source.filter = Filter("source:api")
     await asyncio.wait_for(respond(source, browser), 5)
     assert [event.event for event in parsed(browser.body)] == ["hello", "message"]
 
@@ -370,7 +370,7 @@ async def test_no_progress_is_told_that_is_behind_an_event_that_was_sent() -> No
 async def test_a_match_and_a_rejection_in_one_write_tell_progress_after_the_match() -> None:
     browser = Browser()
     source = Source([HELLO], [a_batch(5), a_batch(6, source="db")], [], None)
-    source.filter = Filter(source="api")
+    source.filter = Filter("source:api")
     await asyncio.wait_for(respond(source, browser), 5)
     events = parsed(browser.body)
     assert [(event.event, event.id) for event in events[1:]] == [

@@ -13,7 +13,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from logpipe.event import LEVELS
-from logpipe.filters import Filter
+from logpipe.filters import PARAMETERS, Filter
 from logpipe.messages import Start, Subscription
 from logpipe.metrics import Metrics
 from logpipe.parameters import chosen_filter, chosen_start
@@ -38,7 +38,7 @@ FIRST_ROWS = 100
 SILENT_BEATS = 3
 """Heartbeats that the page misses before it takes its connection for dead."""
 
-FILTERS = ("level", "source", "text")
+FILTERS = PARAMETERS
 FIELDS = ("source", "level", "message")
 LEVEL_CHOICES = (
     ("", "All levels"),
