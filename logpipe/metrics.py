@@ -1,5 +1,7 @@
 """What /metrics shows: every metric of logpipe, in one registry a process."""
 
+import contextlib
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -13,6 +15,10 @@ from logpipe import __version__
 
 # One series more for each counter, that nobody asks for.
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+MAX_LABELS = 64
+"""Consumer groups with a series of their own."""
+OTHER_GROUPS = "(other)"
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -80,13 +86,65 @@ class Metrics:
             "logpipe_window_events", "Events in the window.", registry=registry
         )
         self.window_bytes = Gauge("logpipe_window_bytes", "Their bytes.", registry=registry)
+        self.group_pending = Gauge(
+            "logpipe_group_pending",
+            "Entries of a group, on all replicas, that are delivered and not acknowledged.",
+            ["group"],
+            registry=registry,
+        )
         self.group_claimed = Counter(
-            "logpipe_group_claimed_total", "Pending entries taken over.", registry=registry
+            "logpipe_group_claimed_total",
+            "Pending entries taken over from other consumers.",
+            ["group"],
+            registry=registry,
         )
         self.group_lost = Counter(
-            "logpipe_group_lost_total", "Entries trimmed while pending.", registry=registry
+            "logpipe_group_lost_total",
+            "Entries trimmed before they were read, or while they were pending.",
+            ["group"],
+            registry=registry,
         )
+        self._group_labels: set[str] = set()
+
+    def group(self, name: str) -> "GroupMetrics":
+        """The metrics of a consumer group. Clients name groups, so only the first `MAX_LABELS` have
+        a label of their own."""
+        if name not in self._group_labels and len(self._group_labels) < MAX_LABELS:
+            self._group_labels.add(name)
+        return GroupMetrics(self, name if name in self._group_labels else OTHER_GROUPS)
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
+
+
+class GroupMetrics:
+    """The metrics of one consumer group."""
+
+    def __init__(self, metrics: Metrics, label: str) -> None:
+        self._label = label
+        self._metrics = metrics
+        self._pending = metrics.group_pending.labels(label)
+        self._claimed = metrics.group_claimed.labels(label)
+        self._lost = metrics.group_lost.labels(label)
+
+    def pending(self, count: int) -> None:
+        """So many entries are pending."""
+        self._pending.set(count)
+
+    def claimed(self, count: int) -> None:
+        """So many were taken over."""
+        self._claimed.inc(count)
+
+    def lost(self, count: int | None) -> None:
+        """So many are lost, as far as that is known."""
+        self._lost.inc(count or 0)
+
+    def unreadable(self, count: int) -> None:
+        """So many entries hold no event."""
+        self._metrics.unreadable.inc(count)
+
+    def forget(self) -> None:
+        """The group is no longer read here: what is pending is no longer known."""
+        with contextlib.suppress(KeyError):
+            self._metrics.group_pending.remove(self._label)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Self
 
 from logpipe.filters import Filter
-from logpipe.groups import MAX_GROUPS, Group, Groups, Share, TooManyGroupsError
+from logpipe.group import Group, Share
+from logpipe.groups import MAX_GROUPS, Groups, TooManyGroupsError
 from logpipe.messages import Item, Start
 from logpipe.subscription import goodbye
 
@@ -84,7 +85,7 @@ class SharedSubscription:
         # cancelled here then, and what it was given goes to another subscriber.
         await asyncio.sleep(0)
         given, self.share.entries = self.share.entries, []
-        self.share.lost = []
+        self.share.gaps = []
         if given:
             assert self._group is not None
             await self._group.acknowledge(given)

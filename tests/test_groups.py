@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from logpipe import groups as groups_module
+from logpipe import consumer as consumer_module
+from logpipe import group as group_module
 from logpipe.background import Background
 from logpipe.continuity import Gap
 from logpipe.filters import EVERYTHING, Filter
-from logpipe.groups import MAX_GROUPS, Groups, TooManyGroupsError
+from logpipe.groups import LAST_READ_S, MAX_GROUPS, Groups, TooManyGroupsError
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Start
 from logpipe.metrics import Metrics
@@ -39,10 +40,10 @@ class Replica:
 
     @property
     def lost(self) -> float:
-        return float(self.groups.metrics.group_lost._value.get())
+        return float(self.groups.metrics.group_lost.labels(GROUP)._value.get())
 
     async def pending(self) -> int:
-        return await self.stream.pending(GROUP)
+        return await self.stream.groups.pending(GROUP)
 
 
 @contextlib.asynccontextmanager
@@ -62,7 +63,7 @@ async def a_replica(valkey: Valkey, name: str = "one", **more: Any) -> AsyncIter
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MONITOR_S", 0.02)
     monkeypatch.setattr(connections, "TROUBLED_S", 0.01)
-    monkeypatch.setattr(groups_module, "RECOVERY_S", 0.02)
+    monkeypatch.setattr(group_module, "RECOVERY_S", 0.02)
 
 
 class Worker:
@@ -314,9 +315,9 @@ async def test_what_a_dead_replica_left_is_claimed_by_another(valkey: Valkey) ->
     async with a_replica(valkey, "live") as live:
         async with stream_at(address_of(valkey), block_ms=100) as stream:
             # A process that is killed: it has read, and nothing of it runs any more.
-            await stream.create_group(GROUP, None)
+            await stream.groups.create(GROUP, None)
             ids = await add(stream, 25)
-            read = await stream.read_group(GROUP, "dead", 100)
+            read = await stream.groups.read(GROUP, "dead", 100)
             assert len(read.entries) == 25
         with live.worker() as worker:
             worker.work()
@@ -325,14 +326,14 @@ async def test_what_a_dead_replica_left_is_claimed_by_another(valkey: Valkey) ->
             await wait_until(lambda: sorted(worker.got) == ids, "all claimed", IDLE_MS / 1000 + 2)
             assert loop.time() - started > IDLE_MS / 1000 / 2
             await all_acknowledged(live)
-            assert live.groups.metrics.group_claimed._value.get() == 25
+            assert live.groups.metrics.group_claimed.labels(GROUP)._value.get() == 25
 
 
 async def test_a_process_gets_back_what_it_had_when_it_starts_again(valkey: Valkey) -> None:
     async with a_replica(valkey, "same", pending_idle_ms=60_000) as replica:
-        await replica.stream.create_group(GROUP, None)
+        await replica.stream.groups.create(GROUP, None)
         ids = await add(replica.stream, 25)
-        await replica.stream.read_group(GROUP, "same", 100)
+        await replica.stream.groups.read(GROUP, "same", 100)
         with replica.worker() as worker:
             worker.work()
             await wait_until(lambda: worker.got == ids, "all of them, in order", 1)
@@ -341,9 +342,9 @@ async def test_a_process_gets_back_what_it_had_when_it_starts_again(valkey: Valk
 
 async def test_a_process_that_starts_again_reads_its_work_as_it_is_taken(valkey: Valkey) -> None:
     async with a_replica(valkey, "same", batch_count=5, pending_idle_ms=60_000) as replica:
-        await replica.stream.create_group(GROUP, None)
+        await replica.stream.groups.create(GROUP, None)
         await add(replica.stream, 200)
-        await replica.stream.read_group(GROUP, "same", 1000)
+        await replica.stream.groups.read(GROUP, "same", 1000)
         with replica.worker() as worker:
             await worker.take()
             await asyncio.sleep(0.05)
@@ -431,14 +432,101 @@ async def test_what_is_read_just_after_the_last_has_left_is_given_back(valkey: V
             await wait_until(lambda: sorted(other.got) == ids, "the other replica has them", 2.5)
 
 
+# -- names -----------------------------------------------------------------------------------------
+
+
+async def consumers(replica: Replica) -> dict[str, int]:
+    """The group's consumers as Redis knows them, and how much is pending for each."""
+    found = await plain(replica.stream).xinfo_consumers(NAME, GROUP)
+    return {each["name"].decode(): each["pending"] for each in found}
+
+
+async def test_two_replicas_of_one_name_are_told_apart(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_replica(valkey, "dist-1") as one, a_replica(valkey, "dist-1") as two:
+        with one.worker() as first, two.worker() as second:
+            for worker in (first, second):
+                await worker.greet()
+            ids = await add(one.stream, 15)
+            held = await first.take()  # and not written for a while
+            second.work()
+            rest = [id_ for id_ in ids if id_ not in held]
+            await wait_until(lambda: sorted(second.got) == rest, "the other has the rest")
+            await asyncio.sleep(2.5 * IDLE_MS / 1000)
+            assert sorted(second.got) == rest
+            assert set(await consumers(one)) == {"dist-1", "dist-1~2"}
+            await first.subscription.sent()
+            await all_acknowledged(one)
+    assert "give each replica a CONSUMER_NAME of its own" in caplog.text
+
+
+async def test_a_process_goes_back_to_its_name_and_its_work_when_the_dead_holder_s_lease_ends(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "LEASE_S", 0.3)
+    async with a_replica(valkey, "dist-1", pending_idle_ms=60_000) as replica:
+        groups = replica.stream.groups
+        await groups.create(GROUP, None)
+        ids = await add(replica.stream, 3)
+        assert await groups.hold("dist-1", "a process that was killed", 400)
+        await groups.read(GROUP, "dist-1", 10)
+        with replica.worker() as worker:
+            await worker.greet()
+            worker.work()
+            await wait_until(lambda: worker.got == ids, "its work of before", 5)
+            assert replica.groups.consumer.name == "dist-1"
+            await all_acknowledged(replica)
+
+
+async def test_a_name_that_was_lost_in_an_outage_is_given_up(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "LEASE_S", 0.1)
+    async with a_replica(valkey, "dist-1") as replica:
+        with replica.worker() as worker:
+            await worker.greet()
+            worker.work()
+            await wait_until(lambda: replica.groups.consumer.name == "dist-1", "it has a name")
+            valkey.client.flushall()
+            await wait_until(
+                lambda: replica.stream.groups.hold("dist-1", "another", 60_000),
+                "another was quicker",
+            )
+            await wait_until(lambda: replica.groups.consumer.name == "dist-1~2", "another name")
+            ids = await add(replica.stream, 3)
+            await wait_until(lambda: worker.got == ids, "it goes on")
+
+
+async def test_dead_consumers_are_removed_when_nothing_is_pending_for_them(
+    valkey: Valkey,
+) -> None:
+    async with a_replica(valkey, "live") as live:
+        groups = live.stream.groups
+        await groups.create(GROUP, None)
+        ids: list[StreamId] = []
+        for number in range(20):
+            ids += await add(live.stream)
+            await groups.read(GROUP, f"dead-{number}", 1)
+        with live.worker() as worker:
+            worker.work()
+
+            async def alone() -> bool:
+                return set(await consumers(live)) == {"live"}
+
+            await wait_until(alone, "the dead ones are gone")
+            assert sorted(worker.got) == ids
+    assert valkey.client.xinfo_consumers(NAME, GROUP) == []  # it has left, too
+
+
 # -- losses ----------------------------------------------------------------------------------------
 
 
 async def test_entries_trimmed_while_pending_are_counted_and_told(valkey: Valkey) -> None:
     async with a_replica(valkey) as live:
-        await live.stream.create_group(GROUP, None)
+        await live.stream.groups.create(GROUP, None)
         ids = await add(live.stream, 20)
-        await live.stream.read_group(GROUP, "dead", 100)
+        await live.stream.groups.read(GROUP, "dead", 100)
         await plain(live.stream).xtrim(NAME, maxlen=5, approximate=False)
         with live.worker() as worker:
             worker.work()
@@ -452,13 +540,46 @@ async def test_entries_trimmed_while_pending_are_counted_and_told(valkey: Valkey
             assert live.lost == 15
 
 
+async def test_entries_trimmed_before_the_group_read_them_are_counted_and_told_once(
+    valkey: Valkey,
+) -> None:
+    async with a_replica(valkey, "one") as one, a_replica(valkey, "two") as two:
+        await one.stream.groups.create(GROUP, None)
+        ids = await add(one.stream, 250)
+        await plain(one.stream).xtrim(NAME, maxlen=30, approximate=False)
+        with one.worker() as first, two.worker() as second:
+            first.work()
+            second.work()
+            await wait_until(lambda: sorted(first.got + second.got) == ids[220:], "what is kept")
+            [gap] = first.gaps + second.gaps
+            assert (gap.reason, gap.count) == ("trimmed", 220)
+            assert (gap.after < ids[0], gap.before) == (True, ids[220])
+            assert one.lost + two.lost == 220
+
+
+async def test_a_loss_that_nobody_was_told_of_is_told_to_the_next_subscriber(
+    valkey: Valkey,
+) -> None:
+    async with a_replica(valkey) as replica:
+        await replica.stream.groups.create(GROUP, None)
+        await add(replica.stream, 5)
+        await plain(replica.stream).xtrim(NAME, maxlen=1, approximate=False)
+        with replica.worker() as leaves:
+            await leaves.take()
+            assert len(leaves.gaps) == 1
+        with replica.worker() as worker:
+            await worker.take()
+            assert worker.gaps == leaves.gaps
+        assert replica.lost == 4
+
+
 async def test_a_loss_that_a_leaving_subscriber_did_not_write_is_told_to_another(
     valkey: Valkey,
 ) -> None:
     async with a_replica(valkey) as live:
-        await live.stream.create_group(GROUP, None)
+        await live.stream.groups.create(GROUP, None)
         await add(live.stream, 3)
-        await live.stream.read_group(GROUP, "dead", 100)
+        await live.stream.groups.read(GROUP, "dead", 100)
         await plain(live.stream).xtrim(NAME, maxlen=0, approximate=False)
         with live.worker() as stays:
             with live.worker() as leaves:
@@ -542,7 +663,7 @@ async def test_a_subscriber_that_comes_while_redis_is_away_gets_what_is_sent_fro
 
 async def test_a_full_redis_still_hands_out_what_it_has(valkey: Valkey) -> None:
     async with a_replica(valkey, "one") as one:
-        await one.stream.create_group(GROUP, None)
+        await one.stream.groups.create(GROUP, None)
         ids = await add(one.stream, 5)
         valkey.client.config_set("maxmemory", "1mb")
         with one.worker() as worker:
@@ -603,7 +724,7 @@ async def test_quick_comings_and_goings_never_start_a_second_reader(valkey: Valk
     most = now = 0
 
     async with a_replica(valkey) as replica:
-        read = replica.stream.read_group
+        read = replica.stream.groups.read
 
         async def counted(*args: Any, **more: Any) -> Any:
             nonlocal now, most
@@ -614,7 +735,7 @@ async def test_quick_comings_and_goings_never_start_a_second_reader(valkey: Valk
             finally:
                 now -= 1
 
-        replica.stream.read_group = counted  # type: ignore[method-assign]
+        replica.stream.groups.read = counted  # type: ignore[method-assign]
         chance = random.Random(7)
         acknowledged: Counter[StreamId] = Counter()
         ids: list[StreamId] = []
@@ -649,7 +770,7 @@ async def test_any_schedule_of_subscribers_delivers_every_event_at_least_once(
 ) -> None:
     chance = random.Random(3)
     async with a_replica(valkey, "one") as one, a_replica(valkey, "two") as two:
-        await one.stream.create_group(GROUP, None)
+        await one.stream.groups.create(GROUP, None)
         ids: list[StreamId] = []
         written: set[StreamId] = set()
 
@@ -687,7 +808,7 @@ async def test_work_that_comes_as_the_heartbeat_falls_due_is_not_acknowledged_un
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with a_replica(valkey, heartbeat_s=0.01) as replica:
-        acknowledge = replica.stream.acknowledge
+        acknowledge = replica.stream.groups.acknowledge
 
         with replica.worker() as worker:
 
@@ -696,7 +817,7 @@ async def test_work_that_comes_as_the_heartbeat_falls_due_is_not_acknowledged_un
                 assert set(ids) <= set(worker.got)
                 await acknowledge(group, ids)
 
-            monkeypatch.setattr(replica.stream, "acknowledge", checked)
+            monkeypatch.setattr(replica.stream.groups, "acknowledge", checked)
             await worker.greet()
             worker.work()  # a heartbeat is written and confirmed a hundred times a second
             ids: list[StreamId] = []
@@ -715,7 +836,7 @@ async def test_work_given_in_the_moment_of_the_heartbeat_is_returned_by_the_same
             gap = Gap("trimmed", START, StreamId(2, 0), 1, StreamId(1, 0))
 
             async def too_late(self: SharedSubscription, due: float) -> bool:
-                self.share.give([gap], [])
+                self.share.give([], [gap])
                 return False
 
             monkeypatch.setattr(SharedSubscription, "_wait_until", too_late)
@@ -788,7 +909,7 @@ async def test_closing_ends_in_a_bounded_time_though_redis_is_frozen(own_valkey:
         started = loop.time()
     took = loop.time() - started
     own_valkey.signal(signal.SIGCONT)
-    assert took < groups_module.LAST_READ_S + 1
+    assert took < LAST_READ_S + 1
 
 
 async def test_an_idle_subscriber_of_a_group_gets_its_heartbeat_in_time(valkey: Valkey) -> None:

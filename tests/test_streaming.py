@@ -13,7 +13,7 @@ from logpipe.event import Entry, read_entry
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.groups import Groups
 from logpipe.hub import Hub
-from logpipe.ids import START, StreamId
+from logpipe.ids import StreamId
 from logpipe.messages import Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
 from logpipe.metrics import Metrics
 from logpipe.shared import SharedSubscription
@@ -466,7 +466,7 @@ async def test_what_is_given_as_the_client_leaves_is_not_acknowledged(valkey: Va
         await wait_until(lambda: subscription.share.asking, "it waits for work")
         # The write and the client's end fall into one turn of the event loop.
         [entry] = [an_entry(5)]
-        subscription.share.give([Batch(Cursor(START), Cursor(entry.id), [entry])], [entry])
+        subscription.share.give([entry], [])
         browser.left.set()
         await asyncio.wait_for(response, 1)
         assert len(browser.dropped) == 1

@@ -2,8 +2,9 @@
 
 from logpipe.stream.append import Append, Appended
 from logpipe.stream.connections import NoGroupError
+from logpipe.stream.groups import Claimed
 from logpipe.stream.health import WRITES_ONLY, RedisHealth
-from logpipe.stream.stream import Claimed, Page, Stream
+from logpipe.stream.stream import Page, Stream
 
 __all__ = [
     "WRITES_ONLY",

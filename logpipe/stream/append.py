@@ -1,8 +1,9 @@
 """The append: one script call for the events of many requests."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from logpipe.stream.scripts import Script, companion_key
 
 ONCE_TTL_S = 600
 """How long an idempotency key is kept."""
@@ -12,7 +13,7 @@ ONCE_TTL_S = 600
 # has a key, its receipt, its number of events, and the events.
 # Trimming by the last of each thousand saves the server a tenth; `~` trims whole nodes, and at
 # most 10,000 entries a call, so that a long batch needs more than one.
-APPEND = """
+APPEND = Script.of("""
 local at, key, answers = 4, 1, {}
 for request = 1, tonumber(ARGV[3]) do
   local keyed, receipt, count = ARGV[at] == '1', ARGV[at + 1], tonumber(ARGV[at + 2])
@@ -41,8 +42,7 @@ for request = 1, tonumber(ARGV[3]) do
   at = at + count
 end
 return answers
-"""
-APPEND_SHA = hashlib.sha1(APPEND.encode(), usedforsecurity=False).hexdigest()
+""")
 
 
 class Append(NamedTuple):
@@ -73,21 +73,10 @@ def arguments(
     rest: list[bytes | str | int] = [maxlen, ONCE_TTL_S, len(requests)]
     for request in requests:
         if request.once is not None:
-            keys.append(once_key(stream, request.once))
+            keys.append(companion_key(stream, "once", request.once))
         rest += (int(request.once is not None), request.receipt, len(request.events))
         rest += request.events
     return keys, rest
-
-
-def once_key(stream: str, key: str) -> str:
-    """Where the answer to an idempotency key is kept.
-
-    Hashed, so that no client's text becomes part of a key's name; with the stream's hash tag, so
-    that a Cluster keeps both in one slot.
-    """
-    tagged = "{" in stream and "}" in stream.partition("{")[2]
-    prefix = stream if tagged else f"{{{stream}}}"
-    return f"{prefix}:once:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def outcome(answer: tuple[int, bytes]) -> Appended:

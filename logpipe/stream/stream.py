@@ -1,24 +1,23 @@
-"""One stream and its consumer groups.
+"""One stream.
 
-Few verbs: `append`, `read`, `wait`, `range`, `bounds`, and those of groups. Nothing here retries:
-a verb works or raises `Unavailable`, and the loops above decide.
+Few verbs: `append`, `read`, `wait`, `range`, `bounds`, and those of its `groups`. Nothing here
+retries: a verb works or raises `Unavailable`, and the loops above decide.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ResponseError
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor, Gap, gap_after
-from logpipe.event import Entry, read_entry
+from logpipe.event import Entry
 from logpipe.ids import START, StreamId, from_wire
 from logpipe.redis_address import RedisAddress
-from logpipe.stream.append import APPEND, APPEND_SHA, Append, Appended, arguments, outcome
+from logpipe.stream.append import APPEND, Append, Appended, arguments, outcome
 from logpipe.stream.connections import Connections
+from logpipe.stream.entries import entry_of
+from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
-
-FIELD = b"event"
-"""The one field of an entry: the event's JSON."""
 
 
 class Page(NamedTuple):
@@ -29,16 +28,6 @@ class Page(NamedTuple):
     end: Cursor
     entries: list[Entry]
     unreadable: int
-
-
-class Claimed(NamedTuple):
-    """Pending entries that were handed out again, and how many of them were trimmed meanwhile."""
-
-    entries: list[Entry]
-    lost: list[StreamId]
-    unreadable: list[StreamId]
-    next: StreamId = START
-    """Where the next claim goes on to look; `START` when all was looked at."""
 
 
 class Stream:
@@ -57,6 +46,7 @@ class Stream:
         self._maxlen = maxlen
         self._block_ms = block_ms
         self._redis = Connections(address, name, block_ms, trouble)
+        self.groups = StreamGroups(self._redis, name)
 
     @property
     def health(self) -> RedisHealth:
@@ -81,10 +71,7 @@ class Stream:
         """
         keys, rest = arguments(self.name, self._maxlen, requests)
         async with self._redis.translated():
-            try:
-                answers = await self._redis.writing.evalsha(APPEND_SHA, len(keys), *keys, *rest)
-            except NoScriptError:
-                answers = await self._redis.writing.eval(APPEND, len(keys), *keys, *rest)
+            answers = await APPEND.run(self._redis.writing, keys, *rest)
         return [outcome(answer) for answer in answers]
 
     # -- reading ------------------------------------------------------------------------------
@@ -148,77 +135,7 @@ class Stream:
                 raw = await self._redis.reading.xrevrange(self.name, str(high), str(low), count)
             else:
                 raw = await self._redis.reading.xrange(self.name, str(low), str(high), count)
-        return [_entry(*pair) for pair in raw]
-
-    # -- consumer groups ----------------------------------------------------------------------
-
-    async def create_group(self, group: str, after: StreamId | None) -> None:
-        """Creates a group that begins after an id (None: the newest), unless it exists."""
-        start = "$" if after is None else str(after)
-        async with self._redis.translated():
-            try:
-                await self._redis.writing.xgroup_create(self.name, group, start, mkstream=True)
-            except ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
-
-    async def read_group(
-        self, group: str, consumer: str, count: int, *, pending_after: StreamId | None = None
-    ) -> Claimed:
-        """New entries of a group, waiting up to BLOCK_MS; or those pending for this consumer.
-
-        Raises `NoGroupError` when the group is gone, as it is after a flush.
-        """
-        place = ">" if pending_after is None else str(pending_after)
-        async with self._redis.translated():
-            answer: Any = await self._redis.blocking.xreadgroup(
-                group, consumer, {self.name: place}, count, block=self._block_ms
-            )
-        return _claimed(answer[0][1] if answer else [], [])
-
-    async def acknowledge(self, group: str, ids: Iterable[StreamId]) -> None:
-        """Takes ids off the group's pending list."""
-        async with self._redis.translated():
-            await self._redis.writing.xack(self.name, group, *map(str, ids))
-
-    async def keep(self, group: str, consumer: str, ids: Iterable[StreamId]) -> None:
-        """Sets the idle time of pending entries to zero, so that no other consumer claims them."""
-        async with self._redis.translated():
-            await self._redis.writing.xclaim(
-                self.name, group, consumer, 0, [str(id_) for id_ in ids], justid=True
-            )
-
-    async def release(self, group: str, consumer: str, ids: Sequence[StreamId]) -> int:
-        """Lets any consumer claim pending entries at once. Returns how many there still are."""
-        async with self._redis.translated():
-            kept = await self._redis.writing.xclaim(
-                self.name, group, consumer, 0, [str(id_) for id_ in ids], time=0, justid=True
-            )
-        return len(kept)
-
-    async def claim(
-        self, group: str, consumer: str, idle_ms: int, count: int, *, after: StreamId = START
-    ) -> Claimed:
-        """Takes over what has been pending for longer than `idle_ms`, whoever read it.
-
-        Redis looks at ten times `count` pending entries a call, from `after` on.
-
-        XAUTOCLAIM is XPENDING and XCLAIM in one step. Plain XCLAIM drops trimmed entries without
-        a word; this one names them, to exactly one of the consumers that ask (Redis 7).
-        """
-        async with self._redis.translated():
-            answer = await self._redis.writing.xautoclaim(
-                self.name, group, consumer, idle_ms, str(after), count
-            )
-        trimmed = answer[2] if len(answer) > 2 else []
-        claimed = _claimed(answer[1], [from_wire(id_) for id_ in trimmed])
-        return claimed._replace(next=from_wire(answer[0]))
-
-    async def pending(self, group: str) -> int:
-        """How many entries of the group are delivered and not acknowledged."""
-        async with self._redis.translated():
-            summary = await self._redis.reading.xpending(self.name, group)
-        return int(summary["pending"])
+        return [entry_of(*pair) for pair in raw]
 
 
 def _bounds(info: dict[str, Any]) -> Bounds:
@@ -241,28 +158,11 @@ def _located(cursor: Cursor, bounds: Bounds) -> Cursor:
     return cursor
 
 
-def _entry(id_: bytes, fields: dict[bytes, bytes] | None) -> tuple[StreamId, Entry | None]:
-    where = from_wire(id_)
-    return where, read_entry(where, fields.get(FIELD) if fields else None)
-
-
 def _page(gap: Gap | None, start: Cursor, raw: list[Any]) -> Page:
-    pairs = [_entry(*pair) for pair in raw]
+    pairs = [entry_of(*pair) for pair in raw]
     entries = [entry for _, entry in pairs if entry is not None]
     end = start
     if pairs:
         position = None if start.position is None else start.position + len(pairs)
         end = Cursor(pairs[-1][0], position)
     return Page(gap, start, end, entries, len(pairs) - len(entries))
-
-
-def _claimed(raw: list[Any], lost: list[StreamId]) -> Claimed:
-    """Sorts what a group handed out; an entry without fields was trimmed while pending."""
-    claimed = Claimed([], lost, [])
-    for id_, fields in raw:
-        where, entry = _entry(id_, fields)
-        if entry is not None:
-            claimed.entries.append(entry)
-        else:
-            (claimed.unreadable if fields else claimed.lost).append(where)
-    return claimed

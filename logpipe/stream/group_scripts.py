@@ -1,0 +1,146 @@
+"""The scripts of consumer groups: what has to be one step on the server."""
+
+from typing import Any, NamedTuple
+
+from logpipe.continuity import Bounds, Cursor, Gap, missed_by
+from logpipe.ids import StreamId, from_wire
+from logpipe.stream.scripts import Script
+
+_FIELD = """
+local function field(list, name)
+  for i = 1, #list, 2 do if list[i] == name then return list[i + 1] end end
+  return false
+end
+"""
+
+# Numbers of a script have 53 bits, halves of ids 64: they are compared as texts.
+_LESS = """
+local function less(a, b)
+  local am, as = string.match(a, '(%d+)-(%d+)')
+  local bm, bs = string.match(b, '(%d+)-(%d+)')
+  if am ~= bm then return #am < #bm or (#am == #bm and am < bm) end
+  return #as < #bs or (#as == #bs and as < bs)
+end
+"""
+
+# ARGV: group, where it begins ($ or an id). A group is told how many entries are before it, so that
+# those that are trimmed before it has read them can be counted.
+CREATE = Script.of(
+    _FIELD
+    + _LESS
+    + """
+local command = {'XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[2], 'MKSTREAM'}
+local read = 0
+local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
+if not info.err then
+  local added, first = field(info, 'entries-added'), field(info, 'first-entry')
+  if not added then read = false
+  elseif ARGV[2] == '$' then read = added
+  elseif field(info, 'max-deleted-entry-id') ~= '0-0' then read = false
+  elseif not first or less(ARGV[2], first[1]) then read = added - field(info, 'length')
+  else read = false end
+end
+if read then command[7], command[8] = 'ENTRIESREAD', read end
+return redis.pcall(unpack(command))
+"""
+)
+
+# ARGV: group, consumer, count. New entries, and what the bounds and the group were just before.
+# Redis' own count of what a group has read forgets what was trimmed unread, so it is put right.
+READ = Script.of(
+    _FIELD
+    + _LESS
+    + """
+local before = false
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
+for _, group in ipairs(groups) do
+  if field(group, 'name') == ARGV[1] then before = group end
+end
+local answer = redis.pcall(
+  'XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '>')
+if answer and answer.err then return answer end
+local entries = answer and answer[1][2] or {}
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+local first, added = field(info, 'first-entry'), field(info, 'entries-added')
+local length, deleted = field(info, 'length'), field(info, 'max-deleted-entry-id')
+local last = field(before, 'last-delivered-id')
+if #entries > 0 and first and added and deleted == '0-0' and less(last, first[1]) then
+  redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], entries[#entries][1],
+    'ENTRIESREAD', added - length + #entries)
+end
+return {entries, last, field(before, 'entries-read'), first and first[1],
+  field(info, 'last-generated-id'), added, length, deleted}
+"""
+)
+
+# ARGV: group, consumer, ids. Plain XCLAIM takes trimmed entries off the pending list without a
+# word; these stay, for the claim that names and counts them.
+RELEASE = Script.of("""
+local kept = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
+for i = 3, #ARGV do
+  if #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) > 0 then kept[#kept + 1] = ARGV[i] end
+end
+if #kept == 5 then return 0 end
+for _, word in ipairs({'TIME', 0, 'JUSTID'}) do kept[#kept + 1] = word end
+return #redis.call(unpack(kept))
+""")
+
+# ARGV: group, own consumer, whether to remove it, milliseconds. Removes consumers that have nothing
+# pending, which alone would lose it: those idle for so long, or this one that leaves.
+SWEEP = Script.of(
+    _FIELD
+    + """
+local removed = 0
+local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+if consumers.err then return 0 end
+for _, consumer in ipairs(consumers) do
+  local name = field(consumer, 'name')
+  local gone = ARGV[3] == '1' and name == ARGV[2]
+  local idle = ARGV[3] == '0' and name ~= ARGV[2]
+    and field(consumer, 'idle') >= tonumber(ARGV[4])
+  if (gone or idle) and field(consumer, 'pending') == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], name)
+    removed = removed + 1
+  end
+end
+return removed
+"""
+)
+
+# KEYS: a name's key. ARGV: who wants it, milliseconds. 1 when it is theirs for so long.
+HOLD = Script.of("""
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+""")
+
+LET_GO = Script.of("""
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+""")
+
+
+class GroupRead(NamedTuple):
+    """An answer of `READ`: raw entries, what the group missed, and up to where it has read."""
+
+    entries: list[tuple[bytes, dict[bytes, bytes]]]
+    missed: Gap | None
+    end: StreamId
+
+
+def group_read(answer: Any) -> GroupRead:
+    """What the script's answer says."""
+    raw, last, read, first, newest, added, length, deleted = answer
+    entries = [(id_, dict(zip(f[::2], f[1::2], strict=True))) for id_, f in raw]
+    group = Cursor(from_wire(last), read)
+    bounds = Bounds(
+        first=from_wire(first) if first else None,
+        last=from_wire(newest),
+        added=added,
+        length=length,
+        deleted=from_wire(deleted or b"0-0"),
+    )
+    end = from_wire(entries[-1][0]) if entries else group.id
+    # Told by the read that moves the group past it, so by one of all its consumers.
+    return GroupRead(entries, missed_by(group, bounds) if entries else None, end)

@@ -1,0 +1,151 @@
+"""A stream's consumer groups."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
+
+from logpipe.continuity import Gap
+from logpipe.event import Entry
+from logpipe.ids import START, StreamId, from_wire
+from logpipe.stream.connections import Connections
+from logpipe.stream.entries import entry_of
+from logpipe.stream.group_scripts import CREATE, HOLD, LET_GO, READ, RELEASE, SWEEP, group_read
+from logpipe.stream.scripts import companion_key
+
+AT_ONCE = 1000
+"""Ids of one call of a script; Lua unpacks some thousands at the most."""
+
+
+class Claimed(NamedTuple):
+    """What a consumer was handed: entries, ids that were trimmed while they were pending, and ids
+    of entries that hold no event."""
+
+    entries: list[Entry]
+    lost: list[StreamId]
+    unreadable: list[StreamId]
+    end: StreamId = START
+    """How far that goes: of a read, the last entry that the group was given; of a claim, where the
+    next one goes on to look, `START` when all was looked at."""
+    missed: Gap | None = None
+    """What was trimmed before the group had read it; told to one of its consumers only."""
+
+
+class StreamGroups:
+    """The verbs of consumer groups. They raise `Unavailable`, and `NoGroupError` when the group is
+    gone, as it is after a flush."""
+
+    def __init__(self, redis: Connections, stream: str) -> None:
+        self._redis = redis
+        self._stream = stream
+
+    async def create(self, group: str, after: StreamId | None) -> None:
+        """Creates a group that begins after an id (None: the newest), unless it exists."""
+        start = "$" if after is None else str(after)
+        async with self._redis.translated():
+            try:
+                await CREATE.run(self._redis.writing, [self._stream], group, start)
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    async def read(self, group: str, consumer: str, count: int) -> Claimed:
+        """New entries of a group, at once: none when there are none."""
+        async with self._redis.translated():
+            answer = await READ.run(self._redis.writing, [self._stream], group, consumer, count)
+        read = group_read(answer)
+        return _claimed(read.entries, [])._replace(end=read.end, missed=read.missed)
+
+    async def history(self, group: str, consumer: str, count: int, after: StreamId) -> Claimed:
+        """What is pending for this consumer, from an id on."""
+        async with self._redis.translated():
+            answer: Any = await self._redis.writing.xreadgroup(
+                group, consumer, {self._stream: str(after)}, count
+            )
+        return _claimed(answer[0][1] if answer else [], [])
+
+    async def acknowledge(self, group: str, ids: Iterable[StreamId]) -> None:
+        """Takes ids off the group's pending list."""
+        async with self._redis.translated():
+            await self._redis.writing.xack(self._stream, group, *map(str, ids))
+
+    async def keep(self, group: str, consumer: str, ids: Iterable[StreamId]) -> None:
+        """Sets the idle time of pending entries to zero, so that no other consumer claims them."""
+        async with self._redis.translated():
+            await self._redis.writing.xclaim(
+                self._stream, group, consumer, 0, [str(id_) for id_ in ids], justid=True
+            )
+
+    async def release(self, group: str, consumer: str, ids: Sequence[StreamId]) -> None:
+        """Lets any consumer claim pending entries at once; those trimmed meanwhile a little later,
+        by the claim that names them."""
+        for first in range(0, len(ids), AT_ONCE):
+            some = map(str, ids[first : first + AT_ONCE])
+            async with self._redis.translated():
+                await RELEASE.run(self._redis.writing, [self._stream], group, consumer, *some)
+
+    async def claim(
+        self, group: str, consumer: str, idle_ms: int, count: int, *, after: StreamId = START
+    ) -> Claimed:
+        """Takes over what has been pending for longer than `idle_ms`, whoever read it.
+
+        Redis looks at ten times `count` pending entries a call, from `after` on.
+
+        XAUTOCLAIM is XPENDING and XCLAIM in one step. Plain XCLAIM drops trimmed entries without
+        a word; this one names them, to exactly one of the consumers that ask (Redis 7).
+        """
+        async with self._redis.translated():
+            answer = await self._redis.writing.xautoclaim(
+                self._stream, group, consumer, idle_ms, str(after), count
+            )
+        trimmed = answer[2] if len(answer) > 2 else []
+        claimed = _claimed(answer[1], [from_wire(id_) for id_ in trimmed])
+        return claimed._replace(end=from_wire(answer[0]))
+
+    async def pending(self, group: str) -> int:
+        """How many entries of the group are delivered and not acknowledged."""
+        async with self._redis.translated():
+            summary = await self._redis.reading.xpending(self._stream, group)
+        return int(summary["pending"])
+
+    async def sweep(self, group: str, consumer: str, idle_ms: int) -> int:
+        """Removes other consumers that have nothing pending and were idle for so long. How many.
+
+        One that is alive after all comes back with its next read.
+        """
+        async with self._redis.translated():
+            removed = await SWEEP.run(
+                self._redis.writing, [self._stream], group, consumer, 0, idle_ms
+            )
+        return int(removed)
+
+    async def leave(self, group: str, consumer: str) -> None:
+        """Removes this consumer, unless it has entries pending."""
+        async with self._redis.translated():
+            await SWEEP.run(self._redis.writing, [self._stream], group, consumer, 1, 0)
+
+    async def hold(self, consumer: str, holder: str, lease_ms: int) -> bool:
+        """Takes or keeps a consumer's name for so long; False when another holder has it."""
+        async with self._redis.translated():
+            held = await HOLD.run(self._redis.writing, [self._key(consumer)], holder, lease_ms)
+        return bool(held)
+
+    async def let_go(self, consumer: str, holder: str) -> None:
+        """Gives a consumer's name back."""
+        async with self._redis.translated():
+            await LET_GO.run(self._redis.writing, [self._key(consumer)], holder)
+
+    def _key(self, consumer: str) -> str:
+        return companion_key(self._stream, "consumer", consumer)
+
+
+def _claimed(raw: list[Any], lost: list[StreamId]) -> Claimed:
+    """Sorts what a group handed out; an entry without fields was trimmed while pending."""
+    claimed = Claimed([], lost, [])
+    for id_, fields in raw:
+        where, entry = entry_of(id_, fields)
+        if entry is not None:
+            claimed.entries.append(entry)
+        else:
+            (claimed.unreadable if fields else claimed.lost).append(where)
+    return claimed

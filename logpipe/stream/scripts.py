@@ -1,0 +1,37 @@
+"""What the scripts have in common: how they are called, and the keys beside the stream's."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import redis.asyncio as aioredis
+from redis.exceptions import NoScriptError
+
+
+class Script(NamedTuple):
+    """A script and the hash by which Redis knows it once it has run."""
+
+    text: str
+    sha: str
+
+    @classmethod
+    def of(cls, text: str) -> "Script":
+        """The script of a text."""
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+    async def run(self, client: aioredis.Redis, keys: list[str], *arguments: Any) -> Any:
+        """Its answer; a Redis that has forgotten the script is told it again."""
+        try:
+            return await client.evalsha(self.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await client.eval(self.text, len(keys), *keys, *arguments)
+
+
+def companion_key(stream: str, kind: str, text: str) -> str:
+    """A key that belongs to a stream.
+
+    The text is hashed, so that no client's words become part of a key's name; with the stream's
+    hash tag, so that a Cluster keeps both in one slot.
+    """
+    tagged = "{" in stream and "}" in stream.partition("{")[2]
+    prefix = stream if tagged else f"{{{stream}}}"
+    return f"{prefix}:{kind}:{hashlib.sha256(text.encode()).hexdigest()}"
