@@ -78,7 +78,7 @@ def _ui(parts: Parts) -> ASGIApp:
 
 ROLES: Mapping[Role, RoleSpec] = {
     "collector": RoleSpec(("ingest",), _collector),
-    "distributor": RoleSpec(("subscribe", "events"), _distributor),
+    "distributor": RoleSpec(("subscribe", "events", "subscribers"), _distributor),
     "ui": RoleSpec(("", "ui", "static", "login"), _ui),
 }
 
@@ -189,6 +189,7 @@ async def _open_parts(
         )
         background.start("feed", hub.run())
         background.start("heartbeat", hub.beat())
+        background.start("measure", hub.measure())
         groups = await stack.enter_async_context(
             Groups(
                 stream,

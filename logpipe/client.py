@@ -130,6 +130,7 @@ class RemoteSubscription:
     Each of them begins with a `Hello`, so that one after a `Notice` says that it goes on.
     """
 
+    client = ""
     filter = EVERYTHING
     """The distributor has filtered already."""
 
@@ -139,7 +140,7 @@ class RemoteSubscription:
         resume = UNKNOWN_ID if start.unknown else None
         self._after = str(start.resume) if start.resume is not None else resume
         self._from_now = start in (Start(), Start(on_lag="skip"))
-        self._began_ms = time.time_ns() // 1_000_000
+        self.connected_ms = time.time_ns() // 1_000_000
         self._queue: asyncio.Queue[Item] = asyncio.Queue(QUEUE_LEN)
         self._task: asyncio.Task[None] | None = None
         self._over = False
@@ -227,7 +228,7 @@ class RemoteSubscription:
             headers["Last-Event-ID"] = self._after
         elif self._from_now and self._told:
             # The page was there before the distributor: what was sent since then is new to it.
-            parameters["since"] = f"{self._began_ms}-0"
+            parameters["since"] = f"{self.connected_ms}-0"
         silence_s = max(SILENCE_S, 3 * self._distributor.heartbeat_s)
         stream = self._distributor.http.stream(
             "GET",

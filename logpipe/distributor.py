@@ -1,13 +1,17 @@
 """The distributor: `/subscribe`, the live stream, and `/events`, the history."""
 
+import contextlib
+import time
 from collections.abc import Mapping
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from logpipe import auth, sse
+from logpipe.continuity import Cursor
 from logpipe.filters import Filter
 from logpipe.groups import Groups, TooManyGroupsError
 from logpipe.history import history
@@ -15,14 +19,18 @@ from logpipe.hub import Hub
 from logpipe.ids import START, parse_id
 from logpipe.messages import Start, Subscription
 from logpipe.parameters import MAX_LIMIT, chosen_filter, chosen_start, number, one_of, span
-from logpipe.problems import bad_parameter
+from logpipe.problems import Unavailable, bad_parameter
 from logpipe.settings import Settings
 from logpipe.shared import SharedSubscription
 from logpipe.streaming import HEADERS, StreamResponse, encoder_for
 from logpipe.subapp import sub_app
+from logpipe.subscribers import subscribers
 from logpipe.subscription import BYE_RETRY_MS, HubSubscription
 
 MAX_GROUP_NAME = 128
+
+FUTURE_MS = 60_000
+"""How far ahead a client's clock may be before its `since` is refused."""
 
 HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control")
 """What a browser on another origin may send besides the headers that need no permission."""
@@ -31,7 +39,11 @@ HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control")
 def create(settings: Settings, hub: Hub, groups: Groups) -> Starlette:
     """The distributor's sub-app over a hub and the consumer groups of this process."""
     endpoints = _Distributor(settings, hub, groups)
-    routes = [Route("/subscribe", endpoints.subscribe), Route("/events", endpoints.events)]
+    routes = [
+        Route("/subscribe", endpoints.subscribe),
+        Route("/events", endpoints.events),
+        Route("/subscribers", endpoints.subscribers),
+    ]
     cors = {
         "allow_origins": settings.cors_allow_origins,
         "allow_methods": ("GET",),
@@ -52,6 +64,8 @@ class _Distributor:
         query = request.query_params
         chosen = chosen_filter(query)
         start = chosen_start(query, request.headers.get("last-event-id"))
+        if not request.headers.get("last-event-id"):
+            await self._require_known(start)
         delivery = one_of(query, "delivery", self._settings.delivery, "broadcast", "shared")
         try:
             subscription: Subscription = (
@@ -63,6 +77,37 @@ class _Distributor:
             return _come_back(str(error))
         encoder = encoder_for(request.headers.get("accept", ""))
         return StreamResponse(subscription, encoder, self._hub.metrics)
+
+    async def _require_known(self, start: Start) -> None:
+        """Raises a 400 `Problem` for a parameter that names what this stream never had.
+
+        A header is never refused, because that would end an EventSource for good: a `gap` tells.
+        """
+        stream = self._hub.stream
+        with contextlib.suppress(Unavailable):
+            if start.since and start.since.ms > time.time_ns() // 1_000_000 + FUTURE_MS:
+                last = (await self._hub.bounds()).last
+                if start.since > last:
+                    raise bad_parameter("since", "lies in the future")
+            if start.resume:
+                page = await stream.read(Cursor(start.resume), 1)
+                last = (await self._hub.bounds()).last
+                if start.resume > last or (page.gap and page.gap.reason == "reset"):
+                    raise bad_parameter(
+                        "last_event_id",
+                        f"this stream, whose last id is {last}, has never had it: it lies in the"
+                        " future, or is from before a flush; start anew with since=earliest",
+                    )
+
+    async def subscribers(self, request: Request) -> Response:
+        """Who reads from this process."""
+        auth.require(request.headers.get("authorization"), self._settings.read_tokens)
+        listed = await subscribers(self._hub, self._groups)
+        return Response(
+            msgspec.json.encode({"subscribers": listed}),
+            headers={"Cache-Control": "no-store"},
+            media_type="application/json",
+        )
 
     def _shared(self, query: Mapping[str, str], start: Start, chosen: Filter) -> Subscription:
         group = query.get("group") or self._settings.consumer_group

@@ -85,6 +85,8 @@ class Group:
         self.stream = stream
         self.members: set[Share] = set()
         self.closing = False
+        self.lag: int | None = None
+        """How many entries the group had not read at the last read here, where that is known."""
         self._terms = terms
         self._metrics = metrics
         self._start = start
@@ -262,6 +264,8 @@ class Group:
                 pending = await self._read_history(read_as, pending)
                 continue
             claimed = await self.stream.groups.read(self.name, read_as, self._terms.batch_count)
+            self.lag = claimed.lag
+            self._metrics.lag(claimed.lag)
             self._take(claimed)
             if not claimed.entries and not claimed.unreadable:
                 await self.stream.wait(claimed.end)

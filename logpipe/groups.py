@@ -8,7 +8,7 @@ from typing import Any, Self
 from logpipe.background import Background
 from logpipe.consumer import Consumer
 from logpipe.group import Group, Share, Terms
-from logpipe.messages import Start
+from logpipe.messages import Start, Subscription
 from logpipe.metrics import Metrics
 from logpipe.stream import Stream
 
@@ -43,6 +43,7 @@ class Groups:
         self.metrics = metrics
         self.heartbeat_s = heartbeat_s
         self.closing = False
+        self.subscribers: set[Subscription] = set()
         self.consumer = Consumer(stream, consumer)
         self._stream = stream
         self._terms = Terms(self.consumer, pending_idle_ms, batch_count)

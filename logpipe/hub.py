@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import math
 import random
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
+from logpipe.messages import Subscription
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.stream import Page, Stream
@@ -20,6 +22,9 @@ CATCHUP_READERS = 8
 
 OUTAGE_PAUSE_S = 0.05
 """The least time between two attempts of the feed; jitter doubles it."""
+MEASURE_S = 1.0
+"""Between two looks at how far the feed is behind."""
+
 RECOVERY_S = 1.0
 """How long the feed waits for the monitor's word before it looks for itself."""
 
@@ -47,7 +52,7 @@ class Hub:
         """Grows when the feed cannot prove that the stream is still the same one; positions of
         an earlier era mean nothing."""
         self.closing = False
-        self.subscribers = 0
+        self.subscribers: set[Subscription] = set()
         self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
         self._bounds = NO_STREAM
         self._looking: asyncio.Task[Bounds] | None = None
@@ -102,13 +107,26 @@ class Hub:
         self._wake()
 
     async def _pace(self) -> None:
-        await asyncio.sleep(min(self.subscribers * TICK_PER_SUBSCRIBER_S, MAX_TICK_S))
+        await asyncio.sleep(min(len(self.subscribers) * TICK_PER_SUBSCRIBER_S, MAX_TICK_S))
 
     async def beat(self) -> None:
         """Wakes the subscribers now and then, for ever, so that idle ones send a heartbeat."""
         while True:
             await asyncio.sleep(self.heartbeat_s / 4)
             self._wake()
+
+    async def measure(self) -> None:
+        """Shows now and then, for ever, how far the feed is behind the stream."""
+        while True:
+            await asyncio.sleep(MEASURE_S)
+            bounds = await self.bounds()
+            end = self.window.end
+            behind = end.id < bounds.last
+            counted = None not in (end.position, bounds.added)
+            events = (bounds.added or 0) - (end.position or 0) if counted else math.nan
+            self.metrics.feed_lag_events.set(max(0, events) if behind else 0)
+            lag_ms = bounds.last.ms - end.id.ms if behind else 0
+            self.metrics.feed_lag_seconds.set(lag_ms / 1000)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

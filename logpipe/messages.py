@@ -84,6 +84,11 @@ def named(message: Hello | Gap | Progress | Bye) -> tuple[str, StreamId | None, 
 class Subscription(Protocol):
     """A source of items for one subscriber, whatever stands behind it."""
 
+    client: str
+    """The address of who reads, as far as it is known."""
+    connected_ms: int
+    """When it began, as a unix time."""
+
     @property
     def filter(self) -> Filter: ...
     async def next(self) -> "Sequence[Item] | None":

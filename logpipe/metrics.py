@@ -1,6 +1,7 @@
 """What /metrics shows: every metric of logpipe, in one registry a process."""
 
 import contextlib
+import math
 
 from prometheus_client import (
     CollectorRegistry,
@@ -70,12 +71,33 @@ class Metrics:
         self.gaps = Counter(
             "logpipe_gaps_total", "Gaps told to subscribers.", ["reason"], registry=registry
         )
+        self.gap_events = Counter(
+            "logpipe_gap_events_total",
+            "Entries that gaps told as missing, as far as they were counted.",
+            ["reason"],
+            registry=registry,
+        )
         self.feed_events = Counter(
             "logpipe_feed_events_total", "Entries read into the window.", registry=registry
+        )
+        self.feed_lag_events = Gauge(
+            "logpipe_feed_lag_events",
+            "Entries of the stream that are not in the window yet; NaN where not known.",
+            registry=registry,
+        )
+        self.feed_lag_seconds = Gauge(
+            "logpipe_feed_lag_seconds",
+            "Time between the newest entry of the stream and that of the window.",
+            registry=registry,
         )
         self.unreadable = Counter(
             "logpipe_unreadable_entries_total",
             "Entries of the stream that hold no event.",
+            registry=registry,
+        )
+        self.window_reads = Counter(
+            "logpipe_window_reads_total",
+            "Reads that subscribers made from the window.",
             registry=registry,
         )
         self.catchup_reads = Counter(
@@ -89,6 +111,12 @@ class Metrics:
         self.group_pending = Gauge(
             "logpipe_group_pending",
             "Entries of a group, on all replicas, that are delivered and not acknowledged.",
+            ["group"],
+            registry=registry,
+        )
+        self.group_lag = Gauge(
+            "logpipe_group_lag_events",
+            "Entries that a group has not read yet, as of its last read here.",
             ["group"],
             registry=registry,
         )
@@ -124,13 +152,16 @@ class GroupMetrics:
     def __init__(self, metrics: Metrics, label: str) -> None:
         self._label = label
         self._metrics = metrics
-        self._pending = metrics.group_pending.labels(label)
         self._claimed = metrics.group_claimed.labels(label)
         self._lost = metrics.group_lost.labels(label)
 
     def pending(self, count: int) -> None:
         """So many entries are pending."""
-        self._pending.set(count)
+        self._metrics.group_pending.labels(self._label).set(count)
+
+    def lag(self, count: int | None) -> None:
+        """So many are not read yet, where that is known."""
+        self._metrics.group_lag.labels(self._label).set(math.nan if count is None else count)
 
     def claimed(self, count: int) -> None:
         """So many were taken over."""
@@ -146,5 +177,6 @@ class GroupMetrics:
 
     def forget(self) -> None:
         """The group is no longer read here: what is pending is no longer known."""
-        with contextlib.suppress(KeyError):
-            self._metrics.group_pending.remove(self._label)
+        for gauge in (self._metrics.group_pending, self._metrics.group_lag):
+            with contextlib.suppress(KeyError):
+                gauge.remove(self._label)

@@ -9,6 +9,7 @@ from typing import Self
 from logpipe.filters import Filter
 from logpipe.group import Group, Share
 from logpipe.groups import MAX_GROUPS, Groups, TooManyGroupsError
+from logpipe.ids import StreamId
 from logpipe.messages import Item, Start
 from logpipe.subscription import goodbye
 
@@ -24,7 +25,11 @@ class SharedSubscription:
         self.filter = chosen
         self.share = Share()
         self._groups = groups
-        self._name = name
+        self.client = ""
+        self.connected_ms = time.time_ns() // 1_000_000
+        self.cursor: StreamId | None = None
+        """The last entry that it was given."""
+        self.name = name
         self._start = start
         self._group: Group | None = None
         self._greeted = False
@@ -32,7 +37,8 @@ class SharedSubscription:
 
     def __enter__(self) -> Self:
         with contextlib.suppress(TooManyGroupsError):
-            self._group = self._groups.join(self._name, self._start, self.share)
+            self._group = self._groups.join(self.name, self._start, self.share)
+        self._groups.subscribers.add(self)
         self._groups.metrics.subscribers.labels("shared").inc()
         return self
 
@@ -40,6 +46,7 @@ class SharedSubscription:
         self.share.asking = False
         if self._group is not None:
             self._group.leave(self.share)
+        self._groups.subscribers.discard(self)
         self._groups.metrics.subscribers.labels("shared").dec()
 
     async def next(self) -> Sequence[Item] | None:
@@ -64,7 +71,14 @@ class SharedSubscription:
         finally:
             self.share.asking = False
         items, self.share.items = self.share.items, []
+        if self.share.entries:
+            self.cursor = self.share.entries[-1].id
         return items
+
+    @property
+    def lag(self) -> int | None:
+        """How many entries its group has not read yet, where that is known."""
+        return self._group.lag if self._group else None
 
     def _end(self, reason: str) -> Sequence[Item]:
         self._ended = True

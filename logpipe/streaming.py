@@ -110,6 +110,8 @@ class StreamResponse(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
+        address = scope.get("client")
+        self._subscription.client = address[0] if address else ""
         with self._subscription:
             pump = asyncio.create_task(self._pump(send))
             # A loop that only sends never notices that its client has left.
@@ -153,6 +155,7 @@ class StreamResponse(Response):
                 parts.append(self._encoder.message(item))
                 if isinstance(item, Gap):
                     self._metrics.gaps.labels(item.reason).inc()
+                    self._metrics.gap_events.labels(item.reason).inc(item.count or 0)
         if parts:
             self._passed = passed.end.id if passed else None
             return b"".join(parts)

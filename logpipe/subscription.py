@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Self
 
 from logpipe import __version__
-from logpipe.continuity import Cursor, Gap
+from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.filters import Filter
 from logpipe.history import before, before_last
 from logpipe.hub import Hub
@@ -45,10 +45,11 @@ class HubSubscription:
 
     def __init__(self, hub: Hub, start: Start, chosen: Filter) -> None:
         self.filter = chosen
+        self.client = ""
         self.cursor = Cursor(START)
+        self.connected_ms = time.time_ns() // 1_000_000
         self._hub = hub
         self._start = start
-        self._connected_ms = time.time_ns() // 1_000_000
         self._number: int | None = None
         self._era: int | None = None
         self._begun = False
@@ -58,13 +59,21 @@ class HubSubscription:
         self._average = 0
 
     def __enter__(self) -> Self:
-        self._hub.subscribers += 1
+        self._hub.subscribers.add(self)
         self._hub.metrics.subscribers.labels("broadcast").inc()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hub.subscribers -= 1
+        self._hub.subscribers.discard(self)
         self._hub.metrics.subscribers.labels("broadcast").dec()
+
+    def behind(self, newest: Bounds) -> int | None:
+        """How many entries lie between its cursor and the newest; None where that is not known."""
+        if self.cursor.id == newest.last:
+            return 0
+        if self._era != self._hub.era or self.cursor.position is None or newest.added is None:
+            return None
+        return max(0, newest.added - self.cursor.position)
 
     async def sent(self) -> None:
         """Nothing: a broadcast is not acknowledged."""
@@ -113,6 +122,8 @@ class HubSubscription:
             self.cursor = batch.end
             size += batch.size
             number += 1
+        if items:
+            self._hub.metrics.window_reads.inc()
         self._number = number
         self._era = self._hub.era
         return items
@@ -205,7 +216,7 @@ class HubSubscription:
         since = self._start.since
         if since is None and self._start.tail is None:
             # It connected while Redis was away: what was sent since then is new to it.
-            since = StreamId(self._connected_ms, 0)
+            since = StreamId(self.connected_ms, 0)
         gap = None
         if since is not None:
             self.cursor, gap = await before(self._hub.stream, since)

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import datetime
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -403,6 +404,36 @@ async def test_an_idle_subscription_is_kept_alive_by_comments(valkey: Valkey) ->
                     break
         assert seen.startswith("id: ")
         assert "event: hello" in seen
+
+
+async def test_a_parameter_with_an_id_that_the_stream_never_had_is_refused(
+    valkey: Valkey,
+) -> None:
+    ids = add(valkey, 5)
+    async with distributing(valkey) as service:
+        for unknown in (f"{MS + 99}-0", f"{MS + 2}-7", str(MS + 99)):
+            assert await refused(service, "/subscribe", last_event_id=unknown) == "last_event_id"
+        assert await refused(service, "/subscribe", since="2999-01-01T00:00:00Z") == "since"
+        # The same in the header: an EventSource would give up for good.
+        async with subscribed(service.url, {"Last-Event-ID": f"{MS + 99}-0"}) as reader:
+            assert (await reader.named("gap"))["reason"] == "reset"
+        for known in (ids[1], "0-0"):
+            async with subscribed(service.url, last_event_id=known) as reader:
+                await reader.until(3)
+        valkey.client.flushall()
+        assert await refused(service, "/subscribe", last_event_id=ids[1]) == "last_event_id"
+        add(valkey, 5, first=50)
+        assert await refused(service, "/subscribe", last_event_id=ids[1]) == "last_event_id"
+
+
+async def test_a_since_a_little_ahead_of_the_server_s_clock_is_latest(valkey: Valkey) -> None:
+    add(valkey, 1)
+    async with distributing(valkey) as service:
+        soon = time.time() + 10
+        async with subscribed(service.url, since=f"{soon:.0f}") as reader:
+            await reader.named("hello")
+            add(valkey, 1, first=5)
+            assert [event["message"] for event in await reader.until(1)] == ["5"]
 
 
 async def test_head_gets_the_headers_and_no_stream(valkey: Valkey) -> None:

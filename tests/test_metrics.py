@@ -5,7 +5,7 @@ import re
 from prometheus_client.parser import text_string_to_metric_families
 
 from logpipe import __version__
-from logpipe.metrics import Metrics
+from logpipe.metrics import MAX_LABELS, OTHER_GROUPS, Metrics
 
 
 def test_every_metric_has_the_prefix_and_a_help_text() -> None:
@@ -26,3 +26,15 @@ def test_two_processes_worth_of_metrics_do_not_meet() -> None:
     first.body_bytes.inc(7)
     assert re.search(rb"logpipe_ingest_bytes_total 7", first.exposition())
     assert re.search(rb"logpipe_ingest_bytes_total 0", second.exposition())
+
+
+def test_groups_beyond_a_bound_share_one_label() -> None:
+    """Clients name groups: a series for each would grow without end."""
+    metrics = Metrics()
+    for number in range(MAX_LABELS + 10):
+        metrics.group(f"g{number}").lost(1)
+    metrics.group("g0").lost(None)
+    text = metrics.exposition().decode()
+    assert text.count("logpipe_group_lost_total{") == MAX_LABELS + 1
+    assert f'logpipe_group_lost_total{{group="{OTHER_GROUPS}"}} 10.0' in text
+    assert 'logpipe_group_lost_total{group="g0"} 1.0' in text

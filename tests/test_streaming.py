@@ -129,6 +129,8 @@ class Source:
 
     def __init__(self, *given: Sequence[Item] | BaseException | None) -> None:
         self.filter = EVERYTHING
+        self.client = ""
+        self.connected_ms = 0
         self.inside = 0
         self.asked = 0
         self.written = 0
@@ -406,7 +408,7 @@ async def test_clients_that_leave_a_real_hub_are_all_let_go(valkey: Valkey) -> N
                 await asyncio.sleep(0)
             browser.left.set()
             await asyncio.wait_for(response, 1)
-        assert hub.subscribers == 0
+        assert not hub.subscribers
         assert hub.catching_up._value == 8
         for task in tasks:
             task.cancel()

@@ -830,8 +830,8 @@ async def test_subscribers_are_counted_while_they_are_there(valkey: Valkey) -> N
     async with a_hub(valkey) as hub:
         gauge = hub.metrics.subscribers.labels("broadcast")
         with reading(hub, Start()), reading(hub, Start()):
-            assert (hub.subscribers, gauge._value.get()) == (2, 2)
-        assert (hub.subscribers, gauge._value.get()) == (0, 0)
+            assert (len(hub.subscribers), gauge._value.get()) == (2, 2)
+        assert (len(hub.subscribers), gauge._value.get()) == (0, 0)
 
 
 async def test_few_readers_catch_up_at_the_same_time(

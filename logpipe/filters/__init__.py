@@ -7,7 +7,7 @@ A `Filter` is the canonical text of its tree, so that equal filters of many subs
 evaluation and one encoded chunk, however each of them was written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import msgspec
@@ -117,4 +117,9 @@ def _split(name: str) -> tuple[str, ...]:
     return (head, *(part for part in rest[:-1] if part), *rest[-1:])
 
 
-_READERS = {"q": parse, "level": _level, "source": _source, "text": _text}
+_READERS: Mapping[str, Callable[[str], Node | None]] = {
+    "q": parse,
+    "level": _level,
+    "source": _source,
+    "text": _text,
+}

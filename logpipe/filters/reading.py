@@ -47,6 +47,7 @@ class FilterSyntaxError(ValueError):
         self.hint = hint
 
 
+@lru_cache(maxsize=1024)
 def parse(text: str) -> Node | None:
     """The tree of a filter; None for an empty one. Raises `FilterSyntaxError`."""
     if not text.strip():

@@ -122,11 +122,13 @@ return 1
 
 
 class GroupRead(NamedTuple):
-    """An answer of `READ`: raw entries, what the group missed, and up to where it has read."""
+    """An answer of `READ`: raw entries, what the group missed, up to where it has read, and how
+    many entries it has not read yet."""
 
     entries: list[tuple[bytes, dict[bytes, bytes]]]
     missed: Gap | None
     end: StreamId
+    lag: int | None
 
 
 def group_read(answer: Any) -> GroupRead:
@@ -143,4 +145,13 @@ def group_read(answer: Any) -> GroupRead:
     )
     end = from_wire(entries[-1][0]) if entries else group.id
     # Told by the read that moves the group past it, so by one of all its consumers.
-    return GroupRead(entries, missed_by(group, bounds) if entries else None, end)
+    missed = missed_by(group, bounds) if entries else None
+    return GroupRead(entries, missed, end, _lag(group, bounds, len(entries)))
+
+
+def _lag(group: Cursor, bounds: Bounds, given: int) -> int | None:
+    if bounds.first is None or group.id < bounds.first:
+        return bounds.length - given
+    if group.position is None or bounds.added is None:
+        return None
+    return bounds.added - group.position - given

@@ -29,6 +29,8 @@ class Claimed(NamedTuple):
     next one goes on to look, `START` when all was looked at."""
     missed: Gap | None = None
     """What was trimmed before the group had read it; told to one of its consumers only."""
+    lag: int | None = None
+    """Of a read: how many entries the group has not read yet, where that is known."""
 
 
 class StreamGroups:
@@ -54,7 +56,7 @@ class StreamGroups:
         async with self._redis.translated():
             answer = await READ.run(self._redis.writing, [self._stream], group, consumer, count)
         read = group_read(answer)
-        return _claimed(read.entries, [])._replace(end=read.end, missed=read.missed)
+        return _claimed(read.entries, [])._replace(end=read.end, missed=read.missed, lag=read.lag)
 
     async def history(self, group: str, consumer: str, count: int, after: StreamId) -> Claimed:
         """What is pending for this consumer, from an id on."""

@@ -1,0 +1,62 @@
+"""Who reads from this process: what an operator sees at `/subscribers`."""
+
+from datetime import UTC, datetime
+
+import msgspec
+
+from logpipe.continuity import Bounds
+from logpipe.groups import Groups
+from logpipe.hub import Hub
+from logpipe.ids import StreamId
+from logpipe.messages import Delivery, Subscription
+from logpipe.shared import SharedSubscription
+from logpipe.subscription import HubSubscription
+
+
+class Subscriber(msgspec.Struct, frozen=True):
+    """One subscriber of this process.
+
+    `cursor` is the id up to which it was written. `lag` counts the entries that are newer, with
+    `shared` those that its group has not read yet, None where that is not known; `lag_s` is the
+    time between its cursor and the newest entry.
+    """
+
+    client: str
+    delivery: Delivery
+    group: str | None
+    filter: str
+    reads: str
+    cursor: str | None
+    lag: int | None
+    lag_s: float | None
+    connected_at: str
+
+
+async def subscribers(hub: Hub, groups: Groups) -> list[Subscriber]:
+    """All of them, the longest connected first."""
+    newest = await hub.bounds()
+    everyone = sorted([*hub.subscribers, *groups.subscribers], key=lambda one: one.connected_ms)
+    return [_listed(subscription, newest) for subscription in everyone]
+
+
+def _listed(subscription: Subscription, newest: Bounds) -> Subscriber:
+    group: str | None = None
+    cursor: StreamId | None = None
+    lag: int | None = None
+    match subscription:
+        case SharedSubscription():
+            group, cursor, lag = subscription.name, subscription.cursor, subscription.lag
+        case HubSubscription():
+            cursor, lag = subscription.cursor.id, subscription.behind(newest)
+    chosen = subscription.filter
+    return Subscriber(
+        client=subscription.client,
+        delivery="broadcast" if group is None else "shared",
+        group=group,
+        filter=chosen.query,
+        reads=chosen.explain(),
+        cursor=str(cursor) if cursor else None,
+        lag=lag,
+        lag_s=max(0, newest.last.ms - cursor.ms) / 1000 if cursor and lag != 0 else lag,
+        connected_at=datetime.fromtimestamp(subscription.connected_ms / 1000, UTC).isoformat(),
+    )
