@@ -486,9 +486,22 @@ async def test_a_group_that_is_gone_is_an_error_of_its_own(real: Stream) -> None
         await real.groups.read(GROUP, "a", 10)
     with pytest.raises(NoGroupError):
         await real.groups.claim(GROUP, "a", 0, 10)
+    [id_] = await add(real)
     with pytest.raises(NoGroupError):
-        await real.groups.keep(GROUP, "a", [StreamId(1, 1)])
+        await real.groups.keep(GROUP, "a", [id_])
     assert real.health.kind == "connecting"  # no trouble of Redis
+
+
+async def test_kept_entries_that_are_trimmed_stay_for_the_claim_that_names_them(
+    real: Stream,
+) -> None:
+    ids = await add(real, 3)
+    await real.groups.create(GROUP, START)
+    await real.groups.read(GROUP, "slow", 10)
+    await plain(real).xtrim(NAME, maxlen=1, approximate=False)
+    await real.groups.keep(GROUP, "slow", ids)
+    assert await real.groups.pending(GROUP) == 3
+    assert (await real.groups.claim(GROUP, "other", 0, 10)).lost == ids[:2]
 
 
 async def test_entries_trimmed_before_release_stay_for_the_claim_that_names_them(

@@ -73,15 +73,20 @@ return {entries, last, field(before, 'entries-read'), first and first[1],
 """
 )
 
-# ARGV: group, consumer, ids. Plain XCLAIM takes trimmed entries off the pending list without a
-# word; these stay, for the claim that names and counts them.
-RELEASE = Script.of("""
+# ARGV: group, consumer, since when the entries count as idle (unix ms; empty: now), ids.
+# Plain XCLAIM takes trimmed entries off the pending list without a word; these stay, for the claim
+# that names and counts them.
+OWN = Script.of("""
 local kept = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   if #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) > 0 then kept[#kept + 1] = ARGV[i] end
 end
 if #kept == 5 then return 0 end
-for _, word in ipairs({'TIME', 0, 'JUSTID'}) do kept[#kept + 1] = word end
+if ARGV[3] ~= '' then
+  kept[#kept + 1] = 'TIME'
+  kept[#kept + 1] = ARGV[3]
+end
+kept[#kept + 1] = 'JUSTID'
 return #redis.call(unpack(kept))
 """)
 

@@ -1,6 +1,6 @@
 """A stream's consumer groups."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -10,7 +10,7 @@ from logpipe.event import Entry
 from logpipe.ids import START, StreamId, from_wire
 from logpipe.stream.connections import Connections
 from logpipe.stream.entries import entry_of
-from logpipe.stream.group_scripts import CREATE, HOLD, LET_GO, READ, RELEASE, SWEEP, group_read
+from logpipe.stream.group_scripts import CREATE, HOLD, LET_GO, OWN, READ, SWEEP, group_read
 from logpipe.stream.scripts import companion_key
 
 AT_ONCE = 1000
@@ -73,18 +73,23 @@ class StreamGroups:
 
     async def keep(self, group: str, consumer: str, ids: Iterable[StreamId]) -> None:
         """Sets the idle time of pending entries to zero, so that no other consumer claims them."""
-        async with self._redis.translated():
-            await self._redis.writing.xclaim(
-                self._stream, group, consumer, 0, [str(id_) for id_ in ids], justid=True
-            )
+        await self._own(group, consumer, "", ids)
 
-    async def release(self, group: str, consumer: str, ids: Sequence[StreamId]) -> None:
+    async def release(self, group: str, consumer: str, ids: Iterable[StreamId]) -> None:
         """Lets any consumer claim pending entries at once; those trimmed meanwhile a little later,
         by the claim that names them."""
-        for first in range(0, len(ids), AT_ONCE):
-            some = map(str, ids[first : first + AT_ONCE])
+        await self._own(group, consumer, "0", ids)
+
+    async def _own(
+        self, group: str, consumer: str, idle_since: str, ids: Iterable[StreamId]
+    ) -> None:
+        words = [str(id_) for id_ in ids]
+        for first in range(0, len(words), AT_ONCE):
+            some = words[first : first + AT_ONCE]
             async with self._redis.translated():
-                await RELEASE.run(self._redis.writing, [self._stream], group, consumer, *some)
+                await OWN.run(
+                    self._redis.writing, [self._stream], group, consumer, idle_since, *some
+                )
 
     async def claim(
         self, group: str, consumer: str, idle_ms: int, count: int, *, after: StreamId = START
