@@ -93,6 +93,8 @@ class Group:
         self._begun_ms = time.time_ns() // 1_000_000
         self._exists = False
         """Whether the group was there: when it is missing then, Redis was flushed."""
+        self._gone = False
+        """Whether that has happened: then the new stream is the group's from its beginning."""
         self._creating = asyncio.Lock()
         self._queue: deque[Entry] = deque()
         self._gaps: list[Gap] = []
@@ -189,9 +191,8 @@ class Group:
                 await self._read()
                 await self._release()
             except NoGroupError:
-                # Flushed: the new stream is the group's from its beginning.
                 log.warning("the consumer group %r is gone and made anew", self.name)
-                self._exists = False
+                self._exists, self._gone = False, True
                 self._start = Start(since=START)
                 self._in_flight.clear()
                 self._written.clear()
@@ -205,7 +206,7 @@ class Group:
             if self._exists:
                 return
             try:
-                await self.stream.groups.create(self.name, self._first())
+                await self.stream.groups.create(self.name, self._first(), from_the_first=self._gone)
             except Unavailable as error:
                 if self._first() is None:
                     # What is sent until Redis is back is new to the group.

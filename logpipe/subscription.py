@@ -139,7 +139,9 @@ class HubSubscription:
                 self.cursor, self._page_count(), witness=self._hub.window.end.id
             )
         self._hub.metrics.catchup_reads.inc()
-        self.cursor, self._era = page.end, era
+        self.cursor = page.end
+        if page.gap is not None or page.end != page.start:
+            self._era = era  # an empty answer, as after a flush, proves nothing of the cursor
         items: list[Item] = []
         if page.gap is not None:
             items.append(page.gap)

@@ -90,6 +90,8 @@ class Window:
             return self.next_number
         if not self._batches or not self._batches[0].start.id <= after < self.end.id:
             return None
+        if self._batches[0].start.id < after < self._first_known:
+            return None
         # From the newest: that is where most readers are.
         number = self.next_number - 1
         for batch in reversed(self._batches):
@@ -97,6 +99,15 @@ class Window:
                 break
             number -= 1
         return number
+
+    @property
+    def _first_known(self) -> StreamId:
+        """Below it lies what a feed that began with nothing cannot vouch for: a stream that came
+        and went before its first entry."""
+        first = self._batches[0]
+        if first.start.id != START:
+            return first.start.id
+        return (first.entries[0].id if first.entries else first.end.id).before()
 
     def holds(self, id_: StreamId) -> bool:
         """Whether an entry with this id is in the window, or was the last before it."""

@@ -627,6 +627,22 @@ async def test_a_flushed_group_is_made_anew_and_gets_all_new_events(
             assert "made anew" in caplog.text
 
 
+async def test_what_is_trimmed_before_a_flushed_group_is_made_anew_is_told(
+    valkey: Valkey,
+) -> None:
+    async with a_replica(valkey) as replica:
+        with replica.worker() as worker:
+            await worker.greet()
+            await add(replica.stream, 2)
+            await worker.take()
+            valkey.client.flushall()
+            await add(replica.stream, 8)
+            valkey.client.xtrim(NAME, maxlen=3, approximate=False)
+            await worker.subscription.sent()
+            assert len(await worker.take()) == 3
+            assert [gap.count for gap in worker.gaps] == [5]
+
+
 async def test_a_subscriber_that_joins_after_a_flush_takes_no_event_away(valkey: Valkey) -> None:
     async with a_replica(valkey) as replica:
         with replica.worker() as one:

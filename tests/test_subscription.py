@@ -1,10 +1,9 @@
 import asyncio
 import contextlib
 import itertools
-import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
@@ -14,31 +13,16 @@ from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.hub import CATCHUP_READERS, Hub
-from logpipe.ids import START, StreamId, parse_id
+from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
-from logpipe.stream import Append, Page, Stream, connections
+from logpipe.stream import Append, Page, connections
 from logpipe.subscription import HubSubscription, goodbye
 from logpipe.window import BATCH_BYTES
 from tests.helpers import wait_until
 from tests.servers import Valkey
 from tests.streams import NAME, add, address_of, event, plain, running, stream_at
-
-
-class FlakyStream(Stream):
-    """A stream whose reads fail now and then while `trouble` is above zero."""
-
-    trouble = 0.0
-    chance = random.Random(0)
-
-    async def read(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
-        if self.chance.random() < self.trouble:
-            raise Unavailable("away", "a fault on purpose")
-        page = await super().read(after, count, witness)
-        if self.chance.random() < self.trouble:
-            raise Unavailable("away", "a fault on purpose, with the answer lost")
-        return page
 
 
 @contextlib.asynccontextmanager
@@ -57,346 +41,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "OUTAGE_PAUSE_S", 0.003)
     monkeypatch.setattr(hub_module, "RECOVERY_S", 0.02)
     monkeypatch.setattr(subscription_module, "RETRY_S", 0.02)
-
-
-# -- any schedule of faults ------------------------------------------------------------------------
-
-
-class Written(NamedTuple):
-    id: StreamId
-    source: str
-
-
-class Oracle:
-    """Every event that was ever appended, and those that the stream still holds.
-
-    Ids rise over all lives of the stream: a flush waits until the clock has gone on.
-    """
-
-    def __init__(self, valkey: Valkey) -> None:
-        self._client: Any = valkey.client
-        self.log: list[Written] = []
-        self.kept: list[Written] = []
-        self.flushed_at = 0
-
-    def append(self, sources: Sequence[str]) -> None:
-        with self._client.pipeline(transaction=True) as pipe:
-            for source in sources:
-                pipe.xadd(NAME, {"event": b'{"source":"%b","message":""}' % source.encode()})
-            ids = pipe.execute()
-        new = [Written(parse_id(i.decode()), s) for i, s in zip(ids, sources, strict=True)]
-        assert not self.log or self.log[-1].id < new[0].id
-        self.log += new
-        self.kept += new
-
-    def trim(self, keep: int) -> None:
-        self._client.xtrim(NAME, maxlen=keep, approximate=False)
-        self.kept = self.kept[len(self.kept) - keep :] if keep else []
-
-    def flush(self) -> None:
-        self._client.flushall()
-        self.kept = []
-        self.flushed_at = len(self.log)
-        time.sleep(0.002)
-
-    @property
-    def last(self) -> StreamId:
-        return self.log[-1].id
-
-
-class Client:
-    """One subscriber over all its connections: what it was told, and the id it would resume at."""
-
-    def __init__(self, oracle: Oracle, chance: random.Random, chosen: Filter, start: Start) -> None:
-        self.oracle = oracle
-        self.chance = chance
-        self.filter = chosen
-        self.start = start
-        self.first_hello: StreamId | None = None
-        self.since = 0
-        """Where in the oracle's log this subscriber begins."""
-        self.last_id: StreamId | None = None
-        self.passed: StreamId = START
-        self.received: list[StreamId] = []
-        self.gaps: list[Gap] = []
-        self.flowing = asyncio.Event()
-        self.flowing.set()
-        self._task: asyncio.Task[None] | None = None
-
-    def connect(self, hub: Hub) -> None:
-        """Connects; again, if it had an id, right after that."""
-        start = self.start
-        if self.last_id is not None:
-            start = Start(resume=self.last_id, on_lag=start.on_lag)
-        if self.last_id == START:
-            self.first_hello = None  # the beginning of whatever stream there is by now
-        self._task = asyncio.create_task(self._live(HubSubscription(hub, start, self.filter)))
-
-    async def disconnect(self) -> None:
-        """Goes away, wherever the subscription is just then."""
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.wait((self._task,))
-        if not self._task.cancelled():
-            self._task.result()
-
-    def check_alive(self) -> None:
-        assert self._task is not None
-        if self._task.done():
-            self._task.result()
-
-    async def _live(self, subscription: HubSubscription) -> None:
-        with subscription:
-            while (items := await subscription.next()) is not None:
-                for item in items:
-                    self._note(item)
-                for _ in range(self.chance.randrange(4)):
-                    await asyncio.sleep(0)
-                await self.flowing.wait()
-
-    def _note(self, item: Item) -> None:
-        match item:
-            case Hello(id=begin):
-                if self.first_hello is None:
-                    self.first_hello = begin
-                    self.since = self.oracle.flushed_at if begin == START else 0
-                    assert begin <= self.oracle.last
-                if self.last_id is None:
-                    self.last_id = begin
-                assert begin <= self.last_id
-            case Gap():
-                self._note_gap(item)
-            case Batch():
-                self._note_batch(item)
-            case Notice():
-                pass
-            case _:
-                raise AssertionError(f"nobody expected {item}")
-
-    def _note_gap(self, gap: Gap) -> None:
-        assert gap.after < gap.before
-        assert not self.received or self.received[-1] < gap.before
-        log = self.oracle.log[self.since :]
-        missing = [written for written in log if gap.after < written.id < gap.before]
-        if gap.count is not None:
-            assert gap.count == len(missing) > 0, f"{gap} where {len(missing)} are missing"
-        if gap.reason != "slow":
-            kept = set(self.oracle.kept)
-            assert not kept.intersection(missing), f"{gap} though the stream holds it"
-        self.gaps.append(gap)
-        self.last_id = gap.resume
-        self.passed = max(self.passed, gap.resume)
-
-    def _note_batch(self, batch: Batch) -> None:
-        for entry in batch.matching(self.filter):
-            assert not self.received or self.received[-1] < entry.id, "twice, or out of order"
-            self.received.append(entry.id)
-            self.last_id = entry.id
-        self.passed = max(self.passed, batch.end.id)
-        if self.chance.random() < 0.3:
-            self.last_id = batch.end.id  # as a `progress` tells it
-
-    def check(self) -> None:
-        """The ids received and the gaps told add up to all ids."""
-        assert self.first_hello is not None
-        got = set(self.received)
-        for written in self.oracle.log[self.since :]:
-            if written.id in got:
-                assert self.filter == EVERYTHING or f"source:{written.source}" == self.filter.query
-                got.remove(written.id)
-            elif written.id > self.first_hello and (
-                self.filter == EVERYTHING or f"source:{written.source}" == self.filter.query
-            ):
-                told = any(gap.after < written.id < gap.before for gap in self.gaps)
-                assert told, f"{written.id} is neither received nor told as missing"
-        assert not got, "received what was never sent"
-
-
-class Schedule:
-    """Random actions on one stream, two hubs over it, and a crowd of subscribers."""
-
-    def __init__(self, seed: int, oracle: Oracle, valkey: Valkey, hubs: list[Hub]) -> None:
-        self.chance = random.Random(seed)
-        self.oracle = oracle
-        self.valkey = valkey
-        self.hubs = hubs
-        self.clients: list[Client] = []
-
-    async def run(self, steps: int) -> None:
-        """Acts, heals everything, and checks every subscriber."""
-        actions = [
-            (30, self.append),
-            (8, self.trim),
-            (2, self.flush),
-            (8, self.connect),
-            (8, self.stall),
-            (8, self.reconnect),
-            (2, self.kill),
-            (3, self.trouble),
-            (25, self.pause),
-        ]
-        weights = [weight for weight, _ in actions]
-        for _ in range(steps):
-            [(_, action)] = self.chance.choices(actions, weights)
-            await action()
-        await self.heal()
-
-    async def append(self) -> None:
-        self.oracle.append([self.chance.choice("ab") for _ in range(self.chance.randint(1, 40))])
-
-    async def trim(self) -> None:
-        self.oracle.trim(self.chance.randrange(30))
-
-    async def flush(self) -> None:
-        self.oracle.flush()
-
-    async def connect(self) -> None:
-        if len(self.clients) >= 12:
-            return
-        start = self.chance.choice(
-            [
-                Start(),
-                Start(since=START),
-                Start(tail=self.chance.randrange(20)),
-                Start(since=self.chance.choice(self.oracle.log).id),
-                Start(resume=self.chance.choice(self.oracle.log).id),
-                Start(since=START, on_lag="skip"),
-                Start(on_lag="skip"),
-            ]
-        )
-        chosen = self.chance.choice([EVERYTHING, Filter("source:a"), Filter("source:nobody")])
-        client = Client(self.oracle, self.chance, chosen, start)
-        if start.resume is not None:
-            client.last_id = start.resume
-        client.connect(self.chance.choice(self.hubs))
-        self.clients.append(client)
-
-    async def stall(self) -> None:
-        for client in self.clients:
-            if self.chance.random() < 0.3:
-                client.flowing.clear()
-            else:
-                client.flowing.set()
-
-    async def reconnect(self) -> None:
-        if self.clients:
-            client = self.chance.choice(self.clients)
-            await client.disconnect()
-            client.connect(self.chance.choice(self.hubs))
-
-    async def kill(self) -> None:
-        self.valkey.client.client_kill_filter(_type="normal", skipme=True)
-
-    async def trouble(self) -> None:
-        for hub in self.hubs:
-            assert isinstance(hub.stream, FlakyStream)
-            hub.stream.trouble = self.chance.choice([0.0, 0.0, 0.3])
-
-    async def pause(self) -> None:
-        for _ in range(self.chance.choice([1, 5, 30])):
-            await asyncio.sleep(0)
-        if self.chance.random() < 0.4:
-            await asyncio.sleep(0.004)
-
-    async def heal(self) -> None:
-        for hub in self.hubs:
-            assert isinstance(hub.stream, FlakyStream)
-            hub.stream.trouble = 0.0
-        for client in self.clients:
-            client.flowing.set()
-        # All have begun before the last event, so that it is for all of them.
-        await wait_until(
-            lambda: all(client.first_hello is not None for client in self.alive()),
-            "every subscriber has had its hello",
-            5,
-        )
-        self.oracle.append(["a", "b"])
-        await wait_until(
-            lambda: all(client.passed >= self.oracle.last for client in self.alive()),
-            "every subscriber has come to the end",
-            5,
-        )
-        for client in self.clients:
-            await client.disconnect()
-            client.check()
-
-    def alive(self) -> list[Client]:
-        for client in self.clients:
-            client.check_alive()
-        return self.clients
-
-
-async def scheduled(seed: int, valkey: Valkey, steps: int = 120) -> Schedule:
-    """Runs one schedule on an empty stream."""
-    chance = random.Random(seed)
-    valkey.reset()
-    oracle = Oracle(valkey)
-    oracle.append(["a"] * chance.randint(1, 30))
-    async with contextlib.AsyncExitStack() as stack:
-        hubs = []
-        for _ in range(2):
-            stream = FlakyStream(address_of(valkey), NAME, maxlen=10**6, block_ms=30)
-            stream.chance = chance
-            stack.push_async_callback(stream.aclose)
-            hub = await stack.enter_async_context(
-                running(
-                    stream,
-                    queue_len=chance.choice([5, 10, 20]),
-                    batch_count=chance.choice([3, 10, 50]),
-                    heartbeat_s=0.05,
-                )
-            )
-            await wait_until(lambda hub=hub: hub.attached, "attached")  # type: ignore[misc]
-            hubs.append(hub)
-        schedule = Schedule(seed, oracle, valkey, hubs)
-        try:
-            await schedule.run(steps)
-        finally:
-            for client in schedule.clients:
-                await client.disconnect()
-    return schedule
-
-
-SEEDS = range(30)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-async def test_ids_received_and_gaps_told_add_up_to_all_ids_on_any_schedule(
-    seed: int, valkey: Valkey
-) -> None:
-    schedule = await scheduled(seed, valkey)
-    assert schedule.clients
-    assert len(schedule.oracle.log) > 100
-
-
-async def fails_on_some_schedule(valkey: Valkey) -> bool:
-    for seed in range(8):
-        try:
-            await scheduled(seed, valkey)
-        except AssertionError:
-            return True
-    return False
-
-
-async def test_a_catch_up_that_skips_is_noticed_by_the_schedules(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The control: without it, schedules that never fail would prove nothing."""
-
-    async def skip(self: HubSubscription) -> Sequence[Item]:
-        window = self._hub.window
-        self.cursor, self._number, self._era = window.end, window.next_number, self._hub.era
-        return []
-
-    monkeypatch.setattr(HubSubscription, "_catch_up", skip)
-    assert await fails_on_some_schedule(valkey)
-
-
-async def test_gaps_that_are_not_told_are_noticed_by_the_schedules(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("logpipe.stream.stream.gap_after", lambda *_: None)
-    assert await fails_on_some_schedule(valkey)
 
 
 # -- where a subscription begins -------------------------------------------------------------------
@@ -599,6 +243,22 @@ async def test_an_id_that_lies_between_those_in_the_window_but_is_unknown_is_tol
             first = StreamId(5, 0)
             assert await reader.gap() == Gap("reset", StreamId(25, 0), first, None, first.before())
             assert [id_.ms for id_ in await reader.ids(4)] == [5, 10, 20, 30]
+
+
+async def test_an_id_of_a_stream_that_is_gone_is_told_reset_by_a_replica_that_began_with_nothing(
+    valkey: Valkey,
+) -> None:
+    """What it has read began after the flush: it must not take the id for one of its own."""
+    async with a_hub(valkey) as hub:
+        with reading(hub, Start(resume=StreamId(25, 0))) as reader:
+            await reader.hello()
+            assert await reader.subscription._step() == []  # nothing to prove the id by
+            for ms in (30, 40):
+                await plain(hub.stream).xadd(NAME, {"event": event()}, id=f"{ms}-0")
+            await in_step(hub)
+            first = StreamId(30, 0)
+            assert await reader.gap() == Gap("reset", StreamId(25, 0), first, None, first.before())
+            assert [id_.ms for id_ in await reader.ids(2)] == [30, 40]
 
 
 async def test_an_id_ahead_of_the_stream_is_told_reset_at_once(valkey: Valkey) -> None:

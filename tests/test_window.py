@@ -119,11 +119,16 @@ class WindowMachine(RuleBasedStateMachine):
             for id_ in (an_id(ms), StreamId(ms, 5)):
                 self._check_place(id_, held)
 
+    def _is_unknown(self, id_: StreamId, first: Held) -> bool:
+        """Whether an id lies before all that a window has seen which began with nothing."""
+        seen = (first.ids or (first.end,))[0]
+        return first.start == START and START < id_ < seen.before()
+
     def _check_place(self, id_: StreamId, held: list[Held]) -> None:
         number = self.window.locate(id_)
         if id_ == self.end:
             assert number == self.window.next_number
-        elif not held or not held[0].start <= id_ < self.end:
+        elif not held or not held[0].start <= id_ < self.end or self._is_unknown(id_, held[0]):
             assert number is None
         else:
             assert number is not None

@@ -23,8 +23,9 @@ local function less(a, b)
 end
 """
 
-# ARGV: group, where it begins ($ or an id). A group is told how many entries are before it, so that
-# those that are trimmed before it has read them can be counted.
+# ARGV: group, where it begins ($ or an id), whether all that the stream ever had is the group's. A
+# group is told how many entries are before it, so that those that are trimmed before it has read
+# them can be counted.
 CREATE = Script.of(
     _FIELD
     + _LESS
@@ -35,6 +36,7 @@ local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
 if not info.err then
   local added, first = field(info, 'entries-added'), field(info, 'first-entry')
   if not added then read = false
+  elseif ARGV[3] == '1' then read = 0
   elseif ARGV[2] == '$' then read = added
   elseif field(info, 'max-deleted-entry-id') ~= '0-0' then read = false
   elseif not first or less(ARGV[2], first[1]) then read = added - field(info, 'length')

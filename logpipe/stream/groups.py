@@ -41,12 +41,20 @@ class StreamGroups:
         self._redis = redis
         self._stream = stream
 
-    async def create(self, group: str, after: StreamId | None) -> None:
-        """Creates a group that begins after an id (None: the newest), unless it exists."""
+    async def create(
+        self, group: str, after: StreamId | None, *, from_the_first: bool = False
+    ) -> None:
+        """Creates a group that begins after an id (None: the newest), unless it exists.
+
+        `from_the_first`: after `START` it begins with the first entry that the stream ever had, not
+        with the first that is kept; what was trimmed meanwhile is missed.
+        """
         start = "$" if after is None else str(after)
         async with self._redis.translated():
             try:
-                await CREATE.run(self._redis.writing, [self._stream], group, start)
+                await CREATE.run(
+                    self._redis.writing, [self._stream], group, start, int(from_the_first)
+                )
             except ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise

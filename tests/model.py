@@ -1,0 +1,144 @@
+"""The promise as a model, without any I/O: a stream's log, and what a reader of it may be told.
+
+The ids that a reader received and the gaps that it was told add up to all ids: each entry of the
+log that its filter takes, from where it began, came exactly once and in order, or lies in a gap.
+"""
+
+from typing import NamedTuple
+
+from logpipe.continuity import Gap
+from logpipe.ids import START, StreamId
+
+
+class Written(NamedTuple):
+    """An entry of the log."""
+
+    id: StreamId
+    source: str
+
+
+class Log:
+    """Every entry that was ever appended, over all lives of the stream, and those still kept.
+
+    Ids rise over all lives: who flushes waits until the clock has gone on.
+    """
+
+    def __init__(self) -> None:
+        self.all: list[Written] = []
+        self.kept: list[Written] = []
+        self.flushed_at = 0
+        """How many entries there were when the stream was flushed last."""
+
+    @property
+    def last(self) -> StreamId:
+        """The newest id."""
+        return self.all[-1].id
+
+    def append(self, new: list[Written]) -> None:
+        """Takes note of entries."""
+        assert not self.all or self.last < new[0].id
+        self.all += new
+        self.kept += new
+
+    def trim(self, keep: int) -> None:
+        """Only the newest are kept."""
+        self.kept = self.kept[len(self.kept) - keep :] if keep else []
+
+    def flush(self) -> None:
+        """The stream is gone; the next entry begins another."""
+        self.kept = []
+        self.flushed_at = len(self.all)
+
+
+class Reader:
+    """One subscriber over all its connections; `source` is its filter, None for every event.
+
+    `resume` is the id that it would send as Last-Event-ID. A reader that changes its filter has
+    one more segment: what follows the id at which it resumed is judged by the new one.
+    """
+
+    def __init__(self, log: Log, source: str | None) -> None:
+        self.log = log
+        self.begin: StreamId | None = None
+        self.resume: StreamId | None = None
+        self.passed = START
+        self.received: list[StreamId] = []
+        self.gaps: list[Gap] = []
+        self._since = 0
+        self._segments: list[tuple[StreamId, str | None]] = [(START, source)]
+
+    def __repr__(self) -> str:
+        gaps = [f"{gap.reason} {gap.after}..{gap.before}" for gap in self.gaps]
+        flushed = self.log.all[self.log.flushed_at :][:1]
+        return (
+            f"<Reader from {self.begin}, received {len(self.received)}: {self.received[-3:]},"
+            f" {gaps=}, segments {self._segments}, the first since a flush {flushed}>"
+        )
+
+    @property
+    def source(self) -> str | None:
+        """The filter of now."""
+        return self._segments[-1][1]
+
+    def change_filter(self, source: str | None) -> None:
+        """The next connection has another filter."""
+        if self.resume is None:
+            self._segments = [(START, source)]
+        else:
+            self._segments.append((self.resume, source))
+
+    def reconnect(self) -> None:
+        """A new connection, by `resume`; 0-0 is the beginning of whatever stream there is then."""
+        if self.resume == START:
+            self.begin = None
+
+    def told_hello(self, begin: StreamId) -> None:
+        """The first word of a connection."""
+        if self.begin is None:
+            self.begin = begin
+            self._since = self.log.flushed_at if begin == START else 0
+            assert begin <= self.log.last
+        if self.resume is None:
+            self.resume = begin
+        assert begin <= self.resume
+
+    def told_gap(self, gap: Gap) -> None:
+        """Checks what a gap says against the log as it is now."""
+        assert gap.after < gap.before
+        assert not self.received or self.received[-1] < gap.before
+        missing = [w for w in self.log.all[self._since :] if gap.after < w.id < gap.before]
+        if gap.count is not None:
+            assert gap.count == len(missing) > 0, f"{gap} where {len(missing)} are missing"
+        if gap.reason != "slow":
+            assert not set(self.log.kept) & set(missing), f"{gap} though the stream holds it"
+        self.gaps.append(gap)
+        self.progress(gap.resume)
+
+    def told_entry(self, id_: StreamId) -> None:
+        """An event that was received."""
+        assert not self.received or self.received[-1] < id_, f"{id_} twice, or out of order"
+        self.received.append(id_)
+        self.progress(id_)
+
+    def progress(self, id_: StreamId) -> None:
+        """All up to an id has been dealt with."""
+        self.resume = id_
+        self.passed = max(self.passed, id_)
+
+    def check(self) -> None:
+        """The ids received and the gaps told add up to all ids."""
+        assert self.begin is not None
+        got = set(self.received)
+        for written in self.log.all[self._since :]:
+            wanted = self._wanted(written)
+            if written.id in got:
+                assert wanted, f"{written} though the filter rejects it"
+                got.remove(written.id)
+            elif wanted and written.id > self.begin:
+                told = any(gap.after < written.id < gap.before for gap in self.gaps)
+                assert told, f"{written.id} is neither received nor told as missing: {self}"
+        assert not got, "received what was never sent"
+
+    def _wanted(self, written: Written) -> bool:
+        source = next(s for after, s in reversed(self._segments) if after < written.id)
+        return source in (None, written.source)

@@ -1,0 +1,269 @@
+"""At least once as a law: real groups on two replicas, on any schedule of workers and deaths."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+
+from logpipe import consumer as consumer_module
+from logpipe import group as group_module
+from logpipe.background import Background
+from logpipe.continuity import Gap
+from logpipe.filters import EVERYTHING
+from logpipe.group import Group
+from logpipe.groups import Groups
+from logpipe.ids import START, StreamId, parse_id
+from logpipe.messages import Batch, Start
+from logpipe.metrics import Metrics
+from logpipe.shared import SharedSubscription
+from logpipe.stream import Stream, connections
+from tests.helpers import wait_until
+from tests.model import Log, Written
+from tests.servers import Valkey
+from tests.streams import NAME, address_of, event
+from tests.test_law import CONTROL, PROFILE, fails
+
+GROUP = "workers"
+IDLE_MS = 300
+
+Result = TypeVar("Result")
+
+
+class Replica:
+    """A process's groups, which can die without giving anything back."""
+
+    def __init__(self, valkey: Valkey, name: str) -> None:
+        self.stream = Stream(address_of(valkey), NAME, maxlen=10**6, block_ms=30)
+        self.background = Background()
+        self.groups = Groups(
+            self.stream,
+            Metrics(),
+            self.background,
+            consumer=name,
+            pending_idle_ms=IDLE_MS,
+            batch_count=5,
+            heartbeat_s=15.0,
+        )
+
+    async def die(self, workers: Sequence["Worker"]) -> None:
+        """Nothing is given back; its workers lose their connections."""
+        tasks = {*self.groups._tasks, *filter(None, (self.groups._holding,))}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for worker in workers:
+            await worker.leave()
+        await self.stream.aclose()
+        assert self.background.failure is None
+
+
+class Worker:
+    """A subscriber of the group; `flowing` while it writes what it is given."""
+
+    def __init__(self, replica: Replica, got: Counter[StreamId], gaps: list[Gap]) -> None:
+        self.replica = replica
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+        self._got = got
+        self._gaps = gaps
+        self.task = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        start = Start(since=START)
+        with SharedSubscription(self.replica.groups, GROUP, start, EVERYTHING) as subscription:
+            while (items := await subscription.next()) is not None:
+                await self.flowing.wait()
+                for item in items:
+                    if isinstance(item, Gap):
+                        self._gaps.append(item)
+                    elif isinstance(item, Batch):
+                        self._got.update(entry.id for entry in item.entries)
+                await subscription.sent()
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.wait((self.task,))
+        if not self.task.cancelled():
+            self.task.result()
+
+
+class SharedWork(RuleBasedStateMachine):
+    """Two replicas, sometimes under one name, and workers that come, stall and go."""
+
+    valkey: Valkey
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.Runner()
+        self.log = Log()
+        self.got: Counter[StreamId] = Counter()
+        self.gaps: list[Gap] = []
+        self.workers: list[Worker] = []
+        self.replicas: list[Replica] = []
+        self.names: list[str] = []
+        self.quiet = True
+        """Whether nobody has left or died yet, so that nothing may come twice."""
+        self.sound = True
+
+    def do(self, work: Coroutine[Any, Any, Result]) -> Result:
+        self.sound = False
+        result = self.loop.run(work)
+        self.sound = True
+        return result
+
+    @initialize(names=st.sampled_from([["one", "two"], ["same", "same"]]))
+    def begin(self, names: list[str]) -> None:
+        self.valkey.reset()
+        self.names = names
+        self.do(self._start())
+
+    async def _start(self) -> None:
+        self.replicas = [Replica(self.valkey, name) for name in self.names]
+        await self.replicas[0].stream.groups.create(GROUP, START)
+
+    @rule(count=st.integers(1, 30))
+    def append(self, count: int) -> None:
+        with self.valkey.client.pipeline(transaction=True) as pipe:
+            for number in range(count):
+                pipe.xadd(NAME, {"event": event(number)})
+            self.log.append([Written(parse_id(id_.decode()), "") for id_ in pipe.execute()])
+
+    @rule(keep=st.integers(0, 20))
+    def trim(self, keep: int) -> None:
+        self.valkey.client.xtrim(NAME, maxlen=keep, approximate=False)
+        if not self.valkey.client.exists(NAME) or not self.valkey.client.xinfo_groups(NAME):
+            # A process that comes now cannot know that there was a group before the flush.
+            self.log.flushed_at = max(self.log.flushed_at, len(self.log.all) - keep)
+
+    # Seldom: what came before a flush can no longer be judged.
+    @precondition(lambda self: len(self.log.all) - self.log.flushed_at > 200)
+    @rule()
+    def flush(self) -> None:
+        self.valkey.client.flushall()
+        self.log.flush()
+        time.sleep(0.002)
+        self.quiet = False
+
+    @precondition(lambda self: len(self.workers) < 6)
+    @rule(where=st.integers(0, 1))
+    def join(self, where: int) -> None:
+        self.do(self._join(where))
+
+    async def _join(self, where: int) -> None:
+        self.workers.append(Worker(self.replicas[where], self.got, self.gaps))
+        await asyncio.sleep(0)
+
+    @precondition(lambda self: self.workers)
+    @rule(which=st.integers(0, 5))
+    def stall_or_go_on(self, which: int) -> None:
+        flowing = self.workers[which % len(self.workers)].flowing
+        (flowing.clear if flowing.is_set() else flowing.set)()
+
+    @precondition(lambda self: self.workers)
+    @rule(which=st.integers(0, 5))
+    def leave(self, which: int) -> None:
+        self.quiet = False
+        self.do(self.workers.pop(which % len(self.workers)).leave())
+
+    @rule(where=st.integers(0, 1))
+    def kill_a_replica(self, where: int) -> None:
+        self.quiet = False
+        self.do(self._restart(where))
+
+    async def _restart(self, where: int) -> None:
+        await self._die(self.replicas[where])
+        self.replicas[where] = Replica(self.valkey, self.names[where])
+
+    async def _die(self, dead: Replica) -> None:
+        orphans = [worker for worker in self.workers if worker.replica is dead]
+        self.workers = [worker for worker in self.workers if worker not in orphans]
+        await dead.die(orphans)
+
+    @rule(seconds=st.sampled_from([0.001, 0.01, 0.05]))
+    def pause(self, seconds: float) -> None:
+        self.do(asyncio.sleep(seconds))
+
+    def teardown(self) -> None:
+        try:
+            if self.sound and self.replicas:
+                self.loop.run(self._heal_and_check())
+        finally:
+            self.loop.run(self._end())
+            self.loop.close()
+
+    async def _heal_and_check(self) -> None:
+        for worker in self.workers:
+            worker.flowing.set()
+        await self._join(0)
+        await self._join(1)
+        self.append(1)
+        with contextlib.suppress(AssertionError):
+            await wait_until(self._done, "every entry is received or told as lost", 5)
+        assert self._missing() == [], f"neither received nor told: {self.gaps=}"
+        if self.quiet:
+            assert set(self.got.values()) == {1}, "twice though nobody died"
+
+    def _done(self) -> bool:
+        for worker in self.workers:
+            if worker.task.done():
+                worker.task.result()
+        return not self._missing()
+
+    def _missing(self) -> list[StreamId]:
+        """What a flush took was nobody's any more."""
+        since = [written.id for written in self.log.all[self.log.flushed_at :]]
+        told = [id_ for id_ in since for g in self.gaps if g.after < id_ < g.before]
+        return sorted({*since} - {*told, *self.got})
+
+    async def _end(self) -> None:
+        for replica in self.replicas:
+            await self._die(replica)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("CRITICAL", logger="logpipe")
+    monkeypatch.setattr(connections, "MONITOR_S", 0.02)
+    monkeypatch.setattr(group_module, "RECOVERY_S", 0.02)
+    monkeypatch.setattr(consumer_module, "LEASE_S", 0.3)
+
+
+@pytest.fixture
+def shared(valkey: Valkey) -> type[SharedWork]:
+    return type("SharedWorkHere", (SharedWork,), {"valkey": valkey})
+
+
+@pytest.mark.timeout(0 if PROFILE.max_examples > 100 else 180)
+def test_every_event_of_a_group_is_received_or_told_as_lost_on_any_schedule(
+    shared: type[SharedWork],
+) -> None:
+    run_machine(shared, settings=CONTROL)
+
+
+def test_work_that_is_not_claimed_from_the_dead_is_noticed(
+    shared: type[SharedWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control."""
+
+    async def never(*_: object) -> None: ...
+
+    monkeypatch.setattr(Group, "_claim", never)
+    monkeypatch.setattr(Group, "_read_history", never)
+    assert fails(shared)
+
+
+def test_losses_that_are_not_told_are_noticed(
+    shared: type[SharedWork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(self: Group, gap: Gap) -> None: ...
+
+    monkeypatch.setattr(Group, "_missing", silent)
+    assert fails(shared)
