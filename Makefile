@@ -3,9 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two at a time: most of the tests wait for servers.
 PYTEST_FLAGS ?= --numprocesses 2
+SECONDS ?= 60
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types format clean
+.PHONY: help run test soak check lint types format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -15,6 +17,10 @@ run: $(VENV)/.installed ## Set up and start the whole pipeline at http://127.0.0
 
 test: $(VENV)/.developing ## Set up and run all tests, with branch coverage
 	$(BIN)/pytest --cov=logpipe --cov-report=term-missing:skip-covered --cov-fail-under=95 $(PYTEST_FLAGS)
+
+soak: $(VENV)/.developing ## Kill everything under load for SECONDS, and judge; then the control, which must fail
+	$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED)
+	$(BIN)/python -m tests.soak --seconds 10 --seed $(SEED) --break catch-up
 
 check: lint types test ## Everything that must pass: format, lint, types, tests
 

@@ -131,6 +131,7 @@ class RemoteSubscription:
     """
 
     client = ""
+    confirms = False
     filter = EVERYTHING
     """The distributor has filtered already."""
 

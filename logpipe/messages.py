@@ -89,6 +89,9 @@ class Subscription(Protocol):
     connected_ms: int
     """When it began, as a unix time."""
 
+    confirms: bool
+    """Whether `sent` may be called only when the bytes have left this process."""
+
     @property
     def filter(self) -> Filter: ...
     async def next(self) -> "Sequence[Item] | None":

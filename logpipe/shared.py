@@ -20,6 +20,8 @@ class SharedSubscription:
     Raises `TooManyGroupsError` when this process may read no further group.
     """
 
+    confirms = True
+
     def __init__(self, groups: Groups, name: str, start: Start, chosen: Filter) -> None:
         groups.refuse_more_than_allowed(name)
         self.filter = chosen

@@ -133,6 +133,10 @@ class StreamResponse(Response):
                 # A reader that takes nothing is waited for here; the socket's own time limit
                 # (server.py) ends it when it is dead.
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                if self._subscription.confirms:
+                    # A server takes a body and returns; before the next it waits until the last
+                    # one is written. What a killed process had taken nobody would ever get.
+                    await send({"type": "http.response.body", "body": b"", "more_body": True})
                 self._written_at = time.monotonic()
                 self._metrics.delivered_bytes.inc(len(body))
             await self._subscription.sent()
@@ -145,12 +149,13 @@ class StreamResponse(Response):
         for item in items:
             if isinstance(item, Batch):
                 chunk = item.chunk(self._encoder, self._subscription.filter)
+                passed = item
                 if chunk:
                     parts.append(chunk)
-                    self._metrics.delivered_events.inc(
-                        len(item.matching(self._subscription.filter))
-                    )
-                passed = None if chunk else item
+                    found = item.matching(self._subscription.filter)
+                    self._metrics.delivered_events.inc(len(found))
+                    if found[-1].id == item.end.id:
+                        passed = None
             else:
                 parts.append(self._encoder.message(item))
                 if isinstance(item, Gap):

@@ -43,6 +43,8 @@ def goodbye(reason: str) -> Bye:
 class HubSubscription:
     """One subscriber's way through the log."""
 
+    confirms = False
+
     def __init__(self, hub: Hub, start: Start, chosen: Filter) -> None:
         self.filter = chosen
         self.client = ""

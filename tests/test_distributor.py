@@ -436,6 +436,23 @@ async def test_a_since_a_little_ahead_of_the_server_s_clock_is_latest(valkey: Va
             assert [event["message"] for event in await reader.until(1)] == ["5"]
 
 
+async def test_what_has_not_left_the_process_is_not_acknowledged(valkey: Valkey) -> None:
+    """A process that is killed takes it along, and nobody would ever get it."""
+    async with distributing(valkey, pending_idle_ms=60_000) as service:
+        valkey.client.xgroup_create("logs", "workers", "0", mkstream=True)
+        add(valkey, 400, message="x" * 50_000)  # in one write, larger than the kernel takes
+        async with subscribed(service.url, delivery="shared", group="workers") as worker:
+            await worker.until(1)
+            await asyncio.sleep(0.3)
+            assert valkey.client.xpending("logs", "workers")["pending"] == 400
+            await worker.until(399)
+
+            def acknowledged() -> bool:
+                return bool(valkey.client.xpending("logs", "workers")["pending"] == 0)
+
+            await wait_until(acknowledged, "it has been written")
+
+
 async def test_head_gets_the_headers_and_no_stream(valkey: Valkey) -> None:
     async with distributing(valkey) as service:
         answer = await service.http.head("/subscribe", timeout=2)

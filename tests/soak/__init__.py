@@ -1,0 +1,1 @@
+"""The whole pipeline under load and faults, judged from outside: `make soak`."""

@@ -1,0 +1,20 @@
+"""logpipe with the catch-up broken on purpose: what a run must notice."""
+
+from collections.abc import Sequence
+
+from logpipe.cli import main
+from logpipe.messages import Item
+from logpipe.subscription import HubSubscription
+
+
+async def _jump(self: HubSubscription) -> Sequence[Item]:
+    """To the end of the window, without a word."""
+    window = self._hub.window
+    self.cursor, self._number, self._era = window.end, window.next_number, self._hub.era
+    return []
+
+
+HubSubscription._catch_up = _jump  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    main()
