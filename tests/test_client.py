@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from logpipe import client
-from logpipe.client import (
+from logpipe.client import distributor as client
+from logpipe.client.collector import RemoteCollector
+from logpipe.client.connection import http_client
+from logpipe.client.distributor import (
     QUEUE_LEN,
-    RemoteCollector,
     RemoteDistributor,
     RemoteSubscription,
-    http_client,
+    query_of,
 )
 from logpipe.continuity import Gap
 from logpipe.filters import EVERYTHING, Filter
@@ -38,7 +39,10 @@ def settings_for(url: str, **given: object) -> Settings:
 @contextlib.asynccontextmanager
 async def remote(url: str, **given: object) -> AsyncIterator[RemoteDistributor]:
     async with http_client() as http:
-        yield RemoteDistributor(settings_for(url, **given), http)
+        chosen = settings_for(url, **given)
+        yield RemoteDistributor(
+            url, http, tokens=chosen.read_tokens, heartbeat_s=chosen.heartbeat_s
+        )
 
 
 @contextlib.asynccontextmanager
@@ -86,9 +90,13 @@ class Taken:
 
 @contextlib.contextmanager
 def reading(
-    distributor: RemoteDistributor, start: Start = ALL, chosen: Filter = EVERYTHING
+    distributor: RemoteDistributor,
+    start: Start = ALL,
+    chosen: Filter = EVERYTHING,
+    *,
+    insist: bool = True,
 ) -> Iterator[Taken]:
-    with distributor(start, chosen) as subscription:
+    with distributor(start, query_of(chosen), insist=insist) as subscription:
         yield Taken(subscription)
 
 
