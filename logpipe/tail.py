@@ -194,7 +194,7 @@ async def follow(
 
 def base_url(text: str) -> str:
     """A base URL without its last slash; http where it names no scheme. Raises ValueError."""
-    url = text.strip().rstrip("/")
+    url = text.strip()
     if "://" not in url:
         url = f"http://{url}"
     try:
@@ -203,7 +203,7 @@ def base_url(text: str) -> str:
         raise ValueError(str(error)) from None
     if parts.scheme not in ("http", "https") or not parts.host:
         raise ValueError("must be a URL like http://127.0.0.1:8080")
-    return url
+    return url.rstrip("/")
 
 
 def refusal(refused: Refused, wanted: Wanted) -> tuple[int, list[str]]:

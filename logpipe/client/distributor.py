@@ -143,8 +143,8 @@ class RemoteSubscription:
             self._task.cancel()
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled():
-            log.error("a remote subscription has died", exc_info=task.exception())
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a remote subscription has died", exc_info=error)
             self.end("an error of this server")
 
     def end(self, reason: str) -> None:
