@@ -135,6 +135,9 @@ class _QueryCommand(click.Command):
         end = args.index("--") if "--" in args else len(args)
         guarded = [f"\0{word}" if _is_term(word) else word for word in args[:end]]
         rest = super().parse_args(ctx, [*guarded, *args[end:]])
+        for name, value in ctx.params.items():
+            if isinstance(value, str):
+                ctx.params[name] = value.removeprefix("\0")
         ctx.params["query"] = " ".join(word.removeprefix("\0") for word in ctx.params["query"])
         return rest
 
