@@ -90,6 +90,7 @@ def _loop_factory() -> Callable[[], Any] | None:
 _url_option = click.option(
     "--url",
     envvar="URL",
+    metavar="URL",
     help="Base URL of the service, or URL.  [default: this machine, at PORT or the port of ROLE]",
 )
 
@@ -153,10 +154,14 @@ def _is_term(word: str) -> bool:
     "-n",
     "--tail",
     type=click.IntRange(min=0),
+    metavar="N",
     help="First the last N matching events.  [default: 10, with --since all]",
 )
 @click.option(
-    "--since", default="", help="Begin there: 10m, 2h, a unix time, RFC 3339, an id, earliest."
+    "--since",
+    default="",
+    metavar="TIME",
+    help="Begin there: 10m, 2h, a unix time, RFC 3339, an id, earliest.",
 )
 @click.option(
     "--output",
@@ -173,7 +178,7 @@ def _is_term(word: str) -> bool:
     show_default=True,
     help="auto: on a terminal; NO_COLOR and FORCE_COLOR are respected.",
 )
-@click.option("--token", help="Bearer token.  [default: the first of READ_TOKENS]")
+@click.option("--token", metavar="TOKEN", help="Bearer token.  [default: the first of READ_TOKENS]")
 def tail(query: str, output: str, color: str, *, cut: bool, **asked: Any) -> None:
     """Follow the live stream, resuming without a gap or a double after a lost connection.
 
@@ -192,7 +197,7 @@ def tail(query: str, output: str, color: str, *, cut: bool, **asked: Any) -> Non
     out = Output(sys.stdout.buffer)
     wanted = _wanted(query, **asked)
     if output == "json":
-        _follow(wanted, JsonLines(), out)
+        _follow(wanted, JsonLines(terminal=out.terminal), out)
     colored = wants_color(color, os.environ, terminal=out.terminal)
     printer = Printer(color=colored, cut=cut)
     _follow(wanted, Pretty(printer, out.columns, sys.stdout.encoding), out)

@@ -11,14 +11,17 @@ import httpx
 import msgspec
 
 from logpipe.client.connection import http_client
-from logpipe.client.distributor import Refused, RemoteDistributor
+from logpipe.client.distributor import UNREACHABLE, Refused, RemoteDistributor
 from logpipe.continuity import Gap
 from logpipe.event import Entry
 from logpipe.messages import Batch, Hello, Item, Notice, Start, Subscription, named
-from logpipe.terminal import Printer, caret_lines, printable
+from logpipe.terminal import Printer, caret_lines, printable, printable_json
 
 DEFAULT_TAIL = 10
 """Events that come before the live ones where nothing else is asked for."""
+
+REMEDY = ". `logpipe serve` starts a service here, --url names another"
+"""For who was never connected."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -105,10 +108,17 @@ class Pretty:
 
 
 class JsonLines:
-    """The NDJSON of `/subscribe`: each event as the distributor sent it."""
+    """The NDJSON of `/subscribe`: each event as the distributor sent it, or on a `terminal` the
+    same value without a character that the terminal would obey."""
+
+    def __init__(self, *, terminal: bool = False) -> None:
+        self._terminal = terminal
 
     def entries(self, entries: Sequence[Entry]) -> bytes:
         """A line each."""
+        if self._terminal:
+            lines = [f"{printable_json(entry.json.decode())}\n" for entry in entries]
+            return "".join(lines).encode()
         return b"".join([entry.json + b"\n" for entry in entries])
 
     def gap(self, gap: Gap) -> bytes:
@@ -134,7 +144,7 @@ class Tail:
         self._tell = tell
         self._totals = totals
         self._greeted = False
-        self._lost_at: float | None = None
+        self._trouble_since: float | None = None
 
     async def run(self, subscription: Subscription) -> None:
         """Writes all items that are there at once. Raises `Refused`, and what `write` raises."""
@@ -143,6 +153,10 @@ class Tail:
                 self._write(output)
 
     def _take(self, item: Item) -> bytes:
+        if isinstance(item, Notice):
+            self._on_trouble(item.reason)
+            return b""
+        self._on_word(again=self._greeted)
         match item:
             case Batch(entries=entries):
                 self._totals.events += len(entries)
@@ -151,28 +165,26 @@ class Tail:
                 self._totals.add_gap(item)
                 return self._format.gap(item)
             case Hello():
-                self._on_connected()
-            case Notice(reason) if self._lost_at is None:
-                self._lost_at = time.monotonic()
-                self._tell(f"{self._url}: {printable(reason)}; {self._remedy()}")
+                self._totals.reconnects += self._greeted
+                self._greeted = True
         return b""
 
-    def _remedy(self) -> str:
-        if self._greeted:
-            return "reconnecting"
-        return "trying again. `logpipe serve` starts a service here, --url names another"
+    def _on_trouble(self, reason: str) -> None:
+        """Says why, once: what follows until it is back is part of the same trouble."""
+        if self._trouble_since is None:
+            self._trouble_since = time.monotonic()
+            helps = not self._greeted and reason.startswith(UNREACHABLE)
+            remedy = REMEDY if helps else ""
+            self._tell(f"{self._url}: {printable(reason)}; trying again{remedy}")
 
-    def _on_connected(self) -> None:
-        self._totals.reconnects += self._greeted
-        if self._lost_at is not None:
-            again = " again" if self._greeted else ""
-            self._tell(f"{self._url}: connected{again} after {_seconds(self._lost_at)}")
-        self._lost_at = None
-        self._greeted = True
+    def _on_word(self, *, again: bool) -> None:
+        if self._trouble_since is not None:
+            passed = _seconds(time.monotonic() - self._trouble_since)
+            self._tell(f"{self._url}: connected{' again' if again else ''} after {passed}")
+            self._trouble_since = None
 
 
-def _seconds(since: float) -> str:
-    passed = time.monotonic() - since
+def _seconds(passed: float) -> str:
     return f"{passed:.1f} s" if passed < 10 else f"{passed:,.0f} s"
 
 

@@ -82,6 +82,18 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def printable_json(text: str) -> str:
+    """The same JSON value, with what is no visible character as JSON's own escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _json_escape(c) for c in text)
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
 def message_lines(message: str) -> list[str]:
     """The lines of a message, each `printable`; tabs are spaces, blank lines at its end are cut."""
     if message.isprintable():

@@ -187,7 +187,7 @@ async def test_each_event_comes_once_and_in_order_though_the_distributor_is_kill
     assert tail.told[-1] == "900 events, 0 gaps, 3 reconnects"
     # Why, and that it is back: once each.
     assert [line.count("connected") for line in tail.told[:-1]] == [0, 1] * 4
-    assert "reconnecting" in tail.told[2]
+    assert tail.told[2].endswith("; trying again")
     assert "connected again after" in tail.told[3]
 
 
@@ -239,6 +239,30 @@ async def test_who_cannot_reach_the_service_is_told_the_address_and_what_to_do()
         assert await tail.stop() == 0
         assert tail.told[1:] == ["0 events, 0 gaps, 0 reconnects"]
         assert tail.out == b""
+
+
+async def test_a_service_without_its_redis_is_told_and_that_it_is_back(own_valkey: Valkey) -> None:
+    async with serving(redis_addr=own_valkey.url) as service:
+        await send(service, 0, 3)
+        own_valkey.kill()
+        async with tailing("--url", service.url, "--since=1h") as tail:
+            await tail.until_told("the distributor has nothing to give yet: ")
+            own_valkey.start()
+            await tail.until_lines(3)
+            assert [line.count("connected") for line in tail.told] == [0, 1]
+            assert await tail.stop() == 0
+            assert tail.told[2:] == ["3 events, 0 gaps, 0 reconnects"]
+
+
+async def test_what_a_distributor_says_in_mid_stream_is_told_once_and_is_no_reconnect() -> None:
+    over = f'{HELLO}: over\n\nid: 7-0\ndata: {{"id":"7-0","source":"t","message":"good"}}\n\n'
+    answer = f"{SSE_HEAD}{over}: away\x1b[2J\n\n:\n\n[wait]"
+    async with Impostor(answer) as other, tailing("--url", other.url) as tail:
+        await tail.until_told("trying")
+        assert await tail.stop() == 0
+        why, total = tail.told
+        assert why.endswith(": the distributor has nothing to give yet: away\\x1b[2J; trying again")
+        assert total == "1 event, 0 gaps, 0 reconnects"
 
 
 # -- refusals ----------------------------------------------------------------------------------
@@ -462,6 +486,19 @@ async def test_a_terminal_gets_no_colours_where_they_are_not_wanted(
             await terminal.until(lambda seen: "the end" in seen, "the last event")
             assert "\x1b" not in terminal.seen
             assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]", terminal.seen)
+
+
+async def test_json_on_a_terminal_steers_it_no_more_than_columns_do(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        for text in HOSTILE:
+            await send(service, 0, 1, message=text)
+        await send(service, 0, 1, message="the end")
+        arguments = ("--url", service.url, "--since=1h", "--output=json")
+        with on_terminal(80, *arguments) as terminal:
+            await terminal.until(lambda seen: "the end" in seen, "the last event")
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]", terminal.seen)
+            found = [json.loads(line)["message"] for line in terminal.seen.split("\n")[:-1]]
+            assert found == [*HOSTILE, "the end"]
 
 
 async def test_colours_in_a_pipe_are_for_who_asks(valkey: Valkey) -> None:

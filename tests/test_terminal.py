@@ -1,5 +1,6 @@
 """Events as lines: what a person sees, and what a terminal is never told."""
 
+import json
 import re
 import unicodedata
 from typing import Any
@@ -22,6 +23,7 @@ from logpipe.terminal import (
     local_time,
     metadata_text,
     printable,
+    printable_json,
     wrapped,
 )
 from tests.hostile import HOSTILE
@@ -84,6 +86,13 @@ def test_escapes_say_what_was_there() -> None:
         "\\x1b[2J\\x00\\u202e\\U000e0001\\x9b\\r\\n"
     )
     assert printable("é 漢字 עברית\xa0\u3000") == "é 漢字 עברית\xa0\u3000"
+
+
+@given(TEXT)
+def test_printable_json_is_the_same_value(text: str) -> None:
+    shown = printable_json(json.dumps(text, ensure_ascii=False))
+    assert json.loads(shown) == text
+    assert shown.isprintable()
 
 
 def test_pictures_that_are_joined_stay_one_and_other_joiners_are_shown() -> None:

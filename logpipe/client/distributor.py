@@ -42,6 +42,9 @@ UNKNOWN_ID = "unknown"
 MAX_REFUSAL = 65_536
 """Bytes of a refusal that are read."""
 
+UNREACHABLE = "the distributor cannot be reached"
+"""How a `Notice` begins when there is no connection."""
+
 NOT_NOW = (408, 425, 429)
 """Client errors that ask to come again."""
 
@@ -233,6 +236,8 @@ class RemoteSubscription:
             case Hello(id) | Progress(id):
                 self._after = str(id)
                 self._greeted = True
+        if isinstance(item, Notice):
+            return
         self._told = ""
         if not isinstance(item, Hello):
             self._retry_s = FIRST_RETRY_S
@@ -261,6 +266,9 @@ class RemoteSubscription:
             async for text in response.aiter_text():
                 for item in items_of(parser.feed(text)):
                     yield item
+                if parser.comment:  # the distributor's own notice, for instance of its Redis
+                    yield Notice(f"the distributor has nothing to give yet: {parser.comment}")
+                    parser.comment = ""
 
 
 async def _document(answer: httpx.Response) -> Mapping[str, Any]:
@@ -306,5 +314,5 @@ def _trouble(error: Exception) -> str:
             return "what answers there is no distributor"
         return f"the distributor answers {error.status}"
     if isinstance(error, httpx.HTTPError):
-        return f"the distributor cannot be reached: {shown(error)}"
+        return f"{UNREACHABLE}: {shown(error)}"
     return f"the distributor is not understood: {shown(error)}"
