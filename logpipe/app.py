@@ -14,7 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import distributor, probes, ui
 from logpipe.background import Background
-from logpipe.client import RemoteCollector, RemoteDistributor, http_client
+from logpipe.client.collector import RemoteCollector
+from logpipe.client.connection import http_client
+from logpipe.client.distributor import RemoteDistributor, query_of
 from logpipe.collector import app as collector
 from logpipe.collector.appender import Appender
 from logpipe.collector.submit import LocalCollector
@@ -67,13 +69,17 @@ def _ui(parts: Parts) -> ASGIApp:
         tail = partial(HubSubscription, hub)
     else:
         assert remote is not None
-        tail = remote
+        tail = _remote_tail(remote)
     if appender is not None:
         submit = LocalCollector(settings, appender, metrics)
     else:
         assert http is not None
         submit = RemoteCollector(settings, http)
     return ui.create(settings, tail, submit, metrics)
+
+
+def _remote_tail(remote: RemoteDistributor) -> ui.Tail:
+    return lambda start, chosen: remote(start, query_of(chosen))
 
 
 ROLES: Mapping[Role, RoleSpec] = {
@@ -203,5 +209,11 @@ async def _open_parts(
         )
     if "ui" in settings.roles and (appender is None or hub is None):
         http = await stack.enter_async_context(http_client())
-        remote = RemoteDistributor(settings, http) if hub is None else None
+        if hub is None:
+            remote = RemoteDistributor(
+                settings.distributor_url,
+                http,
+                tokens=settings.read_tokens,
+                heartbeat_s=settings.heartbeat_s,
+            )
     return Parts(settings, metrics, appender, hub, groups, remote, http)

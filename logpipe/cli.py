@@ -1,14 +1,19 @@
 """The command line: the only module that prints or exits."""
 
 import os
+import re
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from logpipe import __version__
 from logpipe.settings import BadSettingsError, Settings, fields, load
+
+if TYPE_CHECKING:
+    from logpipe.output import Output
+    from logpipe.tail import Format, Wanted
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -22,7 +27,7 @@ def main() -> None:
     On a laptop, with everything in one process:
       logpipe serve
       curl -d '{"source": "demo", "message": "hello"}' http://127.0.0.1:8080/ingest
-      curl -N http://127.0.0.1:8080/subscribe
+      logpipe tail
     """
 
 
@@ -82,30 +87,166 @@ def _loop_factory() -> Callable[[], Any] | None:
     return uvloop.new_event_loop
 
 
-@main.command(context_settings=CONTEXT)
-@click.option(
+_url_option = click.option(
     "--url",
-    help="Base URL of the service.  [default: this machine, at PORT or the port of ROLE]",
+    envvar="URL",
+    metavar="URL",
+    help="Base URL of the service, or URL.  [default: this machine, at PORT or the port of ROLE]",
 )
+
+
+def _local_url() -> str:
+    from logpipe.health import local_url
+
+    return local_url(_settings(os.environ))
+
+
+def _settings(environ: Mapping[str, str]) -> Settings:
+    try:
+        return load({}, environ)
+    except BadSettingsError as error:
+        _fail(str(error), 2)
+
+
+@main.command(context_settings=CONTEXT)
+@_url_option
 @click.option("--timeout", default=3.0, show_default=True, help="Seconds to wait for the answer.")
 def health(url: str | None, timeout: float) -> None:
     """Say whether a service is ready: exit 0, or 1 with the reason.
 
     This is what the image's HEALTHCHECK runs; PORT and ROLE are those that `serve` was given.
     """
-    from logpipe.health import check, local_url
+    from logpipe.health import check
 
-    try:
-        url = url or local_url(load({}, os.environ))
-    except BadSettingsError as error:
-        _fail(str(error), 2)
+    url = url or _local_url()
     ready, word = check(url, timeout)
     if not ready:
         _fail(f"{url}: {word}", 1)
     click.echo(f"{url}: {word}")
 
 
+class _QueryCommand(click.Command):
+    """A command whose arguments may begin with `-`, as a term that is to be absent does.
+
+    Such a term is handed to click with a NUL before it, which no argument of a process can hold.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; `-n` and `-h` stay options, and so does all that begins with `--`."""
+        end = args.index("--") if "--" in args else len(args)
+        guarded = [f"\0{word}" if _is_term(word) else word for word in args[:end]]
+        rest = super().parse_args(ctx, [*guarded, *args[end:]])
+        for name, value in ctx.params.items():
+            if isinstance(value, str):
+                ctx.params[name] = value.removeprefix("\0")
+        ctx.params["query"] = " ".join(word.removeprefix("\0") for word in ctx.params["query"])
+        return rest
+
+
+def _is_term(word: str) -> bool:
+    return re.fullmatch(r"-(?!-|[nh]$|n?[0-9]+$).+", word, re.DOTALL) is not None
+
+
+@main.command(cls=_QueryCommand, context_settings=CONTEXT)
+@click.argument("query", nargs=-1)
+@_url_option
+@click.option(
+    "-n",
+    "--tail",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="First the last N matching events.  [default: 10, with --since all]",
+)
+@click.option(
+    "--since",
+    default="",
+    metavar="TIME",
+    help="Begin there: 10m, 2h, a unix time, RFC 3339, an id, earliest.",
+)
+@click.option(
+    "--output",
+    type=click.Choice(["pretty", "json"]),
+    default="pretty",
+    show_default=True,
+    help="Columns for people, or a line of JSON an event.",
+)
+@click.option("--cut", is_flag=True, help="One line an event, cut at the terminal's edge.")
+@click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="auto: on a terminal; NO_COLOR and FORCE_COLOR are respected.",
+)
+@click.option("--token", metavar="TOKEN", help="Bearer token.  [default: the first of READ_TOKENS]")
+def tail(query: str, output: str, color: str, *, cut: bool, **asked: Any) -> None:
+    """Follow the live stream, resuming without a gap or a double after a lost connection.
+
+    QUERY is a filter; its words are joined by spaces. A term that begins with - is one too, -n and
+    -h aside; after -- all are.
+
+    \b
+      logpipe tail level:error -healthz
+      logpipe tail -n 100 'source:api* "connection reset"'
+      logpipe tail --since 2h --output json | jq .message
+    """
+    from logpipe.output import Output, wants_color
+    from logpipe.tail import JsonLines, Pretty
+    from logpipe.terminal import Printer
+
+    out = Output(sys.stdout.buffer)
+    wanted = _wanted(query, **asked)
+    if output == "json":
+        _follow(wanted, JsonLines(terminal=out.terminal), out)
+    colored = wants_color(color, os.environ, terminal=out.terminal)
+    printer = Printer(color=colored, cut=cut)
+    _follow(wanted, Pretty(printer, out.columns, sys.stdout.encoding), out)
+
+
+def _wanted(
+    query: str, url: str | None, tail: int | None, since: str, token: str | None
+) -> "Wanted":
+    from logpipe.tail import Wanted, base_url
+
+    try:
+        url = base_url(url or _local_url())
+    except ValueError as error:
+        _fail(f"--url {url}: {error}", 2)
+    # Only these: a PORT that cannot be used is no matter here.
+    names = ("READ_TOKENS", "READ_TOKENS_FILE", "HEARTBEAT_S")
+    settings = _settings({name: os.environ[name] for name in names if name in os.environ})
+    tokens = (token,) if token else settings.read_tokens
+    return Wanted(url, tokens, query, since, tail, settings.heartbeat_s)
+
+
+def _follow(wanted: "Wanted", shown: "Format", out: "Output") -> NoReturn:
+    from logpipe.client.distributor import Refused
+    from logpipe.output import run_until_stopped
+    from logpipe.tail import Totals, follow, refusal
+
+    totals = Totals()
+    try:
+        stopped = run_until_stopped(follow(wanted, shown, out.write, _tell, totals), out)
+    except Refused as refused:
+        code, lines = refusal(refused, wanted)
+        _fail("\n".join(lines), code)
+    except OSError as error:
+        _fail(f"the output cannot be written: {error.strerror}", 1)
+    if stopped:
+        click.echo(f"{_over_echo()}{totals}", err=True)
+    sys.exit(0)
+
+
+def _over_echo() -> str:
+    """What writes over the ^C that a terminal shows for its key."""
+    return "\r" if sys.stderr.isatty() else ""
+
+
+def _tell(line: str) -> None:
+    click.echo(f"logpipe: {line}", err=True)
+
+
 def _fail(lines: str, code: int) -> NoReturn:
-    for line in lines.splitlines():
-        click.echo(f"logpipe: {line}", err=True)
+    for line in lines.split("\n"):
+        _tell(line)
     sys.exit(code)

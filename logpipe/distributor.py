@@ -17,7 +17,7 @@ from logpipe.groups import Groups, TooManyGroupsError
 from logpipe.history import history
 from logpipe.hub import Hub
 from logpipe.ids import START, parse_id
-from logpipe.messages import Start, Subscription
+from logpipe.messages import BYE_RETRY_MS, Start, Subscription
 from logpipe.parameters import MAX_LIMIT, chosen_filter, chosen_start, number, one_of, span
 from logpipe.problems import Unavailable, bad_parameter
 from logpipe.settings import Settings
@@ -25,7 +25,7 @@ from logpipe.shared import SharedSubscription
 from logpipe.streaming import HEADERS, StreamResponse, encoder_for
 from logpipe.subapp import sub_app
 from logpipe.subscribers import subscribers
-from logpipe.subscription import BYE_RETRY_MS, HubSubscription
+from logpipe.subscription import HubSubscription
 
 MAX_GROUP_NAME = 128
 

@@ -1,5 +1,6 @@
 """What a subscriber can be told: batches of entries, and the named messages between them."""
 
+import random
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -50,6 +51,15 @@ class Bye(NamedTuple):
 
     reason: str
     retry_ms: int
+
+
+BYE_RETRY_MS = (500, 3000)
+"""When subscribers are asked to come back, spread so that they do not all come at once."""
+
+
+def goodbye(reason: str) -> Bye:
+    """A `Bye` that asks to come back after a while that differs from one reader to the next."""
+    return Bye(reason, random.randint(*BYE_RETRY_MS))  # noqa: S311
 
 
 class Notice(NamedTuple):

@@ -10,8 +10,7 @@ from logpipe.filters import Filter
 from logpipe.group import Group, Share
 from logpipe.groups import MAX_GROUPS, Groups, TooManyGroupsError
 from logpipe.ids import StreamId
-from logpipe.messages import Item, Start
-from logpipe.subscription import goodbye
+from logpipe.messages import Item, Start, goodbye
 
 
 class SharedSubscription:

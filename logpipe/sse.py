@@ -41,11 +41,13 @@ def retry(milliseconds: int) -> bytes:
 
 
 class Parser:
-    """Turns text as it arrives into events. `last_id` and `retry_ms` are the stream's state."""
+    """Turns text as it arrives into events. `last_id` and `retry_ms` are the stream's state;
+    `comment` is the last one with words, which people may read, until an event has come."""
 
     def __init__(self) -> None:
         self.last_id = ""
         self.retry_ms: int | None = None
+        self.comment = ""
         self._rest = ""
         self._data: list[str] = []
         self._event = ""
@@ -72,6 +74,7 @@ class Parser:
             self.last_id = self._id
             if self._data:
                 data = "\n".join(self._data)
+                self.comment = ""
                 yield ServerSentEvent(data, self._event or "message", self.last_id)
             self._data, self._event = [], ""
 
@@ -81,6 +84,8 @@ class Parser:
         match name:
             case "data":
                 self._data.append(value)
+            case "" if value:
+                self.comment = value
             case "event":
                 self._event = value
             case "id" if "\0" not in value:

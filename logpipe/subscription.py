@@ -6,7 +6,6 @@ and catch-up differ only in where the cursor starts.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,12 +17,9 @@ from logpipe.filters import Filter
 from logpipe.history import before, before_last
 from logpipe.hub import Hub
 from logpipe.ids import START, StreamId
-from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start
+from logpipe.messages import Batch, Hello, Item, Notice, Start, goodbye
 from logpipe.problems import Unavailable
 from logpipe.window import BATCH_BYTES, rest_of
-
-BYE_RETRY_MS = (500, 3000)
-"""When subscribers are asked to come back, spread so that they do not all come at once."""
 
 RETRY_S = 1.0
 """How long a reader that catches up waits after an error that the feed may not have met."""
@@ -33,11 +29,6 @@ STARTING = ("connecting", "ok")
 
 UNKNOWN_EVENT_BYTES = 16 * 1024
 """What an event is taken to measure until the first ones were seen: a first page of 16."""
-
-
-def goodbye(reason: str) -> Bye:
-    """A `Bye` that asks to come back after a while that differs from one reader to the next."""
-    return Bye(reason, random.randint(*BYE_RETRY_MS))  # noqa: S311
 
 
 class HubSubscription:

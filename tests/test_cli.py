@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from logpipe import __version__, cli
 from logpipe.settings import Settings, fields
+from logpipe.tail import Wanted
 from tests.servers import Valkey, free_port, spawned
 
 
@@ -41,7 +42,7 @@ def test_each_help_is_readable_at_100_columns(command: str | None, option: str) 
 
 def test_the_help_names_every_command_with_a_sentence() -> None:
     output = run("--help").output
-    assert {"serve", "health"} <= set(cli.main.commands)
+    assert {"serve", "tail", "health"} <= set(cli.main.commands)
     for name, command in cli.main.commands.items():
         assert f"  {name} " in output
         assert command.get_short_help_str()
@@ -62,7 +63,8 @@ def test_the_help_does_not_load_the_service() -> None:
     code = (
         "import sys; from logpipe.cli import main\n"
         "main(['serve', '--help'], standalone_mode=False)\n"
-        "print(sorted({'redis', 'starlette', 'uvicorn', 'httpx'} & sys.modules.keys()))"
+        "names = {'redis', 'starlette', 'uvicorn', 'httpx', 'wcwidth', 'asyncio'}\n"
+        "print(sorted(names & sys.modules.keys()))"
     )
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20
@@ -172,6 +174,12 @@ def test_health_asks_where_serve_would_listen() -> None:
     assert "http://127.0.0.2:8081: " in run("health", ROLE="collector", HOST="127.0.0.2").stderr
 
 
+def test_health_asks_the_url_of_the_environment_unless_one_is_given() -> None:
+    here, there = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    assert f"{here}: " in run("health", URL=here, PORT="1").stderr
+    assert f"{there}: " in run("health", "--url", there, URL=here).stderr
+
+
 def test_health_with_bad_settings_is_2_unless_the_url_is_given() -> None:
     assert run("health", PORT="x").exit_code == 2
     url = f"http://127.0.0.1:{free_port()}"
@@ -197,3 +205,59 @@ async def test_health_says_ready_or_why_not(valkey: Valkey, tmp_path: Path) -> N
             assert time.monotonic() < deadline
         assert result.exit_code == 1
         assert len(result.output.splitlines()) == 1
+
+
+# -- tail --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wanted(monkeypatch: pytest.MonkeyPatch) -> list[Wanted]:
+    """What `tail` would ask for."""
+    found: list[Wanted] = []
+    monkeypatch.setattr(cli, "_follow", lambda wanted, *_: found.append(wanted))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "query"),
+    [
+        ([], ""),
+        (["level:error"], "level:error"),
+        (["level:error", "--", "-healthz"], "level:error -healthz"),
+        (["level:error", "-healthz"], "level:error -healthz"),
+        (["-healthz"], "-healthz"),
+        (["-noise", "-n5", "-since", "(a", "OR", "-b)"], "-noise -since (a OR -b)"),
+        (["-x", "--cut", "-y", "--", "-h", "-n", "--cut", "-"], "-x -y -h -n --cut -"),
+        (['-"connection reset"', "a  b"], '-"connection reset" a  b'),
+        (["-", "-é"], "- -é"),
+    ],
+)
+def test_the_words_of_a_query_are_joined_and_may_begin_with_a_minus(
+    arguments: list[str], query: str, wanted: list[Wanted]
+) -> None:
+    assert run("tail", *arguments).exit_code == 0
+    assert wanted[0].query == query
+    assert wanted[0].tail == (5 if "-n5" in arguments else None)
+
+
+def test_options_of_tail_stay_options(wanted: list[Wanted]) -> None:
+    run("tail", "-n", "3", "-a", "--since=1h", "--token", "-t", "--url", "http://x:1/")
+    assert wanted == [Wanted("http://x:1", ("-t",), "-a", "1h", 3)]
+    for arguments in (["--healthz"], ["-n", "-5"], ["-n", "x"], ["--output=xml"], ["--color"]):
+        assert run("tail", *arguments).exit_code == 2
+    assert run("tail", "a", "-h").output.startswith("Usage: ")
+    assert len(wanted) == 1
+
+
+def test_tail_reads_where_serve_would_listen_with_the_first_read_token(
+    wanted: list[Wanted],
+) -> None:
+    run("tail", PORT="9", HOST="0.0.0.0", READ_TOKENS="a,b")
+    run("tail", URL="http://x", PORT="no matter", HEARTBEAT_S="30")
+    assert wanted == [
+        Wanted("http://127.0.0.1:9", ("a", "b")),
+        Wanted("http://x", heartbeat_s=30.0),
+    ]
+    assert run("tail", PORT="x").exit_code == 2
+    assert run("tail", HEARTBEAT_S="x", URL="http://x").exit_code == 2
+    assert len(wanted) == 2

@@ -2,20 +2,22 @@
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
-from logpipe import client
-from logpipe.client import (
+from logpipe.client import distributor as client
+from logpipe.client.collector import RemoteCollector
+from logpipe.client.connection import http_client
+from logpipe.client.distributor import (
     QUEUE_LEN,
-    RemoteCollector,
+    Refused,
     RemoteDistributor,
     RemoteSubscription,
-    http_client,
+    query_of,
 )
 from logpipe.continuity import Gap
 from logpipe.filters import EVERYTHING, Filter
@@ -24,11 +26,10 @@ from logpipe.messages import Batch, Bye, Hello, Item, Message, Notice, Progress,
 from logpipe.problems import Problem
 from logpipe.settings import Settings, load
 from tests.helpers import wait_until
+from tests.impostor import HELLO, SSE_HEAD, Impostor, refusing
 from tests.servers import Service, Valkey, free_port, serving, spawned
 
-HELLO = 'id: 5-0\nevent: hello\ndata: {"first_id":null,"last_id":null,"version":"x"}\n\n'
 ALL = Start(since=START)
-SSE_HEAD = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 
 
 def settings_for(url: str, **given: object) -> Settings:
@@ -38,7 +39,10 @@ def settings_for(url: str, **given: object) -> Settings:
 @contextlib.asynccontextmanager
 async def remote(url: str, **given: object) -> AsyncIterator[RemoteDistributor]:
     async with http_client() as http:
-        yield RemoteDistributor(settings_for(url, **given), http)
+        chosen = settings_for(url, **given)
+        yield RemoteDistributor(
+            url, http, tokens=chosen.read_tokens, heartbeat_s=chosen.heartbeat_s
+        )
 
 
 @contextlib.asynccontextmanager
@@ -86,61 +90,19 @@ class Taken:
 
 @contextlib.contextmanager
 def reading(
-    distributor: RemoteDistributor, start: Start = ALL, chosen: Filter = EVERYTHING
+    distributor: RemoteDistributor,
+    start: Start = ALL,
+    chosen: Filter = EVERYTHING,
+    *,
+    insist: bool = True,
 ) -> Iterator[Taken]:
-    with distributor(start, chosen) as subscription:
+    with distributor(start, query_of(chosen), insist=insist) as subscription:
         yield Taken(subscription)
 
 
 async def send(service: Service, first: int, last: int) -> None:
     events = [{"source": "t", "message": str(n)} for n in range(first, last)]
     assert (await service.post(events)).status_code == 202
-
-
-class Impostor:
-    """An HTTP server that gives each connection the next of its answers, and keeps their heads."""
-
-    def __init__(self, *answers: str) -> None:
-        self.heads: list[str] = []
-        self.url = ""
-        self._answers = list(answers)
-
-    def header(self, number: int, name: str) -> str | None:
-        found = re.search(rf"^{name}: (.*?)\r$", self.heads[number], re.MULTILINE | re.IGNORECASE)
-        return found[1] if found else None
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            self.heads.append(head)
-            if length := re.search(r"content-length: (\d+)", head, re.IGNORECASE):
-                await reader.readexactly(int(length[1]))
-            answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-            writer.write(answer.removesuffix("[wait]").encode())
-            await writer.drain()
-            if answer.endswith("[wait]"):
-                await reader.read()
-        finally:
-            writer.close()
-
-    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.append((asyncio.create_task(self._serve(reader, writer)), writer))
-
-    async def __aenter__(self) -> "Impostor":
-        self._open: list[tuple[asyncio.Task[None], asyncio.StreamWriter]] = []
-        self._server = await asyncio.start_server(self._on_connection, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        await self._server.wait_closed()
-        for task, writer in self._open:
-            task.cancel()
-            with contextlib.suppress(Exception, asyncio.CancelledError):
-                await task
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
 
 
 async def test_a_subscription_begins_with_a_hello_and_gives_all_events_in_order(
@@ -383,6 +345,68 @@ async def test_what_is_no_distributor_is_told() -> None:
     async with Impostor(page) as other, remote(other.url) as distributor:
         with reading(distributor) as taken:
             assert "no distributor" in (await taken.until(Notice)).reason
+
+
+async def test_a_refusal_is_raised_for_who_does_not_insist(valkey: Valkey) -> None:
+    async with (
+        serving(redis_addr=valkey.url, read_tokens="right") as service,
+        remote(service.url) as distributor,
+    ):
+        with reading(distributor, insist=False) as taken:
+            for _ in range(2):
+                with pytest.raises(Refused) as refused:
+                    await taken.more()
+                assert refused.value.status == 401
+                assert "token" in refused.value.document["detail"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi",
+        "HTTP/1.1 308 Moved\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\n[{}]",
+        f"HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n{'x' * 100_000}",
+    ],
+)
+async def test_what_is_no_distributor_is_refused_with_no_document(answer: str) -> None:
+    async with Impostor(answer) as other, remote(other.url) as distributor:
+        with reading(distributor, insist=False) as taken:
+            with pytest.raises(Refused) as refused:
+                await taken.more()
+            assert refused.value.document == {}
+
+
+async def test_once_greeted_a_404_is_a_restart_and_a_401_is_the_end() -> None:
+    answers = [SSE_HEAD + HELLO, refusing(404), refusing(503), SSE_HEAD + HELLO, refusing(401)]
+    async with Impostor(*answers) as other, remote(other.url) as distributor:
+        with reading(distributor, insist=False) as taken:
+            await taken.until(Hello)
+            await taken.until(Hello)
+            with pytest.raises(Refused) as refused:
+                await taken.until(Bye)
+            assert refused.value.status == 401
+            assert len(other.heads) == 5
+
+
+async def test_overload_is_waited_for_and_not_taken_for_a_refusal() -> None:
+    async with (
+        Impostor(refusing(429), refusing(500), f"{SSE_HEAD}{HELLO}[wait]") as other,
+        remote(other.url) as distributor,
+    ):
+        with reading(distributor, insist=False) as taken:
+            await taken.until(Hello)
+
+
+async def test_parameters_are_passed_on_as_they_are() -> None:
+    async with Impostor(f"{SSE_HEAD}{HELLO}[wait]") as other, remote(other.url) as distributor:
+        query = {"q": "level:error -a&b", "since": "10m"}
+        with distributor(Start(tail=3), query, insist=False) as subscription:
+            await Taken(subscription).until(Hello)
+        target = other.heads[0].split()[1]
+        assert dict(parse_qsl(target.partition("?")[2])) == {
+            "delivery": "broadcast", "on_lag": "catchup", "tail": "3", **query
+        }  # fmt: skip
 
 
 async def test_what_cannot_be_read_does_not_move_the_cursor() -> None:

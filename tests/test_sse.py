@@ -186,3 +186,11 @@ def test_a_retry_that_is_no_number_is_ignored(value: str) -> None:
     parser = Parser()
     assert list(parser.feed(f"retry: 100\nretry: {value}\n\n")) == []
     assert parser.retry_ms == 100
+
+
+def test_the_last_comment_with_words_is_kept_for_people_until_an_event_comes() -> None:
+    parser = Parser()
+    assert list(parser.feed(": Redis is away\n\n:\n\n")) == []
+    assert parser.comment == "Redis is away"
+    assert len(list(parser.feed("data: x\n\n"))) == 1
+    assert parser.comment == ""

@@ -14,11 +14,11 @@ from logpipe.event import Entry
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.hub import CATCHUP_READERS, Hub
 from logpipe.ids import START, StreamId
-from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start
+from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start, goodbye
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.stream import Append, Page, connections
-from logpipe.subscription import HubSubscription, goodbye
+from logpipe.subscription import HubSubscription
 from logpipe.window import BATCH_BYTES
 from tests.helpers import wait_until
 from tests.servers import Valkey

@@ -1,0 +1,26 @@
+"""What requests to all roles have in common."""
+
+from collections.abc import Sequence
+
+import httpx
+
+CONNECT_TIMEOUT_S = 3.0
+
+
+def http_client() -> httpx.AsyncClient:
+    """One pool of connections, without a limit: each open page holds one."""
+    return httpx.AsyncClient(
+        limits=httpx.Limits(max_connections=None),
+        timeout=httpx.Timeout(10.0, connect=CONNECT_TIMEOUT_S),
+        trust_env=False,
+    )
+
+
+def bearer(tokens: Sequence[str]) -> dict[str, str]:
+    """The header that shows the first token; none where there is no token."""
+    return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
+
+
+def shown(error: Exception) -> str:
+    """The words of an error; its kind where it has none, as httpx's time limits."""
+    return str(error) or type(error).__name__

@@ -1,0 +1,56 @@
+"""The items that Server-Sent Events stand for: the inverse of `streaming.SseEncoder`."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from logpipe import sse
+from logpipe.continuity import Cursor, Gap
+from logpipe.event import Entry, StoredEvent
+from logpipe.ids import StreamId, parse_id
+from logpipe.messages import Batch, Hello, Item, Message, Progress
+
+_event = msgspec.json.Decoder(StoredEvent)
+
+
+def items_of(told: Iterator[sse.ServerSentEvent]) -> Iterator[Item]:
+    """Items of events as they came; runs of plain ones become one batch.
+
+    Raises `NOT_DECODED`, LookupError, TypeError or ValueError for what no distributor sends.
+    """
+    run: list[Entry] = []
+    for each in told:
+        if each.event == "message":
+            data = each.data.encode()
+            run.append(Entry(parse_id(each.id), data, _event.decode(data)))
+            continue
+        if run:
+            yield _batch(run)
+            run = []
+        if (message := _named(each)) is not None:
+            yield message
+    if run:
+        yield _batch(run)
+
+
+def _named(told: sse.ServerSentEvent) -> Message | None:
+    """The message of a named event; None for those that are about the connection alone."""
+    data = msgspec.json.decode(told.data)
+    match told.event:
+        case "gap":
+            ends = parse_id(data["after"]), parse_id(data["before"])
+            return Gap(data["reason"], *ends, data["count"], parse_id(told.id))
+        case "progress":
+            return Progress(parse_id(told.id))
+        case "hello":
+            first, last = _id(data.get("first_id")), _id(data.get("last_id"))
+            return Hello(parse_id(told.id), first, last, "broadcast", data["version"])
+    return None
+
+
+def _batch(run: list[Entry]) -> Batch:
+    return Batch(Cursor(run[0].id.before()), Cursor(run[-1].id), run)
+
+
+def _id(text: str | None) -> StreamId | None:
+    return parse_id(text) if text else None

@@ -1,0 +1,246 @@
+"""The live stream in a terminal: a subscription in, lines and words out.
+
+Nothing here prints: `write` takes the output, `tell` a line for people beside it.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import httpx
+import msgspec
+
+from logpipe.client.connection import http_client
+from logpipe.client.distributor import UNREACHABLE, Refused, RemoteDistributor
+from logpipe.continuity import Gap
+from logpipe.event import Entry
+from logpipe.messages import Batch, Hello, Item, Notice, Start, Subscription, named
+from logpipe.terminal import Printer, caret_lines, printable, printable_json
+
+DEFAULT_TAIL = 10
+"""Events that come before the live ones where nothing else is asked for."""
+
+REMEDY = ". `logpipe serve` starts a service here, --url names another"
+"""For who was never connected."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What is asked of which distributor; filter and time are judged there."""
+
+    url: str
+    tokens: Sequence[str] = ()
+    query: str = ""
+    since: str = ""
+    tail: int | None = None
+    heartbeat_s: float = 15.0
+
+    @property
+    def start(self) -> Start:
+        """The last few events first, unless a time says where to begin."""
+        if self.tail is None:
+            return Start() if self.since else Start(tail=DEFAULT_TAIL)
+        return Start(tail=self.tail) if self.tail or self.since else Start()
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The query of `/subscribe` besides the start."""
+        given = {"q": self.query, "since": self.since}
+        return {name: value for name, value in given.items() if value}
+
+
+class Totals:
+    """What was shown so far."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.gaps = 0
+        self.missing = 0
+        self.exact = True
+        self.reconnects = 0
+
+    def add_gap(self, gap: Gap) -> None:
+        """Counts a gap and what is missing in it."""
+        self.gaps += 1
+        self.missing += gap.count or 0
+        self.exact &= gap.count is not None
+
+    def __str__(self) -> str:
+        gaps = _counted(self.gaps, "gap")
+        if self.missing:
+            least = "" if self.exact else "at least "
+            gaps += f" ({least}{_counted(self.missing, 'event')} missing)"
+        elif not self.exact:
+            gaps += " (an unknown number of events missing)"
+        return f"{_counted(self.events, 'event')}, {gaps}, {_counted(self.reconnects, 'reconnect')}"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+class Format(Protocol):
+    """How events and gaps are written."""
+
+    def entries(self, entries: Sequence[Entry]) -> bytes: ...
+    def gap(self, gap: Gap) -> bytes: ...
+
+
+class Pretty:
+    """Lines for people; `columns` is the terminal's width now, or None where there is none."""
+
+    def __init__(
+        self, printer: Printer, columns: Callable[[], int | None], encoding: str = "utf-8"
+    ) -> None:
+        self._printer = printer
+        self._columns = columns
+        self._encoding = encoding
+
+    def entries(self, entries: Sequence[Entry]) -> bytes:
+        """The events in columns."""
+        return self._encode(self._printer.entries(entries, self._columns()))
+
+    def gap(self, gap: Gap) -> bytes:
+        """A sentence."""
+        return self._encode(self._printer.gap(gap, self._columns()))
+
+    def _encode(self, lines: str) -> bytes:
+        return lines.encode(self._encoding, "backslashreplace")
+
+
+class JsonLines:
+    """The NDJSON of `/subscribe`: each event as the distributor sent it, or on a `terminal` the
+    same value without a character that the terminal would obey."""
+
+    def __init__(self, *, terminal: bool = False) -> None:
+        self._terminal = terminal
+
+    def entries(self, entries: Sequence[Entry]) -> bytes:
+        """A line each."""
+        if self._terminal:
+            lines = [f"{printable_json(entry.json.decode())}\n" for entry in entries]
+            return "".join(lines).encode()
+        return b"".join([entry.json + b"\n" for entry in entries])
+
+    def gap(self, gap: Gap) -> bytes:
+        """An object with `event`, which no event of the stream has."""
+        name, cursor, data = named(gap)
+        return msgspec.json.encode({"event": name, "id": str(cursor), **data}) + b"\n"
+
+
+class Tail:
+    """Shows what a subscription gives until it ends, and counts it."""
+
+    def __init__(
+        self,
+        url: str,
+        shown: Format,
+        write: Callable[[bytes], None],
+        tell: Callable[[str], None],
+        totals: Totals,
+    ) -> None:
+        self._url = url
+        self._format = shown
+        self._write = write
+        self._tell = tell
+        self._totals = totals
+        self._greeted = False
+        self._trouble_since: float | None = None
+
+    async def run(self, subscription: Subscription) -> None:
+        """Writes all items that are there at once. Raises `Refused`, and what `write` raises."""
+        while (items := await subscription.next()) is not None:
+            if output := b"".join(map(self._take, items)):
+                self._write(output)
+
+    def _take(self, item: Item) -> bytes:
+        if isinstance(item, Notice):
+            self._on_trouble(item.reason)
+            return b""
+        self._on_word(again=self._greeted)
+        match item:
+            case Batch(entries=entries):
+                self._totals.events += len(entries)
+                return self._format.entries(entries)
+            case Gap():
+                self._totals.add_gap(item)
+                return self._format.gap(item)
+            case Hello():
+                self._totals.reconnects += self._greeted
+                self._greeted = True
+        return b""
+
+    def _on_trouble(self, reason: str) -> None:
+        """Says why, once: what follows until it is back is part of the same trouble."""
+        if self._trouble_since is None:
+            self._trouble_since = time.monotonic()
+            helps = not self._greeted and reason.startswith(UNREACHABLE)
+            remedy = REMEDY if helps else ""
+            self._tell(f"{self._url}: {printable(reason)}; trying again{remedy}")
+
+    def _on_word(self, *, again: bool) -> None:
+        if self._trouble_since is not None:
+            passed = _seconds(time.monotonic() - self._trouble_since)
+            self._tell(f"{self._url}: connected{' again' if again else ''} after {passed}")
+            self._trouble_since = None
+
+
+def _seconds(passed: float) -> str:
+    return f"{passed:.1f} s" if passed < 10 else f"{passed:,.0f} s"
+
+
+async def follow(
+    wanted: Wanted,
+    shown: Format,
+    write: Callable[[bytes], None],
+    tell: Callable[[str], None],
+    totals: Totals,
+) -> None:
+    """Shows the live stream until it is cancelled. Raises `Refused`, and what `write` raises."""
+    async with http_client() as http:
+        distributor = RemoteDistributor(
+            wanted.url, http, tokens=wanted.tokens, heartbeat_s=wanted.heartbeat_s
+        )
+        with distributor(wanted.start, wanted.parameters, insist=False) as subscription:
+            await Tail(wanted.url, shown, write, tell, totals).run(subscription)
+
+
+def base_url(text: str) -> str:
+    """A base URL without its last slash; http where it names no scheme. Raises ValueError."""
+    url = text.strip()
+    if "://" not in url:
+        url = f"http://{url}"
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(str(error)) from None
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ValueError("must be a URL like http://127.0.0.1:8080")
+    return url.rstrip("/")
+
+
+def refusal(refused: Refused, wanted: Wanted) -> tuple[int, list[str]]:
+    """The exit status that a refusal deserves, and the lines that tell it."""
+    detail = printable(str(refused.document.get("detail", "")))
+    match refused.status:
+        case 400 if detail:
+            return 2, [detail, *_place(refused.document, wanted.query)]
+        case 401:
+            return 1, [f"{wanted.url} asks for a token: give one with --token or READ_TOKENS"]
+        case 403:
+            word = "does not allow this token" if wanted.tokens else f"answers 403: {detail}"
+            return 1, [f"{wanted.url} {word}: give another with --token or READ_TOKENS"]
+        case status:
+            told = f"answers {status}" if status != 200 else "is no distributor"
+            words = f"{wanted.url} {told}{f': {detail}' if detail else ''}"
+            return 1, [words, "--url names a service that runs the distributor"]
+
+
+def _place(document: Mapping[str, object], query: str) -> list[str]:
+    """The query with a caret beneath the place that is wrong, and the hint, where they are told."""
+    lines = []
+    position, hint = document.get("position"), document.get("hint")
+    if isinstance(position, int) and 0 <= position <= len(query):
+        lines += [f"  {line}" for line in caret_lines(query, position)]
+    if isinstance(hint, str) and hint:
+        lines.append(f"hint: {printable(hint)}")
+    return lines

@@ -1,0 +1,532 @@
+"""`logpipe tail` as its users run it: in a pipe or a terminal, while servers come and go."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wcwidth import width
+
+from logpipe.continuity import Gap
+from logpipe.ids import StreamId
+from logpipe.messages import Start
+from logpipe.streaming import NDJSON
+from logpipe.tail import JsonLines, Totals, Wanted, base_url
+from tests.helpers import wait_until
+from tests.hostile import HOSTILE
+from tests.impostor import HELLO, SSE_HEAD, Impostor, refusing
+from tests.servers import Service, Valkey, free_port, serving, spawned
+
+TAIL = [sys.executable, "-m", "logpipe", "tail"]
+CLEAN = {name: value for name, value in os.environ.items() if not name.endswith("_COLOR")}
+
+
+class Tailing:
+    """A running `logpipe tail` and what it has written so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.out = b""
+        self.err = b""
+        self.read = [
+            asyncio.create_task(self._take("out", process.stdout)),
+            asyncio.create_task(self._take("err", process.stderr)),
+        ]
+
+    async def _take(self, name: str, stream: asyncio.StreamReader | None) -> None:
+        while stream is not None and (data := await stream.read(65_536)):
+            setattr(self, name, getattr(self, name) + data)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.decode().splitlines()
+
+    @property
+    def told(self) -> list[str]:
+        return self.err.decode().splitlines()
+
+    @property
+    def messages(self) -> list[str]:
+        """Of --output json."""
+        return [json.loads(line)["message"] for line in self.lines]
+
+    async def until_lines(self, count: int, timeout: float = 20) -> None:
+        await wait_until(lambda: self.out.count(b"\n") >= count, f"{count} lines", timeout)
+
+    async def until_told(self, words: str, times: int = 1) -> None:
+        await wait_until(lambda: self.err.decode().count(words) >= times, words, 20)
+
+    async def stop(self, number: int = signal.SIGINT) -> int:
+        """Sends a signal; the exit status."""
+        self.process.send_signal(number)
+        return await self.exit_status(5)
+
+    async def exit_status(self, timeout: float = 20) -> int:
+        async with asyncio.timeout(timeout):
+            await asyncio.gather(*self.read)
+            return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def tailing(*arguments: str, **environ: str) -> AsyncIterator[Tailing]:
+    process = await asyncio.create_subprocess_exec(
+        *TAIL, *arguments, stdout=-1, stderr=-1, env={**CLEAN, **environ}
+    )
+    running = Tailing(process)
+    try:
+        yield running
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await running.exit_status()
+
+
+async def send(service: Service, first: int, last: int, **fields: Any) -> None:
+    events = [{"source": "t", "message": str(n), **fields} for n in range(first, last)]
+    assert (await service.post(events)).status_code == 202
+
+
+# -- what is shown -----------------------------------------------------------------------------
+
+
+async def test_the_last_ten_come_first_and_then_the_live_ones(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        await send(service, 0, 25)
+        async with tailing(URL=service.url) as tail:
+            await tail.until_lines(10)
+            await send(service, 25, 30, level="warn", metadata={"a": 1})
+            await tail.until_lines(15)
+            found = [re.fullmatch(PIPED, line) for line in tail.lines]
+            assert [match["message"] for match in found if match] == [str(n) for n in range(15, 30)]
+            assert tail.lines[-1].endswith("WARN  t        29  a=1")
+            assert await tail.stop() == 0
+            assert tail.told == ["15 events, 0 gaps, 0 reconnects"]
+
+
+PIPED = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (INFO|WARN)  t        (?P<message>\d+)(  a=1)?"
+
+
+async def test_json_is_each_event_as_the_server_sends_it(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        for text in HOSTILE:
+            await send(service, 0, 1, message=text, metadata={"text": text})
+        wanted = (await service.http.get("/events?order=asc&limit=5000")).json()["events"]
+        async with tailing("--url", service.url, "--since", "earliest", "--output=json") as tail:
+            await tail.until_lines(len(HOSTILE))
+            assert await tail.stop(signal.SIGTERM) == 0
+            assert [json.loads(line) for line in tail.out.decode().split("\n")[:-1]] == wanted
+
+
+async def test_n_and_since_say_where_to_begin(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        await send(service, 0, 20)
+        for arguments, messages in (
+            (["-n3"], ["17", "18", "19"]),
+            (["--since", "1h"], [str(n) for n in range(20)]),
+            (["--since", "1h", "-n", "2"], ["18", "19"]),
+        ):
+            async with tailing("--url", service.url, "--output=json", *arguments) as tail:
+                await tail.until_lines(len(messages))
+                assert tail.messages == messages
+
+
+def test_start_and_parameters_are_those_that_were_asked_for() -> None:
+    assert Wanted("u").start == Start(tail=10)
+    assert Wanted("u", tail=0).start == Start()
+    assert Wanted("u", since="1h").start == Start()
+    assert Wanted("u", since="1h", tail=0).start == Start(tail=0)
+    assert Wanted("u", query="a b", since="1h").parameters == {"q": "a b", "since": "1h"}
+
+
+@pytest.mark.parametrize("count", [5, None])
+def test_a_gap_in_json_is_that_of_the_ndjson_of_subscribe(count: int | None) -> None:
+    gap = Gap("trimmed", StreamId(1, 0), StreamId(5, 0), count, StreamId(4, 9))
+    assert JsonLines().gap(gap) == NDJSON.message(gap)
+
+
+# -- connections that end ----------------------------------------------------------------------
+
+
+async def test_each_event_comes_once_and_in_order_though_the_distributor_is_killed(
+    own_valkey: Valkey, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    role = {"ROLE": "distributor", "REDIS_ADDR": own_valkey.url, "PORT": port}
+    url = f"http://127.0.0.1:{port}"
+    async with (
+        serving(role="collector", redis_addr=own_valkey.url) as collector,
+        tailing("--url", url, "--output", "json", "-n", "0") as tail,
+    ):
+        await tail.until_told("cannot be reached")
+        for round_ in range(3):
+            async with spawned(tmp_path, **role) as process:
+                await process.ready()
+                first = 300 * round_
+                await tail.until_told("connected", times=round_ + 1)
+                for at in range(first, first + 200, 10):
+                    await send(collector, at, at + 10)
+                    if at == first + 100:
+                        process.popen.kill()
+            await send(collector, first + 200, first + 300)
+        async with spawned(tmp_path, **role):
+            await tail.until_lines(900, 30)
+            assert tail.messages == [str(n) for n in range(900)]
+            assert await tail.stop() == 0
+    assert tail.told[-1] == "900 events, 0 gaps, 3 reconnects"
+    # Why, and that it is back: once each.
+    assert [line.count("connected") for line in tail.told[:-1]] == [0, 1] * 4
+    assert tail.told[2].endswith("; trying again")
+    assert "connected again after" in tail.told[3]
+
+
+async def test_events_that_went_while_it_was_away_are_told_by_a_line(own_valkey: Valkey) -> None:
+    port = free_port()
+    given = {"redis_addr": own_valkey.url, "port": port}
+    async with tailing("--url", f"http://127.0.0.1:{port}") as tail:
+        await tail.until_told("cannot be reached")
+        async with serving(**given) as service:
+            await tail.until_told("connected")
+            await send(service, 0, 3)
+            await tail.until_lines(3)
+        async with serving(redis_addr=own_valkey.url, role="collector") as collector:
+            await send(collector, 3, 10)
+            own_valkey.client.xtrim("logs", maxlen=2, approximate=False)
+        async with serving(**given):
+            await tail.until_lines(6)
+            assert re.fullmatch(
+                r"── an unknown number of events is missing: trimmed before .* \(\S+ … \S+\) ──",
+                tail.lines[3],
+            )
+            assert await tail.stop() == 0
+    assert tail.told[-1] == ("5 events, 1 gap (an unknown number of events missing), 1 reconnect")
+
+
+async def test_a_gap_whose_size_is_known_is_counted() -> None:
+    gap = {"reason": "trimmed", "after": "5-0", "before": "7-0", "count": 213}
+    answer = f"{SSE_HEAD}{HELLO}id: 6-0\nevent: gap\ndata: {json.dumps(gap)}\n\n[wait]"
+    async with Impostor(answer) as other:
+        async with tailing("--url", other.url, "--output=json") as tail:
+            await tail.until_lines(1)
+            assert json.loads(tail.out) == {"event": "gap", "id": "6-0", **gap}
+        async with tailing("--url", other.url) as tail:
+            await tail.until_lines(1)
+            assert tail.lines == [
+                "── 213 events are missing: trimmed before they could be read (5-0 … 7-0) ──"
+            ]
+            assert await tail.stop() == 0
+            assert tail.told == ["0 events, 1 gap (213 events missing), 0 reconnects"]
+
+
+async def test_who_cannot_reach_the_service_is_told_the_address_and_what_to_do() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    async with tailing("--url", url) as tail:
+        await tail.until_told("cannot be reached")
+        assert url in tail.told[0]
+        assert "logpipe serve" in tail.told[0]
+        assert "--url" in tail.told[0]
+        assert await tail.stop() == 0
+        assert tail.told[1:] == ["0 events, 0 gaps, 0 reconnects"]
+        assert tail.out == b""
+
+
+async def test_a_service_without_its_redis_is_told_and_that_it_is_back(own_valkey: Valkey) -> None:
+    async with serving(redis_addr=own_valkey.url) as service:
+        await send(service, 0, 3)
+        own_valkey.kill()
+        async with tailing("--url", service.url, "--since=1h") as tail:
+            await tail.until_told("the distributor has nothing to give yet: ")
+            own_valkey.start()
+            await tail.until_lines(3)
+            assert [line.count("connected") for line in tail.told] == [0, 1]
+            assert await tail.stop() == 0
+            assert tail.told[2:] == ["3 events, 0 gaps, 0 reconnects"]
+
+
+async def test_what_a_distributor_says_in_mid_stream_is_told_once_and_is_no_reconnect() -> None:
+    over = f'{HELLO}: over\n\nid: 7-0\ndata: {{"id":"7-0","source":"t","message":"good"}}\n\n'
+    answer = f"{SSE_HEAD}{over}: away\x1b[2J\n\n:\n\n[wait]"
+    async with Impostor(answer) as other, tailing("--url", other.url) as tail:
+        await tail.until_told("trying")
+        assert await tail.stop() == 0
+        why, total = tail.told
+        assert why.endswith(": the distributor has nothing to give yet: away\\x1b[2J; trying again")
+        assert total == "1 event, 0 gaps, 0 reconnects"
+
+
+# -- refusals ----------------------------------------------------------------------------------
+
+
+async def refused(url: str, *arguments: str, **environ: str) -> tuple[int, list[str]]:
+    async with tailing("--url", url, *arguments, **environ) as tail:
+        status = await tail.exit_status()
+        assert tail.out == b""
+        return status, tail.told
+
+
+async def test_a_filter_that_cannot_be_read_is_shown_with_a_caret() -> None:
+    problem = refusing(400, detail="q: a ) too many", position=10, hint="drop\x1b it")
+    async with Impostor(problem) as other:
+        status, told = await refused(other.url, "level:err", ")", "-healthz")
+        assert "q=level%3Aerr+%29+-healthz" in other.heads[0]
+    assert status == 2
+    assert told == [
+        "logpipe: q: a ) too many",
+        "logpipe:   level:err ) -healthz",
+        "logpipe:             ^",
+        "logpipe: hint: drop\\x1b it",
+    ]
+
+
+async def test_a_time_that_cannot_be_read_is_an_error_of_use(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        status, told = await refused(service.url, "--since", "yesterday")
+        assert (status, len(told)) == (2, 1)
+        assert "since" in told[0]
+
+
+async def test_tokens_are_shown_and_their_lack_is_told(valkey: Valkey, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("right\nother\n")
+    async with serving(redis_addr=valkey.url, read_tokens="right") as service:
+        await send(service, 0, 1)
+        for environ in ({}, {"READ_TOKENS": "wrong"}):
+            status, told = await refused(service.url, **environ)
+            assert (status, len(told)) == (1, 1)
+            assert "READ_TOKENS" in told[0]
+            assert "--token" in told[0]
+            assert "wrong" not in told[0]
+        for arguments, environ in (
+            (["--token", "right"], {"READ_TOKENS": "wrong"}),
+            ([], {"READ_TOKENS": "right,wrong"}),
+            ([], {"READ_TOKENS_FILE": str(tmp_path / "tokens"), "PORT": "no matter"}),
+        ):
+            async with tailing("--url", service.url, *arguments, **environ) as tail:
+                await tail.until_lines(1)
+
+
+async def test_what_is_no_distributor_ends_it_with_words(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, role="collector") as collector:
+        status, told = await refused(collector.url)
+        assert status == 1
+        assert f"{collector.url} answers 404: There is nothing here" in told[0]
+        assert "distributor" in told[1]
+    page = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi"
+    async with Impostor(page) as other:
+        status, told = await refused(other.url)
+        assert (status, told[0]) == (1, f"logpipe: {other.url} is no distributor")
+
+
+async def test_a_proxy_without_its_distributor_is_waited_for() -> None:
+    event = 'id: 7-0\ndata: {"id":"7-0","source":"t","message":"good"}\n\n'
+    async with (
+        Impostor(SSE_HEAD + HELLO, refusing(404), f"{SSE_HEAD}{HELLO}{event}[wait]") as other,
+        tailing("--url", other.url, "--output=json") as tail,
+    ):
+        await tail.until_lines(1)
+        assert await tail.stop() == 0
+        assert tail.told[-1] == "1 event, 0 gaps, 1 reconnect"
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://[::1", "http://a:b:c"])
+async def test_a_url_that_is_none_is_an_error_of_use(url: str) -> None:
+    status, told = await refused(url)
+    assert (status, len(told)) == (2, 1)
+    assert url in told[0]
+
+
+def test_a_url_without_a_scheme_is_http() -> None:
+    assert base_url(" localhost:8080/ ") == "http://localhost:8080"
+    assert base_url("https://logs.example/pipe/") == "https://logs.example/pipe"
+
+
+# -- pipes and terminals -----------------------------------------------------------------------
+
+
+async def test_head_ends_it_silently(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        await send(service, 0, 10)
+        command = f"{' '.join(TAIL)} --url {service.url} | head -3; echo ${{PIPESTATUS[0]}}"
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", command, stdout=-1, stderr=-1, env=CLEAN
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 20)
+        assert [line.split()[-1] for line in out.decode().splitlines()] == ["0", "1", "2", "0"]
+        assert err == b""
+
+
+async def test_a_full_disk_is_told() -> None:
+    event = 'id: 7-0\ndata: {"id":"7-0","source":"t","message":"good"}\n\n'
+    async with Impostor(f"{SSE_HEAD}{HELLO}{event}[wait]") as other:
+        with Path("/dev/full").open("wb") as full:
+            process = await asyncio.create_subprocess_exec(
+                *TAIL, "--url", other.url, stdout=full, stderr=-1
+            )
+            _, err = await asyncio.wait_for(process.communicate(), 20)
+        assert process.returncode == 1
+        assert err.decode() == "logpipe: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_reader_that_takes_nothing_does_not_keep_it_from_ending(
+    valkey: Valkey, number: int
+) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        await send(service, 0, 500, metadata={"pad": "x" * 2000})
+        reader, writer = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            *TAIL, "--url", service.url, "--since=1h", stdout=writer, stderr=-1
+        )
+        os.close(writer)
+        try:
+            await wait_until(lambda: _bytes_in(reader) > 60_000, "the pipe is full")
+            process.send_signal(number)
+            _, told = await asyncio.wait_for(process.communicate(), 5)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            os.close(reader)
+        assert re.fullmatch(rb"\d+ events, 0 gaps, 0 reconnects\n", told)
+        assert process.returncode == 0
+
+
+def _bytes_in(pipe: int) -> int:
+    (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0"))
+    return int(count)
+
+
+class Terminal:
+    """A `logpipe tail` on a terminal of its own."""
+
+    def __init__(self, columns: int, *arguments: str, **environ: str) -> None:
+        self.master, slave = pty.openpty()
+        self.resize(columns)
+        self.popen = subprocess.Popen(
+            [*TAIL, *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**CLEAN, "TERM": "xterm-256color", **environ},
+            preexec_fn=_own_terminal,
+        )
+        os.close(slave)
+        os.set_blocking(self.master, False)
+        self._seen = b""
+
+    def resize(self, columns: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+
+    @property
+    def seen(self) -> str:
+        with contextlib.suppress(OSError):
+            self._seen += os.read(self.master, 65_536)
+        return self._seen.decode(errors="replace").replace("\r\n", "\n")
+
+    async def until(self, seen: Callable[[str], object], description: str) -> None:
+        await wait_until(lambda: seen(self.seen), description, 20)
+
+    async def press(self, keys: bytes) -> None:
+        os.write(self.master, keys)
+
+
+def _own_terminal() -> None:
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@contextlib.contextmanager
+def on_terminal(columns: int, *arguments: str, **environ: str) -> Any:
+    terminal = Terminal(columns, *arguments, **environ)
+    try:
+        yield terminal
+    finally:
+        terminal.popen.kill()
+        terminal.popen.wait(10)
+        os.close(terminal.master)
+
+
+async def test_a_terminal_gets_colours_its_width_and_a_word_at_the_end(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        await send(service, 0, 2, message="漢字 " * 30, level="error")
+        with on_terminal(60, "--url", service.url) as terminal:
+            await terminal.until(lambda seen: seen.count("ERROR") == 2, "both events")
+            lines = terminal.seen.split("\n")
+            assert "\x1b[1;38;5;160mERROR\x1b[0m" in lines[0]
+            assert len(lines) > 6
+            assert 50 < max(map(width, lines)) <= 60
+            terminal.resize(150)
+            await send(service, 0, 1, message="x" * 100)
+            await terminal.until(lambda seen: "x" * 100 in seen, "the new width is used")
+            await terminal.press(b"\x03")
+            assert await asyncio.to_thread(terminal.popen.wait, 5) == 0
+            assert terminal.seen.endswith("\r3 events, 0 gaps, 0 reconnects\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ"), [(["--color=never"], {}), ([], {"NO_COLOR": "1"})]
+)
+async def test_a_terminal_gets_no_colours_where_they_are_not_wanted(
+    valkey: Valkey, arguments: list[str], environ: dict[str, str]
+) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        for text in HOSTILE:
+            await send(service, 0, 1, message=text)
+        with on_terminal(80, "--url", service.url, "--since=1h", *arguments, **environ) as terminal:
+            await send(service, 0, 1, message="the end")
+            await terminal.until(lambda seen: "the end" in seen, "the last event")
+            assert "\x1b" not in terminal.seen
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]", terminal.seen)
+
+
+async def test_json_on_a_terminal_steers_it_no_more_than_columns_do(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        for text in HOSTILE:
+            await send(service, 0, 1, message=text)
+        await send(service, 0, 1, message="the end")
+        arguments = ("--url", service.url, "--since=1h", "--output=json")
+        with on_terminal(80, *arguments) as terminal:
+            await terminal.until(lambda seen: "the end" in seen, "the last event")
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]", terminal.seen)
+            found = [json.loads(line)["message"] for line in terminal.seen.split("\n")[:-1]]
+            assert found == [*HOSTILE, "the end"]
+
+
+async def test_colours_in_a_pipe_are_for_who_asks(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        await send(service, 0, 1)
+        for arguments, environ in (["--color=always"], {}), ([], {"FORCE_COLOR": "1"}):
+            async with tailing("--url", service.url, *arguments, **environ) as tail:
+                await tail.until_lines(1)
+                assert b"\x1b[38;5;28mINFO" in tail.out
+
+
+# -- the sum -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("events", "counts", "reconnects", "told"),
+    [
+        (1234, [200, 13], 1, "1,234 events, 2 gaps (213 events missing), 1 reconnect"),
+        (1, [1], 2, "1 event, 1 gap (1 event missing), 2 reconnects"),
+        (0, [5, None], 0, "0 events, 2 gaps (at least 5 events missing), 0 reconnects"),
+        (0, [None], 0, "0 events, 1 gap (an unknown number of events missing), 0 reconnects"),
+    ],
+)
+def test_the_sum_says_what_was_had_and_what_is_missing(
+    events: int, counts: list[int | None], reconnects: int, told: str
+) -> None:
+    totals = Totals()
+    totals.events, totals.reconnects = events, reconnects
+    for count in counts:
+        totals.add_gap(Gap("trimmed", StreamId(1, 0), StreamId(5, 0), count, StreamId(4, 9)))
+    assert str(totals) == told
