@@ -24,6 +24,8 @@ class Log:
     """
 
     def __init__(self) -> None:
+        self.begun = False
+        """Whether anything runs that may be told of it."""
         self.all: list[Written] = []
         self.kept: list[Written] = []
         self.flushed_at = 0

@@ -1,25 +1,19 @@
 """The promise as a law: the real hub and the real stream code against the model, on any schedule.
 
 Hypothesis draws the schedule: what is appended, trimmed and flushed, who connects where, stalls,
-drops and resumes, which replica or Redis dies and comes back. `SCHEDULES=1000` runs so many random
-ones; without it a few that are the same each time.
+drops and resumes, which replica or Redis dies and comes back.
 """
 
 import asyncio
 import contextlib
-import os
 import random
 import shutil
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Flaky
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from hypothesis.stateful import run_state_machine_as_test as run_machine
+from hypothesis.stateful import initialize, precondition, rule
 
 from logpipe import hub as hub_module
 from logpipe import subscription as subscription_module
@@ -32,23 +26,10 @@ from logpipe.problems import Unavailable
 from logpipe.stream import Page, Stream, connections
 from logpipe.subscription import HubSubscription
 from tests.helpers import wait_until
-from tests.model import Log, Reader, Written
+from tests.model import Reader, Written
+from tests.schedules import TIMEOUT_S, Schedule, fails, over, run
 from tests.servers import Valkey
 from tests.streams import NAME, address_of, running
-
-SCHEDULES = int(os.environ.get("SCHEDULES", "0"))
-PROFILE = settings(
-    max_examples=SCHEDULES or 40,
-    stateful_step_count=60,
-    derandomize=not SCHEDULES,
-    database=None,
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=list(HealthCheck),
-)
-CONTROL = settings(PROFILE, phases=[Phase.generate], report_multiple_bugs=False)
-
-Result = TypeVar("Result")
 
 
 def taking(source: str | None) -> Filter:
@@ -156,25 +137,13 @@ class Client:
 sources = st.sampled_from([None, "a", "nobody"])
 
 
-class Tail(RuleBasedStateMachine):
+class Tail(Schedule):
     """Two replicas, and readers that hop between them."""
-
-    valkey: Valkey
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.Runner()
-        self.log = Log()
         self.clients: list[Client] = []
         self.replicas: list[Replica] = []
-        self.sound = True
-
-    def do(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Runs a step; after one that failed there is nothing to check any more."""
-        self.sound = False
-        result = self.loop.run(work)
-        self.sound = True
-        return result
 
     @initialize(
         window=st.sampled_from([5, 10, 20]),
@@ -188,6 +157,7 @@ class Tail(RuleBasedStateMachine):
         self.valkey.reset()
         self._append(["a"] * count)
         self.do(self._start_replicas())
+        self.log.begun = True
 
     async def _start_replicas(self) -> None:
         for _ in range(2):
@@ -326,15 +296,7 @@ class Tail(RuleBasedStateMachine):
 
     # -- the law ------------------------------------------------------------------------------
 
-    def teardown(self) -> None:
-        try:
-            if self.sound and self.replicas:
-                self.loop.run(self._heal_and_check())
-        finally:
-            self.loop.run(self._end())
-            self.loop.close()
-
-    async def _heal_and_check(self) -> None:
+    async def heal_and_check(self) -> None:
         for replica in self.replicas:
             replica.stream.trouble = 0.0
         for client in self.clients:
@@ -356,7 +318,7 @@ class Tail(RuleBasedStateMachine):
             client.check_alive()
         return self.clients
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
         for client in self.clients:
             with contextlib.suppress(AssertionError):
                 await client.disconnect()
@@ -376,29 +338,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture)
 
 
 @pytest.fixture
-def tail(own_valkey: Valkey) -> type[Tail]:
+def tail(own_valkey: Valkey) -> type[Schedule]:
     """The machine over a Valkey that may die."""
-    return type("TailHere", (Tail,), {"valkey": own_valkey})
+    return over(own_valkey, Tail)
 
 
-@pytest.mark.timeout(0 if SCHEDULES else 180)
+@pytest.mark.timeout(TIMEOUT_S)
 def test_ids_received_and_gaps_told_add_up_to_all_ids_on_any_schedule(
-    tail: type[Tail],
+    tail: type[Schedule],
 ) -> None:
-    run_machine(tail, settings=PROFILE)
-
-
-def fails(machine: type[RuleBasedStateMachine]) -> bool:
-    """Whether some schedule breaks the law."""
-    try:
-        run_machine(machine, settings=CONTROL)
-    except (AssertionError, Flaky):
-        return True
-    return False
+    run(tail)
 
 
 def test_a_catch_up_that_skips_is_noticed(
-    tail: type[Tail], monkeypatch: pytest.MonkeyPatch
+    tail: type[Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: without it, schedules that never fail would prove nothing."""
 
@@ -412,7 +365,7 @@ def test_a_catch_up_that_skips_is_noticed(
 
 
 def test_gaps_that_are_not_told_are_noticed(
-    tail: type[Tail], monkeypatch: pytest.MonkeyPatch
+    tail: type[Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("logpipe.stream.stream.gap_after", lambda *_: None)
     assert fails(tail)

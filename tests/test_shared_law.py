@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from hypothesis.stateful import run_state_machine_as_test as run_machine
+from hypothesis.stateful import initialize, precondition, rule
 
 from logpipe import consumer as consumer_module
 from logpipe import group as group_module
@@ -25,15 +24,13 @@ from logpipe.metrics import Metrics
 from logpipe.shared import SharedSubscription
 from logpipe.stream import Stream, connections
 from tests.helpers import wait_until
-from tests.model import Log, Written
+from tests.model import Written
+from tests.schedules import FIRST_FAILURE, TIMEOUT_S, Schedule, fails, over, run
 from tests.servers import Valkey
 from tests.streams import NAME, address_of, event
-from tests.test_law import CONTROL, PROFILE, fails
 
 GROUP = "workers"
 IDLE_MS = 300
-
-Result = TypeVar("Result")
 
 
 class Replica:
@@ -95,15 +92,11 @@ class Worker:
             self.task.result()
 
 
-class SharedWork(RuleBasedStateMachine):
+class SharedWork(Schedule):
     """Two replicas, sometimes under one name, and workers that come, stall and go."""
-
-    valkey: Valkey
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.Runner()
-        self.log = Log()
         self.got: Counter[StreamId] = Counter()
         self.gaps: list[Gap] = []
         self.workers: list[Worker] = []
@@ -112,19 +105,13 @@ class SharedWork(RuleBasedStateMachine):
         self.excused: set[StreamId] = set()
         self.quiet = True
         """Whether nobody has left or died yet, so that nothing may come twice."""
-        self.sound = True
-
-    def do(self, work: Coroutine[Any, Any, Result]) -> Result:
-        self.sound = False
-        result = self.loop.run(work)
-        self.sound = True
-        return result
 
     @initialize(names=st.sampled_from([["one", "two"], ["same", "same"]]))
     def begin(self, names: list[str]) -> None:
         self.valkey.reset()
         self.names = names
         self.do(self._start())
+        self.log.begun = True
 
     async def _start(self) -> None:
         self.replicas = [Replica(self.valkey, name) for name in self.names]
@@ -196,15 +183,7 @@ class SharedWork(RuleBasedStateMachine):
     def pause(self, seconds: float) -> None:
         self.do(asyncio.sleep(seconds))
 
-    def teardown(self) -> None:
-        try:
-            if self.sound and self.replicas:
-                self.loop.run(self._heal_and_check())
-        finally:
-            self.loop.run(self._end())
-            self.loop.close()
-
-    async def _heal_and_check(self) -> None:
+    async def heal_and_check(self) -> None:
         for worker in self.workers:
             worker.flowing.set()
         await self._join(0)
@@ -228,7 +207,7 @@ class SharedWork(RuleBasedStateMachine):
         told = [id_ for id_ in since for g in self.gaps if g.after < id_ < g.before]
         return sorted({*since} - {*told, *self.got} - self.excused)
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
         for replica in self.replicas:
             await self._die(replica)
 
@@ -242,19 +221,19 @@ def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture)
 
 
 @pytest.fixture
-def shared(valkey: Valkey) -> type[SharedWork]:
-    return type("SharedWorkHere", (SharedWork,), {"valkey": valkey})
+def shared(valkey: Valkey) -> type[Schedule]:
+    return over(valkey, SharedWork)
 
 
-@pytest.mark.timeout(0 if PROFILE.max_examples > 100 else 180)
+@pytest.mark.timeout(TIMEOUT_S)
 def test_every_event_of_a_group_is_received_or_told_as_lost_on_any_schedule(
-    shared: type[SharedWork],
+    shared: type[Schedule],
 ) -> None:
-    run_machine(shared, settings=CONTROL)
+    run(shared, FIRST_FAILURE)
 
 
 def test_work_that_is_not_claimed_from_the_dead_is_noticed(
-    shared: type[SharedWork], monkeypatch: pytest.MonkeyPatch
+    shared: type[Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control."""
 
@@ -266,7 +245,7 @@ def test_work_that_is_not_claimed_from_the_dead_is_noticed(
 
 
 def test_losses_that_are_not_told_are_noticed(
-    shared: type[SharedWork], monkeypatch: pytest.MonkeyPatch
+    shared: type[Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def silent(self: Group, gap: Gap) -> None: ...
 
