@@ -13,19 +13,32 @@ DEFAULT_COLUMNS = 80
 """Of a terminal that does not tell."""
 
 
+class InterruptedWriteError(Exception):
+    """A signal has ended the output."""
+
+
 class Output:
     """Writes at once and whole, without a buffer that would be written after the end."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._raw: Any = getattr(stream, "raw", stream)
         self.terminal = stream.isatty()
-        self.writing = False
-        """While it waits for whoever reads: a signal must not wait with it."""
+        self._writing = False
+        self._interrupted = False
+
+    def interrupt(self) -> None:
+        """Ends a write under way, which may wait for its reader for ever, and those to come, by
+        an InterruptedWriteError. For a signal's handler."""
+        self._interrupted = True
+        if self._writing:
+            raise InterruptedWriteError
 
     def write(self, data: bytes) -> None:
-        """Returns when all is written. Raises OSError."""
-        self.writing = True
+        """Returns when all is written. Raises OSError, InterruptedWriteError."""
+        self._writing = True
         try:
+            if self._interrupted:  # asked only now: from here on the handler itself would raise
+                raise InterruptedWriteError
             rest = memoryview(data)
             while rest:
                 written = self._raw.write(rest)
@@ -33,7 +46,7 @@ class Output:
                     select.select([], [self._raw], [])
                 rest = rest[written or 0 :]
         finally:
-            self.writing = False
+            self._writing = False
 
     def columns(self) -> int | None:
         """The terminal's width now; None where there is no terminal."""
@@ -62,10 +75,6 @@ def wants_color(choice: str, environ: Mapping[str, str], *, terminal: bool) -> b
     return bool(environ.get("FORCE_COLOR")) or (terminal and environ.get("TERM") != "dumb")
 
 
-class _StoppedError(Exception):
-    pass
-
-
 def run_until_stopped(work: Coroutine[Any, Any, None], out: Output) -> bool:
     """Runs `work` until SIGINT or SIGTERM, and says whether one came; False when `out` was closed
     by its reader. Raises what `work` raises."""
@@ -75,8 +84,9 @@ def run_until_stopped(work: Coroutine[Any, Any, None], out: Output) -> bool:
     def stop(*_: object) -> None:
         nonlocal stopped
         first, stopped = not stopped, True
-        if task is None or out.writing:
-            raise _StoppedError
+        out.interrupt()
+        if task is None:
+            raise InterruptedWriteError
         if first:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
@@ -90,7 +100,7 @@ def run_until_stopped(work: Coroutine[Any, Any, None], out: Output) -> bool:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         asyncio.run(run())
-    except (_StoppedError, asyncio.CancelledError, BrokenPipeError):
+    except (InterruptedWriteError, asyncio.CancelledError, BrokenPipeError):
         pass
     finally:
         work.close()
