@@ -134,6 +134,8 @@ def test_words_phrases_and_regexes_look_in_the_message(
         ("level:warning", {"level": "WARN"}, True),
         ("level:err*", {"level": "ERROR"}, True),
         ("level:audit", {"level": "AUDIT"}, True),
+        ("level:/^w/", {"level": "WARN"}, True),
+        ("size:/^5/", {"metadata": {"size": 512}}, True),
         ("level>=warn", {"level": "ERROR"}, True),
         ("level>warn", {"level": "WARN"}, False),
         ("level<warn", {"level": "AUDIT"}, True),
@@ -421,6 +423,13 @@ def test_equal_filters_are_one_key_and_share_one_predicate_however_they_are_writ
 def test_the_short_forms_and_the_language_are_anded() -> None:
     chosen = parse_filter({"q": "a OR b", "level": " >=warn ", "source": "api", "text": "x y"})
     assert chosen.query == '(a OR b) level>=WARN source:api "x y"'
+
+
+@pytest.mark.parametrize("parameter", ["level", "source"])
+def test_a_list_that_names_nothing_is_an_error(parameter: str) -> None:
+    with pytest.raises(FilterError, match="names nothing") as caught:
+        parse_filter({parameter: " , "})
+    assert caught.value.parameter == parameter
 
 
 @pytest.mark.parametrize("level", ["warn", "WARNING", "Wrn", " warn ", "debug,warn", "warn,,"])

@@ -72,8 +72,6 @@ def _parsed(given: tuple[str, ...]) -> Filter:
             raise FilterError(parameter, error.what, at, error.hint) from None
         if node is not None:
             terms.append(node)
-    if not terms:
-        return EVERYTHING
     chosen = Filter(str(all_of(terms)))
     try:
         _compiled(chosen.query)  # the bounds hold for all parameters together

@@ -8,7 +8,7 @@ from typing import Any
 
 import re2
 from lark import Lark, Token, Transformer, v_args
-from lark.exceptions import UnexpectedInput, UnexpectedToken, VisitError
+from lark.exceptions import UnexpectedInput, UnexpectedToken
 
 from logpipe.event import RANK, level_name
 from logpipe.filters import tree
@@ -59,8 +59,6 @@ def parse(text: str) -> Node | None:
         node: Node = _parser().parse(text)  # type: ignore[assignment]
     except UnexpectedInput as error:
         raise _told(text, error) from None
-    except VisitError as error:
-        raise error.orig_exc from None
     _check_size(text, node)
     return node
 
