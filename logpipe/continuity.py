@@ -111,17 +111,5 @@ def gap_after(cursor: Cursor, bounds: Bounds) -> Gap | None:
     return _gap("trimmed", cursor, first, count) if count else None
 
 
-def missed_by(group: Cursor, bounds: Bounds) -> Gap | None:
-    """What was trimmed before a consumer group had read it; the group is where it was created, or
-    at the last entry that it was given."""
-    first = bounds.first
-    if first is None or group.id >= first.before() or not bounds.trimmed:
-        return None
-    if group.position is None or bounds.position_before_first is None:
-        return _gap("trimmed", group, first, None)
-    count = bounds.position_before_first - group.position
-    return _gap("trimmed", group, first, count) if count > 0 else None
-
-
 def _gap(reason: Reason, cursor: Cursor, first: StreamId, count: int | None) -> Gap:
     return Gap(reason, cursor.id, first, count, first.before())

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from logpipe import __version__
@@ -23,7 +23,7 @@ from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Start
 from logpipe.metrics import GroupMetrics
 from logpipe.problems import Unavailable
-from logpipe.stream import WRITES_ONLY, Claimed, NoGroupError, Stream
+from logpipe.stream import WRITES_ONLY, Claimed, NoGroupError, Stream, gap_of
 
 log = logging.getLogger("logpipe.groups")
 
@@ -51,8 +51,8 @@ class Share:
         self.items: list[Item] = []
         self.entries: list[Entry] = []
         """The entries among the items, to be acknowledged."""
-        self.gaps: list[Gap] = []
-        """The gaps among the items."""
+        self.losses: list[str] = []
+        """Records of the losses that gaps among the items tell of."""
         self.woken = asyncio.Event()
 
     @property
@@ -60,11 +60,11 @@ class Share:
         """Whether it can take work."""
         return self.asking and not self.items
 
-    def give(self, entries: list[Entry], gaps: Sequence[Gap]) -> None:
-        """Hands it work: gaps to be told of, then entries to acknowledge."""
+    def give(self, entries: list[Entry], losses: Sequence[str]) -> None:
+        """Hands it work: losses to be told of, then entries to acknowledge."""
         self.entries = entries
-        self.gaps = list(gaps)
-        self.items = [*gaps]
+        self.losses = list(losses)
+        self.items = [*told(losses)]
         if entries:
             batch = Batch(Cursor(entries[0].id.before()), Cursor(entries[-1].id), entries)
             self.items.append(batch)
@@ -73,6 +73,17 @@ class Share:
     def wake(self) -> None:
         """Makes its subscriber look again."""
         self.woken.set()
+
+
+def told(losses: Sequence[str]) -> Iterator[Gap]:
+    """The gaps of recorded losses: one for all entries that were trimmed while they were pending,
+    and one each for what was trimmed unread."""
+    gaps = [gap_of(record) for record in losses]
+    pending = [gap for gap, record in zip(gaps, losses, strict=True) if " " not in record]
+    if pending:
+        ids = [gap.resume for gap in pending]
+        yield Gap("trimmed", min(ids).before(), max(ids).after(), len(ids), max(ids))
+    yield from (gap for gap in gaps if gap not in pending)
 
 
 class Group:
@@ -97,7 +108,8 @@ class Group:
         """Whether that has happened: then the new stream is the group's from its beginning."""
         self._creating = asyncio.Lock()
         self._queue: deque[Entry] = deque()
-        self._gaps: list[Gap] = []
+        self._losses: list[str] = []
+        self._told: set[str] = set()
         self._in_flight: set[StreamId] = set()
         self._written: set[StreamId] = set()
         self._claim_after = START
@@ -110,7 +122,7 @@ class Group:
         """Lets a subscriber go; the others get what it was given and did not write."""
         self.members.discard(member)
         self._queue.extendleft(reversed(member.entries))
-        self._gaps[:0] = member.gaps
+        self._losses[:0] = member.losses
         self._hand_out()
         self._work_wanted.set()
 
@@ -138,30 +150,34 @@ class Group:
         for member in self.members:
             member.wake()
 
-    async def acknowledge(self, entries: Sequence[Entry]) -> None:
-        """Takes note that entries were written, and tells Redis now or when it is back."""
+    async def acknowledge(self, entries: Sequence[Entry], losses: Sequence[str]) -> None:
+        """Takes note of what was written, and tells Redis now or when it is back."""
         self._written.update(entry.id for entry in entries)
+        self._told.update(losses)
         try:
             await self._flush_written()
         except (Unavailable, NoGroupError):
             log.debug("acknowledged later: %d", len(self._written))
 
     async def _flush_written(self) -> None:
-        if not self._written:
-            return
-        ids = list(self._written)
-        await self.stream.groups.acknowledge(self.name, ids)
-        self._written.difference_update(ids)
-        self._in_flight.difference_update(ids)
+        if self._written:
+            ids = list(self._written)
+            await self.stream.groups.acknowledge(self.name, ids)
+            self._written.difference_update(ids)
+            self._in_flight.difference_update(ids)
+        if self._told:
+            records = list(self._told)
+            await self.stream.groups.told(self.name, records)
+            self._told.difference_update(records)
 
     def _hand_out(self) -> None:
         """Splits what is there evenly among the subscribers that wait; the first tells the gaps."""
         waiting = [member for member in self.members if member.waiting]
-        while waiting and (self._queue or self._gaps):
+        while waiting and (self._queue or self._losses):
             share = -(-len(self._queue) // len(waiting))
             entries = [self._queue.popleft() for _ in range(share)]
-            gaps, self._gaps = self._gaps, []
-            waiting.pop().give(entries, gaps)
+            losses, self._losses = self._losses, []
+            waiting.pop().give(entries, losses)
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -169,11 +185,6 @@ class Group:
     def wanted(self) -> bool:
         """Whether there is a subscriber to read for."""
         return bool(self.members) and not self.closing
-
-    @property
-    def forgettable(self) -> bool:
-        """Whether it has nobody to read for, and nothing to tell the next."""
-        return not self.members and not self._gaps
 
     async def run(self) -> None:
         """Reads while there are subscribers."""
@@ -228,6 +239,9 @@ class Group:
     async def _release(self) -> None:
         """Gives back what was read and has no reader here, for other replicas to take at once."""
         await self._flush_written()
+        if self._losses:
+            await self.stream.groups.hand_back(self.name, self._losses)
+            self._losses.clear()
         ids = [entry.id for entry in self._queue]
         self._queue.clear()
         self._in_flight.difference_update(ids)
@@ -265,6 +279,8 @@ class Group:
                 pending = await self._read_history(read_as, pending)
                 continue
             claimed = await self.stream.groups.read(self.name, read_as, self._terms.batch_count)
+            for record in claimed.losses:
+                self._metrics.lost(gap_of(record).count)
             self.lag = claimed.lag
             self._metrics.lag(claimed.lag)
             self._take(claimed)
@@ -277,7 +293,7 @@ class Group:
             self.name, consumer, self._terms.batch_count, after
         )
         if history.lost:
-            await self.stream.groups.acknowledge(self.name, history.lost)
+            await self.stream.groups.lose(self.name, history.lost)
         self._take(history)
         ids = [*(entry.id for entry in history.entries), *history.lost, *history.unreadable]
         return max(ids, default=None)
@@ -290,17 +306,12 @@ class Group:
         self._written.update(claimed.unreadable)
         self._metrics.unreadable(len(claimed.unreadable))
         # What was trimmed and is in flight here reaches its subscriber all the same.
-        lost = [id_ for id_ in claimed.lost if id_ not in self._in_flight]
-        if lost:
-            after, before = min(lost).before(), max(lost).after()
-            self._missing(Gap("trimmed", after, before, len(lost), max(lost)))
-        if claimed.missed:
-            self._missing(claimed.missed)
+        self._told.update(str(id_) for id_ in claimed.lost if id_ in self._in_flight)
+        lost = [str(id_) for id_ in claimed.lost if id_ not in self._in_flight]
+        self._metrics.lost(len(lost))
+        here = {*self._told, *self._losses, *(each for m in self.members for each in m.losses)}
+        self._losses += [record for record in (*lost, *claimed.losses) if record not in here]
         self._hand_out()
-
-    def _missing(self, gap: Gap) -> None:
-        self._gaps.append(gap)
-        self._metrics.lost(gap.count)
 
     async def _keep(self) -> None:
         """Keeps what is in flight, acknowledges late, and claims what others left behind."""

@@ -104,7 +104,7 @@ class Groups:
                 await group.run()
         finally:
             self._running.discard(group.name)
-            if group.forgettable:
+            if not group.members:
                 self._groups.pop(group.name, None)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:

@@ -100,7 +100,7 @@ class SharedSubscription:
         # cancelled here then, and what it was given goes to another subscriber.
         await asyncio.sleep(0)
         given, self.share.entries = self.share.entries, []
-        self.share.gaps = []
-        if given:
+        told, self.share.losses = self.share.losses, []
+        if given or told:
             assert self._group is not None
-            await self._group.acknowledge(given)
+            await self._group.acknowledge(given, told)

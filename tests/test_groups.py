@@ -557,6 +557,28 @@ async def test_entries_trimmed_before_the_group_read_them_are_counted_and_told_o
             assert one.lost + two.lost == 220
 
 
+async def test_a_loss_that_a_process_had_not_told_when_it_was_killed_is_told_by_another(
+    valkey: Valkey,
+) -> None:
+    async with a_replica(valkey, "live") as live:
+        groups = live.stream.groups
+        await groups.create(GROUP, None)
+        ids = await add(live.stream, 12)
+        await groups.read(GROUP, "dead", 4)
+        await plain(live.stream).xtrim(NAME, maxlen=2, approximate=False)
+        # A process that finds both kinds of losses, and dies before it has told anybody.
+        assert len((await groups.read(GROUP, "dead", 10)).losses) == 1
+        assert len((await groups.claim(GROUP, "dead", 0, 10)).lost) == 4
+        with live.worker() as worker:
+            worker.work()
+            await wait_until(lambda: len(worker.gaps) == 2, "told", IDLE_MS / 1000 + 2)
+            assert sorted(gap.count or 0 for gap in worker.gaps) == [4, 6]
+            told = [i for i in ids for gap in worker.gaps if gap.after < i < gap.before]
+            assert sorted(told) == ids[:10]
+            await asyncio.sleep(2 * IDLE_MS / 1000)
+            assert len(worker.gaps) == 2  # once
+
+
 async def test_a_loss_that_nobody_was_told_of_is_told_to_the_next_subscriber(
     valkey: Valkey,
 ) -> None:
@@ -849,10 +871,11 @@ async def test_work_given_in_the_moment_of_the_heartbeat_is_returned_by_the_same
     async with a_replica(valkey) as replica:
         with replica.worker() as worker:
             await worker.greet()
-            gap = Gap("trimmed", START, StreamId(2, 0), 1, StreamId(1, 0))
+            lost = StreamId(1, 0)
+            gap = Gap("trimmed", lost.before(), lost.after(), 1, lost)
 
             async def too_late(self: SharedSubscription, due: float) -> bool:
-                self.share.give([], [gap])
+                self.share.give([], [str(lost)])
                 return False
 
             monkeypatch.setattr(SharedSubscription, "_wait_until", too_late)

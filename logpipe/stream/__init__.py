@@ -2,6 +2,7 @@
 
 from logpipe.stream.append import Append, Appended
 from logpipe.stream.connections import NoGroupError
+from logpipe.stream.group_scripts import gap_of
 from logpipe.stream.groups import Claimed
 from logpipe.stream.health import WRITES_ONLY, RedisHealth
 from logpipe.stream.stream import Page, Stream
@@ -15,4 +16,5 @@ __all__ = [
     "Page",
     "RedisHealth",
     "Stream",
+    "gap_of",
 ]

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from logpipe.continuity import Bounds, Cursor, Gap, missed_by
+from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.ids import StreamId, from_wire
 from logpipe.stream.scripts import Script
 
@@ -47,11 +47,27 @@ return redis.pcall(unpack(command))
 """
 )
 
-# ARGV: group, consumer, count. New entries, and what the bounds and the group were just before.
-# Redis' own count of what a group has read forgets what was trimmed unread, so it is put right.
+# A loss that is found is recorded beside the stream until somebody was told: the field names it,
+# the value is the unix time in ms at which a process was last given it to tell. A Redis without
+# memory takes no record; it still hands out what it has.
+_RECORD = """
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function record(key, name)
+  redis.pcall('HSET', key, name, string.format('%.0f', now_ms()))
+  redis.pcall('EXPIRE', key, 604800)
+end
+"""
+
+# KEYS: the stream, the group's losses. ARGV: group, consumer, count. New entries, and what the
+# bounds and the group were just before. Redis' own count of what a group has read forgets what was
+# trimmed unread, so it is put right.
 READ = Script.of(
     _FIELD
     + _LESS
+    + _RECORD
     + """
 local before = false
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
@@ -65,13 +81,22 @@ local entries = answer and answer[1][2] or {}
 local info = redis.call('XINFO', 'STREAM', KEYS[1])
 local first, added = field(info, 'first-entry'), field(info, 'entries-added')
 local length, deleted = field(info, 'length'), field(info, 'max-deleted-entry-id')
-local last = field(before, 'last-delivered-id')
-if #entries > 0 and first and added and deleted == '0-0' and less(last, first[1]) then
-  redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], entries[#entries][1],
-    'ENTRIESREAD', added - length + #entries)
+local last, read = field(before, 'last-delivered-id'), field(before, 'entries-read')
+local missed = false
+if #entries > 0 and first and less(last, first[1]) and (not added or added > length) then
+  local known = added and deleted == '0-0'
+  local count = known and read and added - length - read or -1
+  if count ~= 0 then
+    missed = last .. ' ' .. first[1] .. ' ' .. count
+    record(KEYS[2], missed)
+  end
+  if known then
+    redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], entries[#entries][1],
+      'ENTRIESREAD', added - length + #entries)
+  end
 end
-return {entries, last, field(before, 'entries-read'), first and first[1],
-  field(info, 'last-generated-id'), added, length, deleted}
+return {entries, last, read, first and first[1], field(info, 'last-generated-id'), added, length,
+  deleted, missed}
 """
 )
 
@@ -91,6 +116,42 @@ end
 kept[#kept + 1] = 'JUSTID'
 return #redis.call(unpack(kept))
 """)
+
+# KEYS: the stream, the group's losses. ARGV: group, consumer, milliseconds, where to look from,
+# count. What has been pending for so long; of what was trimmed the ids alone, recorded. And the
+# recorded losses that a process was given so long ago that it must have died before it told them.
+CLAIM = Script.of(
+    _RECORD
+    + """
+local late, now = {}, now_ms()
+local known = redis.call('HGETALL', KEYS[2])
+for i = 1, #known, 2 do
+  if now - tonumber(known[i + 1]) >= tonumber(ARGV[3]) then
+    record(KEYS[2], known[i])
+    late[#late + 1] = known[i]
+  end
+end
+local claimed = redis.pcall(
+  'XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5])
+if claimed.err then return claimed end
+local trimmed = claimed[3] or {}
+for _, id in ipairs(trimmed) do record(KEYS[2], id) end
+return {claimed[1], claimed[2], trimmed, late}
+"""
+)
+
+# KEYS: the stream, the group's losses. ARGV: group, ids that are pending and trimmed. They are
+# recorded, and no longer pending.
+LOSE = Script.of(
+    _RECORD
+    + """
+for i = 2, #ARGV do
+  record(KEYS[2], ARGV[i])
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
+end
+return 1
+"""
+)
 
 # ARGV: group, own consumer, whether to remove it, milliseconds. Removes consumers that have nothing
 # pending, which alone would lose it: those idle for so long, or this one that leaves.
@@ -129,19 +190,19 @@ return 1
 
 
 class GroupRead(NamedTuple):
-    """An answer of `READ`: raw entries, what the group missed, up to where it has read, and how
-    many entries it has not read yet."""
+    """An answer of `READ`: raw entries, the record of what the group missed, up to where it has
+    read, and how many entries it has not read yet."""
 
     entries: list[tuple[bytes, dict[bytes, bytes]]]
-    missed: Gap | None
+    missed: str | None
     end: StreamId
     lag: int | None
 
 
 def group_read(answer: Any) -> GroupRead:
     """What the script's answer says."""
-    raw, last, read, first, newest, added, length, deleted = answer
-    entries = [(id_, dict(zip(f[::2], f[1::2], strict=True))) for id_, f in raw]
+    raw, last, read, first, newest, added, length, deleted, missed = answer
+    entries = with_fields(raw)
     group = Cursor(from_wire(last), read)
     bounds = Bounds(
         first=from_wire(first) if first else None,
@@ -151,9 +212,24 @@ def group_read(answer: Any) -> GroupRead:
         deleted=from_wire(deleted or b"0-0"),
     )
     end = from_wire(entries[-1][0]) if entries else group.id
-    # Told by the read that moves the group past it, so by one of all its consumers.
-    missed = missed_by(group, bounds) if entries else None
-    return GroupRead(entries, missed, end, _lag(group, bounds, len(entries)))
+    lag = _lag(group, bounds, len(entries))
+    return GroupRead(entries, missed.decode() if missed else None, end, lag)
+
+
+def with_fields(raw: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Entries as a script gives them: the fields are a flat list."""
+    return [(id_, dict(zip(f[::2], f[1::2], strict=True))) for id_, f in raw]
+
+
+def gap_of(record: str) -> Gap:
+    """The gap that a recorded loss stands for: an id, or two with a count between them."""
+    if " " not in record:
+        id_ = from_wire(record.encode())
+        return Gap("trimmed", id_.before(), id_.after(), 1, id_)
+    after, before, count = record.split()
+    first = from_wire(before.encode())
+    known = int(count) if int(count) > 0 else None
+    return Gap("trimmed", from_wire(after.encode()), first, known, first.before())
 
 
 def _lag(group: Cursor, bounds: Bounds, given: int) -> int | None:

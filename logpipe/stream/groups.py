@@ -1,16 +1,26 @@
 """A stream's consumer groups."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from logpipe.continuity import Gap
 from logpipe.event import Entry
 from logpipe.ids import START, StreamId, from_wire
 from logpipe.stream.connections import Connections
 from logpipe.stream.entries import entry_of
-from logpipe.stream.group_scripts import CREATE, HOLD, LET_GO, OWN, READ, SWEEP, group_read
+from logpipe.stream.group_scripts import (
+    CLAIM,
+    CREATE,
+    HOLD,
+    LET_GO,
+    LOSE,
+    OWN,
+    READ,
+    SWEEP,
+    group_read,
+    with_fields,
+)
 from logpipe.stream.scripts import companion_key
 
 AT_ONCE = 1000
@@ -27,8 +37,9 @@ class Claimed(NamedTuple):
     end: StreamId = START
     """How far that goes: of a read, the last entry that the group was given; of a claim, where the
     next one goes on to look, `START` when all was looked at."""
-    missed: Gap | None = None
-    """What was trimmed before the group had read it; told to one of its consumers only."""
+    losses: Sequence[str] = ()
+    """Records of what was trimmed before the group had read it, and of other losses that a process
+    was given to tell and has not; see `gap_of`. For one of the group's consumers only."""
     lag: int | None = None
     """Of a read: how many entries the group has not read yet, where that is known."""
 
@@ -62,9 +73,10 @@ class StreamGroups:
     async def read(self, group: str, consumer: str, count: int) -> Claimed:
         """New entries of a group, at once: none when there are none."""
         async with self._redis.translated():
-            answer = await READ.run(self._redis.writing, [self._stream], group, consumer, count)
+            answer = await READ.run(self._redis.writing, self._keys(group), group, consumer, count)
         read = group_read(answer)
-        return _claimed(read.entries, [])._replace(end=read.end, missed=read.missed, lag=read.lag)
+        losses = [read.missed] if read.missed else []
+        return _claimed(read.entries, [])._replace(end=read.end, losses=losses, lag=read.lag)
 
     async def history(self, group: str, consumer: str, count: int, after: StreamId) -> Claimed:
         """What is pending for this consumer, from an id on."""
@@ -91,9 +103,7 @@ class StreamGroups:
     async def _own(
         self, group: str, consumer: str, idle_since: str, ids: Iterable[StreamId]
     ) -> None:
-        words = [str(id_) for id_ in ids]
-        for first in range(0, len(words), AT_ONCE):
-            some = words[first : first + AT_ONCE]
+        for some in _some(list(ids)):
             async with self._redis.translated():
                 await OWN.run(
                     self._redis.writing, [self._stream], group, consumer, idle_since, *some
@@ -110,12 +120,35 @@ class StreamGroups:
         a word; this one names them, to exactly one of the consumers that ask (Redis 7).
         """
         async with self._redis.translated():
-            answer = await self._redis.writing.xautoclaim(
-                self._stream, group, consumer, idle_ms, str(after), count
+            end, raw, trimmed, late = await CLAIM.run(
+                self._redis.writing,
+                self._keys(group),
+                group,
+                consumer,
+                idle_ms,
+                str(after),
+                count,
             )
-        trimmed = answer[2] if len(answer) > 2 else []
-        claimed = _claimed(answer[1], [from_wire(id_) for id_ in trimmed])
-        return claimed._replace(end=from_wire(answer[0]))
+        claimed = _claimed(with_fields(raw), [from_wire(id_) for id_ in trimmed])
+        return claimed._replace(end=from_wire(end), losses=[record.decode() for record in late])
+
+    async def lose(self, group: str, ids: Sequence[StreamId]) -> None:
+        """Takes trimmed ids off the pending list and records them as losses to be told."""
+        for some in _some(ids):
+            async with self._redis.translated():
+                await LOSE.run(self._redis.writing, self._keys(group), group, *some)
+
+    async def told(self, group: str, records: Iterable[str]) -> None:
+        """Forgets losses of which a subscriber was told."""
+        async with self._redis.translated():
+            await self._redis.writing.hdel(self._keys(group)[1], *records)
+
+    async def hand_back(self, group: str, records: Iterable[str]) -> None:
+        """Leaves losses to the next who claims."""
+        async with self._redis.translated():
+            await self._redis.writing.hset(
+                self._keys(group)[1], mapping=dict.fromkeys(records, "0")
+            )
 
     async def pending(self, group: str) -> int:
         """How many entries of the group are delivered and not acknowledged."""
@@ -150,8 +183,16 @@ class StreamGroups:
         async with self._redis.translated():
             await LET_GO.run(self._redis.writing, [self._key(consumer)], holder)
 
+    def _keys(self, group: str) -> list[str]:
+        return [self._stream, companion_key(self._stream, "lost", group)]
+
     def _key(self, consumer: str) -> str:
         return companion_key(self._stream, "consumer", consumer)
+
+
+def _some(ids: Sequence[StreamId]) -> Iterator[list[str]]:
+    for first in range(0, len(ids), AT_ONCE):
+        yield [str(id_) for id_ in ids[first : first + AT_ONCE]]
 
 
 def _claimed(raw: list[Any], lost: list[StreamId]) -> Claimed:
