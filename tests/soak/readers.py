@@ -147,8 +147,8 @@ async def connected(url: str, plan: Plan, cursor: str) -> AsyncIterator[asyncio.
     host, _, port = url.removeprefix("http://").partition(":")
     plain = socket.socket()
     plain.setblocking(False)
-    # A reader that stalls is to be felt by the server, not swallowed by the kernel.
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    if plan.stalls_s:  # it is to be felt by the server, not swallowed by the kernel
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
     await asyncio.get_running_loop().sock_connect(plain, (host, int(port)))
     reader, writer = await asyncio.open_connection(sock=plain, limit=2**20)
     try:
