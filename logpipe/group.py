@@ -78,12 +78,10 @@ class Share:
 def told(losses: Sequence[str]) -> Iterator[Gap]:
     """The gaps of recorded losses: one for all entries that were trimmed while they were pending,
     and one each for what was trimmed unread."""
-    gaps = [gap_of(record) for record in losses]
-    pending = [gap for gap, record in zip(gaps, losses, strict=True) if " " not in record]
-    if pending:
-        ids = [gap.resume for gap in pending]
+    ids = [gap_of(record).resume for record in losses if " " not in record]
+    if ids:
         yield Gap("trimmed", min(ids).before(), max(ids).after(), len(ids), max(ids))
-    yield from (gap for gap in gaps if gap not in pending)
+    yield from (gap_of(record) for record in losses if " " in record)
 
 
 class Group:
@@ -309,8 +307,9 @@ class Group:
         self._told.update(str(id_) for id_ in claimed.lost if id_ in self._in_flight)
         lost = [str(id_) for id_ in claimed.lost if id_ not in self._in_flight]
         self._metrics.lost(len(lost))
-        here = {*self._told, *self._losses, *(each for m in self.members for each in m.losses)}
-        self._losses += [record for record in (*lost, *claimed.losses) if record not in here]
+        if found := [*lost, *claimed.losses]:
+            here = {*self._told, *self._losses, *(each for m in self.members for each in m.losses)}
+            self._losses += [record for record in found if record not in here]
         self._hand_out()
 
     async def _keep(self) -> None:

@@ -557,6 +557,29 @@ async def test_entries_trimmed_before_the_group_read_them_are_counted_and_told_o
             assert one.lost + two.lost == 220
 
 
+def test_entries_trimmed_while_pending_are_told_by_one_gap_and_others_each_by_its_own() -> None:
+    pending = Gap("trimmed", StreamId(1, 0), StreamId(7, 3), 2, StreamId(7, 2))
+    known = Gap("trimmed", StreamId(9, 0), StreamId(11, 0), 4, StreamId(11, 0).before())
+    unknown = Gap("trimmed", StreamId(12, 0), StreamId(15, 1), None, StreamId(15, 0))
+    records = ["9-0 11-0 4", "7-2", "12-0 15-1 unknown", "1-1"]
+    assert list(group_module.told(records)) == [pending, known, unknown]
+    assert list(group_module.told([])) == []
+
+
+async def test_a_group_without_a_known_position_tells_a_loss_without_a_count(
+    valkey: Valkey,
+) -> None:
+    async with a_replica(valkey) as replica:
+        ids = await add(replica.stream, 10)
+        await replica.stream.groups.create(GROUP, ids[4])  # between others: Redis knows no position
+        await plain(replica.stream).xtrim(NAME, maxlen=2, approximate=False)
+        with replica.worker() as worker:
+            assert await worker.take() == ids[8:]
+            [gap] = worker.gaps
+            assert (gap.count, gap.after, gap.before) == (None, ids[4], ids[8])
+            assert replica.lost == 0
+
+
 async def test_a_loss_that_a_process_had_not_told_when_it_was_killed_is_told_by_another(
     valkey: Valkey,
 ) -> None:

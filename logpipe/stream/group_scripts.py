@@ -85,9 +85,9 @@ local last, read = field(before, 'last-delivered-id'), field(before, 'entries-re
 local missed = false
 if #entries > 0 and first and less(last, first[1]) and (not added or added > length) then
   local known = added and deleted == '0-0'
-  local count = known and read and added - length - read or -1
-  if count ~= 0 then
-    missed = last .. ' ' .. first[1] .. ' ' .. count
+  local count = known and read and added - length - read
+  if not count or count > 0 then
+    missed = last .. ' ' .. first[1] .. ' ' .. (count or 'unknown')
     record(KEYS[2], missed)
   end
   if known then
@@ -228,7 +228,7 @@ def gap_of(record: str) -> Gap:
         return Gap("trimmed", id_.before(), id_.after(), 1, id_)
     after, before, count = record.split()
     first = from_wire(before.encode())
-    known = int(count) if int(count) > 0 else None
+    known = None if count == "unknown" else int(count)
     return Gap("trimmed", from_wire(after.encode()), first, known, first.before())
 
 
