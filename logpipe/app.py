@@ -71,7 +71,7 @@ def _ui(parts: Parts) -> ASGIApp:
         assert remote is not None
         tail = _remote_tail(remote)
     if appender is not None:
-        submit = LocalCollector(settings, appender, metrics)
+        submit = LocalCollector(settings, appender)
     else:
         assert http is not None
         submit = RemoteCollector(settings, http)

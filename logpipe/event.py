@@ -6,7 +6,7 @@ the JSON that `encode` makes; `Entry` is that JSON again on its way out, with it
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -49,18 +49,17 @@ def level_rank(level: str) -> int:
     return RANK.get(level, RANK["INFO"])
 
 
-class Event(msgspec.Struct, forbid_unknown_fields=True):
-    """One log event; `ts_unix_ms` is None until `encode` fills in the time of receipt."""
+class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One log event; `ts_unix_ms` is None until `encode` fills in the time of receipt.
+
+    Not tracked by the garbage collector: what JSON says holds no cycle.
+    """
 
     source: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     message: str
     level: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] = "INFO"
     ts_unix_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TS_UNIX_MS)] | None = None
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.level not in RANK:
-            self.level = level_name(self.level)
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -121,12 +120,12 @@ def decode_json(body: bytes) -> tuple[list[Event], list[Refusal], bool]:
     if text[:1] == b"[":
         return *_decode_array(text), False
     try:
-        return _shallow(text, [_event.decode(text)]), [], True
+        return _checked([_event.decode(text)], len(text)), [], True
     except NOT_DECODED as error:
         alone = _refusal(0, text, error)
     if b"\n" in text:
         try:
-            return _shallow(text, _event.decode_lines(text)), [], False
+            return _checked_lines(text), [], False
         except NOT_DECODED:
             pass  # objects that span lines, or a bad one among them: the slow way tells which
     pieces = list(_concatenated(text))
@@ -138,7 +137,7 @@ def decode_json(body: bytes) -> tuple[list[Event], list[Refusal], bool]:
 def decode_ndjson(body: bytes) -> tuple[list[Event], list[Refusal]]:
     """Events and refusals of a body with one object a line; blank lines do not count."""
     try:
-        return _shallow(body, _event.decode_lines(body)), []
+        return _checked_lines(body), []
     except NOT_DECODED:
         lines = (line.strip() for line in body.split(b"\n"))
         return _decode_pieces([line for line in lines if line])
@@ -146,7 +145,7 @@ def decode_ndjson(body: bytes) -> tuple[list[Event], list[Refusal]]:
 
 def _decode_array(text: bytes) -> tuple[list[Event], list[Refusal]]:
     try:
-        return _shallow(text, _event_array.decode(text)), []
+        return _checked(_event_array.decode(text), len(text)), []
     except NOT_DECODED:
         pass
     try:
@@ -160,17 +159,32 @@ def _decode_pieces(pieces: list[bytes]) -> tuple[list[Event], list[Refusal]]:
     events, refusals = [], []
     for index, piece in enumerate(pieces):
         try:
-            events += _shallow(piece, [_event.decode(piece)])
+            events += _checked([_event.decode(piece)], len(piece))
         except NOT_DECODED as error:
             refusals.append(_refusal(index, piece, error))
     return events, refusals
 
 
-def _shallow(text: bytes, events: list[Event]) -> list[Event]:
-    """The events that were in `text`; RecursionError when one of them is over `MAX_DEPTH`."""
-    if len(text) > 2 * MAX_DEPTH and any(_is_deep(event.metadata) for event in events):
+def _checked(events: list[Event], longest: int) -> list[Event]:
+    """The events with their levels as stored; RecursionError when one is over `MAX_DEPTH`.
+
+    `longest` is what the JSON of one of them may have: most are too short to be deep.
+    """
+    for event in events:
+        if event.level not in RANK:
+            event.level = level_name(event.level)
+    if longest > 2 * MAX_DEPTH and any(
+        _is_deep(event.metadata) for event in events if event.metadata
+    ):
         raise RecursionError
     return events
+
+
+def _checked_lines(text: bytes) -> list[Event]:
+    events = _event.decode_lines(text)
+    lines = text.split(b"\n")
+    spans = len(lines) > len(events) + 1  # msgspec lets an object go on in the next line
+    return _checked(events, len(text) if spans else max(map(len, lines)))
 
 
 def _is_deep(metadata: dict[str, Any]) -> bool:
@@ -238,14 +252,15 @@ def _in_words(what: str) -> str:
     return what[:1].lower() + what[1:]
 
 
-def encode(event: Event, now_ms: int) -> bytes:
-    """The JSON that the stream holds, on one line; `now_ms` is the time of receipt."""
-    if event.ts_unix_ms is None:
-        event.ts_unix_ms = now_ms
-    return _encoder.encode(event)
+def encode(events: Sequence[Event], now_ms: int) -> list[bytes]:
+    """The JSON that the stream holds, each on one line; `now_ms` is the time of receipt."""
+    for event in events:
+        if event.ts_unix_ms is None:
+            event.ts_unix_ms = now_ms
+    return _encoder.encode_lines(events).split(b"\n")[:-1]
 
 
-class StoredEvent(msgspec.Struct):
+class StoredEvent(msgspec.Struct, gc=False):
     """An event read back from the stream; other writers may have added fields, which stay."""
 
     source: str = ""

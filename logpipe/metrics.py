@@ -37,12 +37,16 @@ class Metrics:
         self.requests = Counter(
             "logpipe_ingest_requests_total", "Ingest requests.", ["status"], registry=registry
         )
-        self.events = Counter(
+        self.requests_accepted = self.requests.labels(202)
+        events = Counter(
             "logpipe_ingest_events_total",
             "Events by outcome: accepted, rejected, repeated.",
             ["outcome"],
             registry=registry,
         )
+        self.events_accepted = events.labels("accepted")
+        self.events_rejected = events.labels("rejected")
+        self.events_repeated = events.labels("repeated")
         self.body_bytes = Counter(
             "logpipe_ingest_bytes_total", "Body bytes, decompressed.", registry=registry
         )

@@ -1,8 +1,12 @@
-"""HTTP/1.1 by httptools, with bounds for what comes before a request is one."""
+"""HTTP/1.1 by httptools, with bounds for how a request comes, and a way to write around ASGI."""
 
 import asyncio
+from collections.abc import Callable
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from logpipe.problems import MEDIA_TYPE, Problem
+from logpipe.streaming import WIRE
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together, give or take one read."""
@@ -10,23 +14,50 @@ MAX_HEAD_BYTES = 64 * 1024
 HEAD_S = 15.0
 """What a request line and headers may take to come, from the first byte or the connection on."""
 
+BODY_S = 60.0
+"""What a body may take to come: what holds memory for longer is not a sender."""
+
+
+class Wire:
+    """A connection as a stream sees it: what is not the kernel's yet is told at once."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def begin(self) -> None:
+        """From now on nothing is buffered behind one's back.
+
+        What waits for a slow reader waits in the window, shared, and not here; and to have been
+        written means to have left this process.
+        """
+        self._transport.set_write_buffer_limits(high=0)
+
+    def write(self, chunk: bytes) -> bool:
+        """Writes a chunk as `framed` makes it; False when the kernel has not taken all of it."""
+        if self._transport.is_closing():
+            return False
+        self._transport.write(chunk)
+        return self._transport.get_write_buffer_size() == 0
+
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which alone takes a head of any size at any pace."""
+    """uvicorn's protocol, which alone takes a request of any size at any pace.
+
+    A request that comes whole in one read, as most do, costs no timer.
+    """
 
     _unread = 0  # bytes since the last that told something: a head, a piece of a body, an end
     _in_head = True
+    _in_body = False
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # What waits for a slow reader waits in the window, shared, and not here; and to have been
-        # written means to have left this process.
-        transport.set_write_buffer_limits(high=0)
-        self._await_head()
+        self._extensions = {WIRE: Wire(transport)}
+        self._await(HEAD_S, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_is_there()
+        self._has_come()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -34,25 +65,39 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._unread > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"A request's head may have {MAX_HEAD_BYTES} bytes.")
-        elif self._in_head and self._deadline is None:
-            self._await_head()
+        elif self._deadline is None:
+            if self._in_head:
+                self._await(HEAD_S, self.transport.close)
+            elif self._in_body:
+                self._await(BODY_S, self._body_is_late)
 
-    def _await_head(self) -> None:
-        self._deadline = self.loop.call_later(HEAD_S, self.transport.close)
+    def _await(self, seconds: float, otherwise: Callable[[], None]) -> None:
+        self._deadline = self.loop.call_later(seconds, otherwise)
 
-    def _head_is_there(self) -> None:
-        self._in_head = False
+    def _has_come(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
+    def _body_is_late(self) -> None:
+        """Answers 408, where no answer has begun, and closes."""
+        if not self.cycle.response_started:
+            problem = Problem(408, f"The body was not there after {BODY_S:.0f} s.").body()
+            head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[408] + head % (MEDIA_TYPE.encode(), len(problem)))
+            self.transport.write(problem)
+        self.transport.close()
+
     def on_message_begin(self) -> None:
         self._in_head = True
         super().on_message_begin()
+        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
 
     def on_headers_complete(self) -> None:
         self._unread = 0
-        self._head_is_there()
+        self._in_head = False
+        self._in_body = True
+        self._has_come()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -61,4 +106,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unread = 0
+        self._in_body = False
+        self._has_come()
         super().on_message_complete()

@@ -6,10 +6,11 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from logpipe.protocol import BoundedProtocol
 
 log = logging.getLogger("logpipe")
 
@@ -64,15 +65,6 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _protocol() -> type[asyncio.Protocol] | Literal["h11"]:
-    """The protocol on httptools, or where there is none, h11's, which has bounds of its own."""
-    try:
-        from logpipe.protocol import BoundedProtocol
-    except ImportError:
-        return "h11"
-    return BoundedProtocol
-
-
 class Server(uvicorn.Server):
     """Stops in order: no new connections, farewells, open requests, then the rest is cut.
 
@@ -83,7 +75,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_protocol(),
+                http=BoundedProtocol,
                 lifespan="off",
                 ws="none",
                 log_config=None,

@@ -26,6 +26,9 @@ from logpipe.messages import (
 )
 from logpipe.metrics import Metrics
 
+WIRE = "logpipe.wire"
+"""The ASGI extension of `protocol.Wire`: writing to a connection around ASGI's messages."""
+
 PROGRESS_S = 5.0
 """While the filter rejects everything, the cursor is told this often."""
 
@@ -110,6 +113,8 @@ class StreamResponse(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
+        if wire := scope.get("extensions", {}).get(WIRE):
+            wire.begin()
         address = scope.get("client")
         self._subscription.client = address[0] if address else ""
         with self._subscription:

@@ -7,6 +7,7 @@ the rate at 64 connections, without any delay of its own.
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from logpipe.metrics import Metrics
@@ -30,6 +31,43 @@ class _Waiting(NamedTuple):
     done: "asyncio.Future[Appended]"
 
 
+class _Answers:
+    """The answers that are owed, each within `ANSWER_WITHIN_S`: one timer, for the oldest."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._owed: deque[tuple[float, asyncio.Future[Appended]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def promise(self) -> "asyncio.Future[Appended]":
+        """An answer to wait for; it is `Unavailable` when none has come in time."""
+        future: asyncio.Future[Appended] = self._loop.create_future()
+        self._owed.append((self._loop.time() + ANSWER_WITHIN_S, future))
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._owed[0][0], self._refuse_overdue)
+        return future
+
+    def forget_given(self) -> None:
+        """Lets go of the oldest answers that were given."""
+        while self._owed and self._owed[0][1].done():
+            self._owed.popleft()
+
+    def _refuse_overdue(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._owed and (self._owed[0][1].done() or self._owed[0][0] <= now):
+            _, future = self._owed.popleft()
+            if not future.done():
+                future.set_exception(Unavailable("away", "no confirmation in time"))
+        if self._owed:
+            self._timer = self._loop.call_at(self._owed[0][0], self._refuse_overdue)
+
+    def close(self) -> None:
+        """Ends the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class Appender:
     """The only writer of a process. One append is under way at a time."""
 
@@ -38,6 +76,7 @@ class Appender:
         self._metrics = metrics
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
+        self._answers = _Answers()
         self._task: asyncio.Task[None] | None = None
 
     async def append(self, request: Append) -> Appended:
@@ -48,16 +87,12 @@ class Appender:
         size = sum(map(len, request.events))
         if self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES:
             raise Problem(503, "More is being sent than Redis takes.", headers={"Retry-After": "1"})
-        waiting = _Waiting(request, size, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        done = self._answers.promise()
+        self._waiting.append(_Waiting(request, size, done))
         self._waiting_bytes += size
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
-        try:
-            async with asyncio.timeout(ANSWER_WITHIN_S):
-                return await waiting.done
-        except TimeoutError:
-            raise Unavailable("away", "no confirmation in time") from None
+        return await done
 
     async def _work(self) -> None:
         """Appends until nothing waits."""
@@ -69,12 +104,25 @@ class Appender:
                 for each in batch:
                     if not each.done.done():
                         each.done.set_exception(error)
+                self._answers.forget_given()
                 continue
             self._metrics.append_seconds.observe(time.perf_counter() - started)
-            self._metrics.append_events.observe(sum(len(each.request.events) for each in batch))
             for each, outcome in zip(batch, outcomes, strict=True):
                 if not each.done.done():
                     each.done.set_result(outcome)
+            self._answers.forget_given()
+            self._count(batch, outcomes)
+
+    def _count(self, batch: Sequence[_Waiting], outcomes: Sequence[Appended]) -> None:
+        """Once an append, not once a request."""
+        sizes = [len(each.request.events) for each in batch]
+        repeated = sum(
+            size for size, outcome in zip(sizes, outcomes, strict=True) if outcome.repeated
+        )
+        self._metrics.append_events.observe(sum(sizes))
+        self._metrics.events_accepted.inc(sum(sizes) - repeated)
+        if repeated:
+            self._metrics.events_repeated.inc(repeated)
 
     def _next_batch(self) -> list[_Waiting]:
         """The requests that wait, up to the size of one append; without those given up."""
@@ -90,5 +138,6 @@ class Appender:
 
     async def aclose(self) -> None:
         """Waits for the append under way."""
+        self._answers.close()
         if self._task is not None:
             await asyncio.wait((self._task,), timeout=ANSWER_WITHIN_S)

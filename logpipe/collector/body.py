@@ -26,9 +26,6 @@ ZSTD_WINDOW_LOG = 23
 """A frame may ask for a window of 8 MiB, which RFC 8878 (3.1.1.1.2) wants every decoder to have;
 more would let a few bytes claim memory."""
 
-BODY_S = 60.0
-"""What a body may take to come: what holds memory for longer is not a sender."""
-
 DRAIN_S = 2.0
 DRAIN_BYTES = 256 * 1024 * 1024
 """After an early refusal the rest of the body is read and thrown away, for this long and this
@@ -124,17 +121,9 @@ async def read_body(receive: Receive, encoding: str, length: str, limit: int) ->
     """The whole body, unpacked: at most `limit` bytes.
 
     `encoding` and `length` are the values of Content-Encoding and Content-Length, empty for none.
-    Raises a `Problem` (413 too large, 415 unknown coding, 400 damaged, 408 too slow) and
-    ClientDisconnect.
+    Raises a `Problem` (413 too large, 415 unknown coding, 400 damaged) and ClientDisconnect, which
+    is also the end of one that comes too slowly (`protocol.BODY_S`).
     """
-    try:
-        async with asyncio.timeout(BODY_S):
-            return await _read_body(receive, encoding, length, limit)
-    except TimeoutError:
-        raise Problem(408, f"The body was not there after {BODY_S:.0f} s.") from None
-
-
-async def _read_body(receive: Receive, encoding: str, length: str, limit: int) -> bytes:
     coding = encoding.strip().lower()
     if coding in ("", "identity"):
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:

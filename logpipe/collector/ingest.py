@@ -74,7 +74,7 @@ def _within_limit(
 ) -> tuple[list[bytes], list[Refusal]]:
     """The events as stored, and the refusals with those that are too large, by index."""
     now_ms = time.time_ns() // 1_000_000
-    encoded = [encode(event, now_ms) for event in events]
+    encoded = encode(events, now_ms)
     if max(map(len, encoded), default=0) <= max_bytes:
         return encoded, refusals
     refused = {refusal.index for refusal in refusals}

@@ -3,8 +3,9 @@
 import hashlib
 from typing import Any, NamedTuple
 
+import hiredis
 import redis.asyncio as aioredis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 
 class Script(NamedTuple):
@@ -24,6 +25,32 @@ class Script(NamedTuple):
             return await client.evalsha(self.sha, len(keys), *keys, *arguments)
         except NoScriptError:
             return await client.eval(self.text, len(keys), *keys, *arguments)
+
+    async def run_packed(self, client: aioredis.Redis, keys: list[str], *arguments: Any) -> Any:
+        """As `run`, for many arguments: hiredis packs them three times as fast as redis-py."""
+        try:
+            return await _send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await _send(client, "EVAL", self.text, len(keys), *keys, *arguments)
+
+
+async def _send(client: aioredis.Redis, *command: Any) -> Any:
+    """One command on a connection of the client's; its answer."""
+    pool = client.connection_pool
+    connection = await pool.get_connection()
+    whole = False
+    try:
+        await connection.send_packed_command([hiredis.pack_command(command)], check_health=False)
+        answer = await connection.read_response()
+        whole = True
+        return answer
+    except ResponseError:
+        whole = True
+        raise
+    finally:
+        if not whole:  # its answer may still come, and must not be taken for the next one's
+            await connection.disconnect(nowait=True)
+        await pool.release(connection)
 
 
 def companion_key(stream: str, kind: str, text: str) -> str:

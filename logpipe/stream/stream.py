@@ -71,7 +71,7 @@ class Stream:
         """
         keys, rest = arguments(self.name, self._maxlen, requests)
         async with self._redis.translated():
-            answers = await APPEND.run(self._redis.writing, keys, *rest)
+            answers = await APPEND.run_packed(self._redis.writing, keys, *rest)
         return [outcome(answer) for answer in answers]
 
     # -- reading ------------------------------------------------------------------------------

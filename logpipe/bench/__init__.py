@@ -1,0 +1,1 @@
+"""`logpipe bench`: measures a running deployment from outside, over HTTP alone."""
