@@ -1,6 +1,7 @@
 """The life of a serving process: bind, open, serve, close."""
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ async def serve_until_stopped(settings: Settings) -> int:
             server = Server(process.app, process.farewell)
             process.background.on_failure = server.stop
             _introduce(settings, listener.getsockname()[1])
+            _settle()
             if process.background.failure is None:
                 with signals.handled_by(server.stop):
                     await server.serve(sockets=[listener])
@@ -84,6 +86,16 @@ class _Signals:
             yield
         finally:
             self._handler = before
+
+
+def _settle() -> None:
+    """Spares the garbage collector what stays for good, and has it look less often.
+
+    A tenth of a busy collector's time went there, for next to no garbage: requests leave no cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _introduce(settings: Settings, port: int) -> None:

@@ -18,18 +18,55 @@ BODY_S = 60.0
 """What a body may take to come: what holds memory for longer is not a sender."""
 
 
-class Wire:
-    """A connection as a stream sees it: what is not the kernel's yet is told at once."""
+class Cork:
+    """A response's way to its connection: the head waits for the first of the body.
+
+    uvicorn writes them one after the other, and each write is a system call of its own.
+    """
+
+    __slots__ = ("_corked", "_head", "_transport")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._corked = True
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if not self._corked or data.startswith(b"HTTP/1.1 100 "):
+            self._transport.write(data)
+        elif self._head:
+            self._corked = False
+            self._transport.write(self._head + data)
+        else:
+            self._head = data
+
+    def flush(self) -> None:
+        if self._corked:
+            self._corked = False
+            self._transport.write(self._head)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
+class Wire:
+    """A connection as a stream sees it: what is not the kernel's yet is told at once."""
+
+    def __init__(self, protocol: "BoundedProtocol") -> None:
+        self._protocol = protocol
+        self._transport = protocol.transport
 
     def begin(self) -> None:
-        """From now on nothing is buffered behind one's back.
+        """Writes the head of the response; from now on nothing is buffered behind one's back.
 
         What waits for a slow reader waits in the window, shared, and not here; and to have been
         written means to have left this process.
         """
+        self._protocol.uncork()
         self._transport.set_write_buffer_limits(high=0)
 
     def write(self, chunk: bytes) -> bool:
@@ -50,10 +87,11 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = True
     _in_body = False
     _deadline: asyncio.TimerHandle | None = None
+    _cork: Cork | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._extensions = {WIRE: Wire(transport)}
+        self._extensions = {WIRE: Wire(self)}
         self._await(HEAD_S, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -99,6 +137,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_body = True
         self._has_come()
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":  # whose response ends with its head
+            self._cork = Cork(self.transport)
+            self.cycle.transport = self._cork  # type: ignore[assignment]
+
+    def uncork(self) -> None:
+        """Writes the head of the response that has begun, and what follows as it comes."""
+        if self._cork is not None:
+            self._cork.flush()
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0

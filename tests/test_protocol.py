@@ -1,7 +1,8 @@
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -109,3 +110,61 @@ async def test_who_has_sent_a_head_may_take_longer_for_the_body_and_the_next_req
                 await connection.send(piece)
             assert (await connection.answer()).status == 200
             await asyncio.sleep(0.3)
+
+
+async def test_a_body_that_stops_coming_is_not_waited_for_longer_than_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BODY_S", 0.2)
+    async with serving() as served, connected(served.url) as connection:
+        await connection.send(request(b"x" * 100, start="POST / HTTP/1.1")[:-50])
+        answer = await connection.answer(timeout=3)
+        assert answer.status == 408
+        assert json.loads(answer.body)["detail"].startswith("The body was not there")
+        assert await connection.rest(timeout=3) == b""
+        await wait_until(lambda: not served.state.tasks, "the request is over")
+
+
+class Written:
+    """Stands in for a transport."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def corked() -> tuple[Written, module.Cork]:
+    written = Written()
+    return written, module.Cork(cast(asyncio.Transport, written))
+
+
+def test_the_head_of_a_response_and_its_body_are_one_write() -> None:
+    """Each write is a system call of its own, and half of what a small answer costs."""
+    written, cork = corked()
+    for data in (b"HTTP/1.1 200 OK\r\n\r\n", b"first", b"second"):
+        cork.write(data)
+    assert written.writes == [b"HTTP/1.1 200 OK\r\n\r\nfirst", b"second"]
+
+
+def test_what_may_not_wait_for_a_body_does_not() -> None:
+    written, cork = corked()
+    cork.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    cork.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert written.writes == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+    cork.flush()
+    cork.write(b"later")
+    assert written.writes[1:] == [b"HTTP/1.1 200 OK\r\n\r\n", b"later"]
+
+
+def test_a_response_that_breaks_off_behind_its_head_still_shows_it() -> None:
+    written, cork = corked()
+    cork.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    cork.close()
+    assert written.writes == [b"HTTP/1.1 200 OK\r\n\r\n"]
+    assert written.closed

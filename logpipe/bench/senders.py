@@ -196,9 +196,7 @@ class Recipe(NamedTuple):
 @contextlib.contextmanager
 def sender(recipe: Recipe, connections: int, first: int = 0) -> Iterator[Sender]:
     """A sender whose connections are closed at the end."""
-    made = Sender(
-        recipe.address, recipe.template, connections, first=first, answers=recipe.answers
-    )
+    made = Sender(recipe.address, recipe.template, connections, first=first, answers=recipe.answers)
     try:
         yield made
     finally:

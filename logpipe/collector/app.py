@@ -45,7 +45,7 @@ def create(settings: Settings, appender: Appender, metrics: Metrics) -> ASGIApp:
     around = sub_app([Route(PATH, ingest, methods=["POST"])], cors)
 
     async def collector(scope: Scope, receive: Receive, send: Send) -> None:
-        """What a browser asks, another method or another path needs Starlette; the rest does not."""
+        """Another method or path, and what a browser asks, need Starlette; the rest does not."""
         if scope["method"] == "POST" and scope["path"] == PATH:
             headers = _headers(scope)
             if "origin" not in headers:

@@ -149,8 +149,10 @@ async def _collect(receive: Receive, unpacker: Unpacker | None, limit: int) -> b
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        data = message.get("body", b"")
+        data: bytes = message.get("body", b"")
         more = message.get("more_body", False)
+        if not (more or pieces or unpacker) and len(data) <= limit:
+            return data  # as most do, it came whole and in one piece
         packed += len(data)
         if packed > limit + limit // 16 + STEP_BYTES:
             # Packing adds less than that to any data: this is empty members without end.

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -48,25 +49,33 @@ class Intake(NamedTuple):
 
 def take_in(body: bytes, content_type: str, max_message_bytes: int) -> Intake:
     """Decodes, checks and encodes. Raises a `Problem` when nothing is left to append."""
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type in NDJSON_TYPES:
+    if _is_ndjson(content_type):
         events, refusals = decode_ndjson(body)
         single = False
-    elif media_type in JSON_TYPES or media_type in UNTYPED:
-        if not body.strip():
+    else:
+        if not body or body.isspace():
             raise Problem(400, "The body is empty: send a JSON event, an array or lines of them.")
         events, refusals, single = decode_json(body)
-    else:
-        raise Problem(
-            415,
-            f"Content-Type {media_type[:64]!r} is not taken: use application/json or"
-            " application/x-ndjson.",
-            headers={"Accept": "application/json, application/x-ndjson"},
-        )
     encoded, refusals = _within_limit(events, refusals, max_message_bytes)
     if not encoded:
         raise _nothing_taken(refusals)
     return Intake(encoded, refusals, single)
+
+
+@lru_cache(maxsize=256)
+def _is_ndjson(content_type: str) -> bool:
+    """Whether a body is lines of JSON by its type. Raises a 415 `Problem` for other types."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type in NDJSON_TYPES:
+        return True
+    if media_type in JSON_TYPES or media_type in UNTYPED:
+        return False
+    raise Problem(
+        415,
+        f"Content-Type {media_type[:64]!r} is not taken: use application/json or"
+        " application/x-ndjson.",
+        headers={"Accept": "application/json, application/x-ndjson"},
+    )
 
 
 def _within_limit(
@@ -129,7 +138,7 @@ def append_of(intake: Intake, idempotency_key: str | None) -> Append:
 def answer_of(appended: Appended) -> bytes:
     """The body of the 202. A repeated request gets what the first one was answered."""
     if not appended.receipt:
-        return msgspec.json.encode({"id": appended.first})
+        return b'{"id":"%b"}' % appended.first.encode()
     receipt = msgspec.json.decode(appended.receipt)
     return msgspec.json.encode(
         {

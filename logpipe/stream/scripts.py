@@ -36,21 +36,22 @@ class Script(NamedTuple):
 
 async def _send(client: aioredis.Redis, *command: Any) -> Any:
     """One command on a connection of the client's; its answer."""
-    pool = client.connection_pool
+    pool: Any = client.connection_pool
     connection = await pool.get_connection()
-    whole = False
+    answered = False
     try:
         await connection.send_packed_command([hiredis.pack_command(command)], check_health=False)
-        answer = await connection.read_response()
-        whole = True
-        return answer
-    except ResponseError:
-        whole = True
-        raise
+        try:
+            answer = await connection.read_response()
+        except ResponseError:
+            answered = True
+            raise
+        answered = True
     finally:
-        if not whole:  # its answer may still come, and must not be taken for the next one's
+        if not answered:  # the answer may still come, and must not be taken for the next one's
             await connection.disconnect(nowait=True)
         await pool.release(connection)
+    return answer
 
 
 def companion_key(stream: str, kind: str, text: str) -> str:

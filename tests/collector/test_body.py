@@ -226,20 +226,6 @@ async def test_a_client_that_leaves_in_the_middle_is_no_end_of_the_body() -> Non
             await read_body(receiving([data], cut=True), encoding, "", 100)
 
 
-async def test_a_body_that_stops_coming_is_not_waited_for_longer_than_allowed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("logpipe.collector.body.BODY_S", 0.05)
-
-    async def silent() -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    with pytest.raises(Problem) as caught:
-        await read_body(silent, "", "", 100)
-    assert caught.value.status == 408
-
-
 async def test_a_refused_body_is_read_to_its_end() -> None:
     pieces = [b"x" * 1000] * 50
     receive = receiving(pieces)
