@@ -104,7 +104,7 @@ def nchan() -> Iterator[Peer]:
     with _folder() as folder, Valkey.started(*options) as valkey:
         config = folder / "nginx.conf"
         config.write_text(_nginx_conf(folder, port, redis_port))
-        command = [_needed("nginx"), "-p", str(folder), "-c", str(config)]
+        command = [_needed("nginx"), "-p", str(folder), "-c", str(config), "-e", "stderr"]
         with _started("nchan", command, folder) as process:
             # On a channel of its own, and not on a subscriber's: 503 until Redis is connected.
             process.wait_for(port, _publish(b"ready", "ready"), b"HTTP/1.1 20")
@@ -144,8 +144,8 @@ def redis_benchmark(
     event is JSON of `payload` bytes, but at least of about 40. Raises RuntimeError when
     redis-benchmark is missing or fails.
     """
-    rest = len(json.dumps(_event(""))) - payload
-    text = json.dumps(_event("x" * -rest))
+    filling = "x" * (payload - len(json.dumps(_event(""))))
+    text = json.dumps(_event(filling))
     command = [_needed("redis-benchmark"), "-s", str(valkey.socket), "--csv"]
     command += ["-c", str(clients), "-P", str(pipeline), "-n", str(requests)]
     command += ["XADD", CEILING, "MAXLEN", "~", "50000", "*", "event", text]
