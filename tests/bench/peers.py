@@ -108,6 +108,8 @@ def nchan() -> Iterator[Peer]:
         with _started("nchan", command, folder) as process:
             # On a channel of its own, and not on a subscriber's: 503 until Redis is connected.
             process.wait_for(port, _publish(b"ready", "ready"), b"HTTP/1.1 20")
+            if not valkey.client.keys("*ready*"):
+                raise RuntimeError("nchan keeps messages to itself instead of in Redis")
             pids, redis_pid = process.pids(), _pid(valkey)
             subscribe = _get("/sub?id=bench")
             yield Peer("nchan", port, pids, redis_pid, _publish, None, b"", True, subscribe)
@@ -295,13 +297,15 @@ http {{
   server {{
     listen 127.0.0.1:{port} backlog=2048;
     nchan_channel_id $arg_id;
-    nchan_redis_pass store;
+    # Here nchan_redis_pass would do nothing and say nothing: a location does not inherit it.
     location = /pub {{
+      nchan_redis_pass store;
       nchan_publisher;
       nchan_message_buffer_length 50000;
       nchan_message_timeout 10m;
     }}
     location = /sub {{
+      nchan_redis_pass store;
       nchan_subscriber eventsource;
       nchan_subscriber_first_message newest;
     }}
