@@ -1,0 +1,1 @@
+"""What logpipe's speed is measured with, and what it is compared with."""
