@@ -6,6 +6,7 @@ import math
 import random
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
+from logpipe.live import Live
 from logpipe.messages import Subscription
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
@@ -44,6 +45,7 @@ class Hub:
         self.stream = stream
         self.metrics = metrics
         self.window = Window(queue_len)
+        self.live = Live(metrics)
         self.batch_count = batch_count
         self.heartbeat_s = heartbeat_s
         self.attached = False
@@ -80,7 +82,7 @@ class Hub:
         while True:
             end = self.window.end
             page = await self.stream.read(end, self.batch_count, witness=end.id)
-            self._take(page)
+            await self._take(page)
             if after_outage:
                 self._wake()
                 after_outage = False
@@ -88,18 +90,21 @@ class Hub:
             if len(page.entries) + page.unreadable < self.batch_count:
                 await self.stream.wait(self.window.end.id)
 
-    def _take(self, page: Page) -> None:
-        """Puts a page into the window and wakes the subscribers."""
+    async def _take(self, page: Page) -> None:
+        """Puts a page into the window, hands it to the live readers and wakes the others."""
         if page.gap is not None:
             # Only a feed that was at the very beginning can still count. To any other, trimming
             # that overtook it and a flush followed by many entries look the same.
             if page.gap.count is None:
                 self.era += 1
+            self.live.dismiss()
             self.window.restart(page.start)
         if page.end == page.start and page.gap is None:
             return
         for batch in cut(page.start, page.end, page.entries, BATCH_BYTES):
+            number = self.window.next_number
             self.window.append(batch)
+            await self.live.carry(batch, number)
         self.metrics.feed_events.inc(len(page.entries))
         self.metrics.unreadable.inc(page.unreadable)
         self.metrics.window_events.set(self.window.entries)
@@ -113,6 +118,7 @@ class Hub:
         """Wakes the subscribers now and then, for ever, so that idle ones send a heartbeat."""
         while True:
             await asyncio.sleep(self.heartbeat_s / 4)
+            self.live.beat(self.heartbeat_s)
             self._wake()
 
     async def measure(self) -> None:
@@ -159,4 +165,5 @@ class Hub:
     def close(self) -> None:
         """Ends all subscriptions with a `Bye`, and those to come."""
         self.closing = True
+        self.live.dismiss()
         self._wake()

@@ -110,6 +110,9 @@ class Subscription(Protocol):
     async def sent(self) -> None:
         """Called when what `next` gave last was written to the subscriber."""
 
+    async def follow(self, writer: Any) -> None:
+        """Has a `live.Writer` written to without `next`, as long as that can be; else returns."""
+
     def __enter__(self) -> Any: ...
     def __exit__(self, *_: object) -> None: ...
 
@@ -125,6 +128,11 @@ class Encoder(Protocol):
     def message(self, message: Message) -> bytes: ...
 
 
+def framed(data: bytes) -> bytes:
+    """One chunk of a body whose transfer coding is chunked (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 class Batch:
     """Consecutive entries, with the chunks of bytes that its subscribers share.
 
@@ -132,7 +140,7 @@ class Batch:
     hold no event are counted by the cursors and missing in `entries`.
     """
 
-    __slots__ = ("_chunks", "_matching", "end", "entries", "size", "start")
+    __slots__ = ("_chunks", "_framed", "_matching", "end", "entries", "size", "start")
 
     def __init__(self, start: Cursor, end: Cursor, entries: list[Entry]) -> None:
         self.start = start
@@ -141,6 +149,7 @@ class Batch:
         self.size = sum(len(entry.json) for entry in entries)
         self._matching: dict[Filter, list[Entry]] = {EVERYTHING: entries}
         self._chunks: dict[tuple[Encoder, Filter], bytes] = {}
+        self._framed: dict[tuple[Encoder, Filter], bytes] = {}
 
     def matching(self, chosen: Filter) -> list[Entry]:
         """The entries that the filter takes, found once for all subscribers with that filter."""
@@ -160,9 +169,19 @@ class Batch:
             chunk = self._chunks[key] = encoder.entries(found) if found else b""
         return chunk
 
+    def framed(self, encoder: Encoder, chosen: Filter) -> bytes:
+        """As `chunk`, framed for HTTP."""
+        key = (encoder, chosen)
+        chunk = self._framed.get(key)
+        if chunk is None:
+            found = self.matching(chosen)
+            chunk = self._framed[key] = framed(encoder.entries(found)) if found else b""
+        return chunk
+
     def forget_chunks(self) -> None:
         """Gives the memory of the shared chunks back."""
         self._chunks.clear()
+        self._framed.clear()
         self._matching = {EVERYTHING: self.entries}
 
 

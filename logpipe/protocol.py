@@ -69,8 +69,13 @@ class Wire:
         self._protocol.uncork()
         self._transport.set_write_buffer_limits(high=0)
 
+    @property
+    def idle(self) -> bool:
+        """Whether the kernel has all that was written, and would take more."""
+        return not self._transport.is_closing() and self._transport.get_write_buffer_size() == 0
+
     def write(self, chunk: bytes) -> bool:
-        """Writes a chunk as `framed` makes it; False when the kernel has not taken all of it."""
+        """Writes a chunk as `messages.framed` makes it; False when the kernel left some of it."""
         if self._transport.is_closing():
             return False
         self._transport.write(chunk)

@@ -10,6 +10,7 @@ from logpipe.filters import Filter
 from logpipe.group import Group, Share
 from logpipe.groups import MAX_GROUPS, Groups, TooManyGroupsError
 from logpipe.ids import StreamId
+from logpipe.live import Writer
 from logpipe.messages import Item, Start, goodbye
 
 
@@ -93,6 +94,9 @@ class SharedSubscription:
         except TimeoutError:
             return False
         return True
+
+    async def follow(self, writer: Writer) -> None:
+        """Never: what is read has to be acknowledged."""
 
     async def sent(self) -> None:
         """Acknowledges what was written."""

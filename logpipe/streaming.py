@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from starlette.responses import Response
@@ -13,6 +13,7 @@ from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry
 from logpipe.ids import StreamId
+from logpipe.live import PROGRESS_S
 from logpipe.messages import (
     Batch,
     Bye,
@@ -28,9 +29,6 @@ from logpipe.metrics import Metrics
 
 WIRE = "logpipe.wire"
 """The ASGI extension of `protocol.Wire`: writing to a connection around ASGI's messages."""
-
-PROGRESS_S = 5.0
-"""While the filter rejects everything, the cursor is told this often."""
 
 HEADERS = {
     "Cache-Control": "no-cache, no-transform",
@@ -90,8 +88,20 @@ def encoder_for(accept: str) -> Encoder:
     return NDJSON if NDJSON.media_type in accept.lower() else SSE
 
 
+class Wire(Protocol):
+    """What `protocol.Wire` is to a response."""
+
+    def begin(self) -> None: ...
+    def write(self, chunk: bytes) -> bool: ...
+    @property
+    def idle(self) -> bool: ...
+
+
 class StreamResponse(Response):
-    """Sends what a subscription gives until it ends or the client leaves."""
+    """Sends what a subscription gives until it ends or the client leaves.
+
+    It is the `live.Writer` of its subscription where the server lets it write around ASGI.
+    """
 
     def __init__(
         self,
@@ -102,34 +112,40 @@ class StreamResponse(Response):
     ) -> None:
         super().__init__(None, 200, {**HEADERS, **(headers or {})}, encoder.media_type)
         del self.headers["content-length"]
+        self.encoder = encoder
+        self.passed: StreamId | None = None
+        self.written_at = time.monotonic()
         self._subscription = subscription
-        self._encoder = encoder
         self._metrics = metrics
-        self._passed: StreamId | None = None
-        self._written_at = time.monotonic()
+        self._wire: Wire | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        if wire := scope.get("extensions", {}).get(WIRE):
-            wire.begin()
+        self._wire = scope.get("extensions", {}).get(WIRE)
+        if self._wire is not None:
+            self._wire.begin()
         address = scope.get("client")
         self._subscription.client = address[0] if address else ""
+        task = asyncio.current_task()
+        assert task is not None
         with self._subscription:
-            pump = asyncio.create_task(self._pump(send))
             # A loop that only sends never notices that its client has left.
-            leaving = asyncio.create_task(_until_disconnect(receive, pump))
+            leaving = asyncio.create_task(_until_disconnect(receive, task))
             try:
-                await asyncio.wait((pump, leaving), return_when=asyncio.FIRST_COMPLETED)
-                if pump.done() and not pump.cancelled():
-                    pump.result()
+                await self._pump(send)
+            except asyncio.CancelledError:
+                if not leaving.done() or leaving.cancelled() or task.uncancel():
+                    raise  # it was not the client alone
             finally:
-                for task in (pump, leaving):
-                    if not task.cancelling():  # twice would cut off its cleaning up
-                        task.cancel()
-                await asyncio.wait((pump, leaving))
+                leaving.cancel()
+
+    def write(self, chunk: bytes) -> bool:
+        """Writes a chunk as `framed` makes it; False when some of it has to wait."""
+        assert self._wire is not None
+        return self._wire.write(chunk)
 
     async def _pump(self, send: Send) -> None:
         while (items := await self._subscription.next()) is not None:
@@ -142,9 +158,11 @@ class StreamResponse(Response):
                     # A server takes a body and returns; before the next it waits until the last
                     # one is written. What a killed process had taken nobody would ever get.
                     await send({"type": "http.response.body", "body": b"", "more_body": True})
-                self._written_at = time.monotonic()
+                self.written_at = time.monotonic()
                 self._metrics.delivered_bytes.inc(len(body))
             await self._subscription.sent()
+            if self._wire is not None and self._wire.idle:
+                await self._subscription.follow(self)
         await send({"type": "http.response.body", "body": b""})
 
     def _encode(self, items: Sequence[Item]) -> bytes:
@@ -153,7 +171,7 @@ class StreamResponse(Response):
         passed: Batch | None = None
         for item in items:
             if isinstance(item, Batch):
-                chunk = item.chunk(self._encoder, self._subscription.filter)
+                chunk = item.chunk(self.encoder, self._subscription.filter)
                 passed = item
                 if chunk:
                     parts.append(chunk)
@@ -162,24 +180,24 @@ class StreamResponse(Response):
                     if found[-1].id == item.end.id:
                         passed = None
             else:
-                parts.append(self._encoder.message(item))
+                parts.append(self.encoder.message(item))
                 if isinstance(item, Gap):
                     self._metrics.gaps.labels(item.reason).inc()
                     self._metrics.gap_events.labels(item.reason).inc(item.count or 0)
         if parts:
-            self._passed = passed.end.id if passed else None
+            self.passed = passed.end.id if passed else None
             return b"".join(parts)
         if passed is not None:
-            self._passed = passed.end.id
+            self.passed = passed.end.id
         return self._nothing_new(idle=not items)
 
     def _nothing_new(self, *, idle: bool) -> bytes:
         """A word that the cursor moved on though nothing matched, or a heartbeat, when due."""
-        waited = time.monotonic() - self._written_at
-        if self._passed is not None and (idle or waited >= PROGRESS_S):
-            told, self._passed = self._passed, None
-            return self._encoder.message(Progress(told))
-        return self._encoder.heartbeat if idle else b""
+        waited = time.monotonic() - self.written_at
+        if self.passed is not None and (idle or waited >= PROGRESS_S):
+            told, self.passed = self.passed, None
+            return self.encoder.message(Progress(told))
+        return self.encoder.heartbeat if idle else b""
 
 
 async def _until_disconnect(receive: Receive, pump: asyncio.Task[None]) -> None:

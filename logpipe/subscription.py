@@ -17,6 +17,7 @@ from logpipe.filters import Filter
 from logpipe.history import before, before_last
 from logpipe.hub import Hub
 from logpipe.ids import START, StreamId
+from logpipe.live import Writer
 from logpipe.messages import Batch, Hello, Item, Notice, Start, goodbye
 from logpipe.problems import Unavailable
 from logpipe.window import BATCH_BYTES, rest_of
@@ -42,8 +43,9 @@ class HubSubscription:
         self.cursor = Cursor(START)
         self.connected_ms = time.time_ns() // 1_000_000
         self._hub = hub
+        self.number: int | None = None
+        """That of the batch of the window that it reads next; None while it reads elsewhere."""
         self._start = start
-        self._number: int | None = None
         self._era: int | None = None
         self._begun = False
         self._waited = False
@@ -70,6 +72,11 @@ class HubSubscription:
 
     async def sent(self) -> None:
         """Nothing: a broadcast is not acknowledged."""
+
+    async def follow(self, writer: Writer) -> None:
+        """Among the live readers, as long as it has had all of the window."""
+        if self.number == self._hub.window.next_number and not self._hub.closing:
+            await self._hub.live.follow(self, writer)
 
     async def next(self) -> Sequence[Item] | None:
         """The next items: none when a heartbeat is due, None when the subscription is over."""
@@ -98,11 +105,11 @@ class HubSubscription:
             return await self._begin()
         window = self._hub.window
         # An id that was not read in this era may lie between the window's and yet be unknown.
-        if self._number is None and (self._era == self._hub.era or window.holds(self.cursor.id)):
-            self._number = window.locate(self.cursor.id)
-        if self._number is not None and self._number >= window.first_number:
-            return self._from_window(self._number)
-        if self._number is not None and self._start.on_lag == "skip" and (gap := self._skip()):
+        if self.number is None and (self._era == self._hub.era or window.holds(self.cursor.id)):
+            self.number = window.locate(self.cursor.id)
+        if self.number is not None and self.number >= window.first_number:
+            return self._from_window(self.number)
+        if self.number is not None and self._start.on_lag == "skip" and (gap := self._skip()):
             return [gap]
         return await self._catch_up()
 
@@ -117,13 +124,13 @@ class HubSubscription:
             number += 1
         if items:
             self._hub.metrics.window_reads.inc()
-        self._number = number
+        self.number = number
         self._era = self._hub.era
         return items
 
     async def _catch_up(self) -> Sequence[Item]:
         """The next page from the stream itself, with the gap before it."""
-        self._number = None
+        self.number = None
         async with self._hub.catching_up:
             era = self._hub.era
             if self._era is not None and self._era != era:
@@ -157,7 +164,7 @@ class HubSubscription:
         known = self.cursor.position is not None and newest.start.position is not None
         count = (newest.start.position or 0) - (self.cursor.position or 0) if known else None
         gap = Gap("slow", self.cursor.id, newest.entries[0].id, count, newest.start.id)
-        self.cursor, self._number = newest.start, None
+        self.cursor, self.number = newest.start, None
         return gap
 
     def _notice(self, error: Unavailable) -> Sequence[Item]:
@@ -195,7 +202,7 @@ class HubSubscription:
             self._era = era
         else:
             self.cursor = self._hub.window.end
-            self._number = self._hub.window.next_number
+            self.number = self._hub.window.next_number
             self._era = self._hub.era
         self._begun = True
         hello = await self._hello(gap.after if gap else self.cursor.id)

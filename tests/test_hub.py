@@ -280,7 +280,7 @@ async def test_a_gap_that_the_feed_meets_leaves_no_batch_from_before_it(valkey: 
         gap = Gap("reset", StreamId(9, 0), StreamId(3, 0), None, StreamId(2, 7))
         start = Cursor(gap.resume, 0)
         change = hub.change
-        hub._take(Page(gap, start, start, [], 0))
+        await hub._take(Page(gap, start, start, [], 0))
         assert hub.window.end == start
         assert hub.window.locate(StreamId(9, 0)) is None
         assert hub.era == 1

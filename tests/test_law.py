@@ -357,7 +357,7 @@ def test_a_catch_up_that_skips_is_noticed(
 
     async def skip(self: HubSubscription) -> Sequence[Item]:
         window = self._hub.window
-        self.cursor, self._number, self._era = window.end, window.next_number, self._hub.era
+        self.cursor, self.number, self._era = window.end, window.next_number, self._hub.era
         return []
 
     monkeypatch.setattr(HubSubscription, "_catch_up", skip)

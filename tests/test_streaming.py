@@ -156,6 +156,9 @@ class Source:
     async def sent(self) -> None:
         self.written += 1
 
+    async def follow(self, writer: object) -> None:
+        return
+
 
 class Browser:
     """The other side: `receive` and `send` as uvicorn gives them."""

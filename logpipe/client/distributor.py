@@ -21,6 +21,7 @@ from logpipe.client.items import items_of
 from logpipe.continuity import Gap
 from logpipe.event import NOT_DECODED
 from logpipe.filters import EVERYTHING, Filter
+from logpipe.live import Writer
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Progress, Start, goodbye
 
 log = logging.getLogger("logpipe.client")
@@ -188,6 +189,9 @@ class RemoteSubscription:
                 return
             item = self._queue.get_nowait()
         self._refused = item
+
+    async def follow(self, writer: Writer) -> None:
+        """Never: the window is elsewhere."""
 
     async def sent(self) -> None:
         """Nothing: a broadcast is not acknowledged."""

@@ -10,7 +10,7 @@ from logpipe.subscription import HubSubscription
 async def _jump(self: HubSubscription) -> Sequence[Item]:
     """To the end of the window, without a word."""
     window = self._hub.window
-    self.cursor, self._number, self._era = window.end, window.next_number, self._hub.era
+    self.cursor, self.number, self._era = window.end, window.next_number, self._hub.era
     return []
 
 
