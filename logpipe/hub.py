@@ -13,10 +13,12 @@ from logpipe.problems import Unavailable
 from logpipe.stream import Page, Stream
 from logpipe.window import BATCH_BYTES, Window, cut
 
-TICK_PER_SUBSCRIBER_S = 40e-6
-"""What one write to one subscriber costs, doubled: between two reads of the feed the event loop
-gets this long for each, so that many subscribers get larger batches, few get them at once."""
-MAX_TICK_S = 0.2
+PAUSE_S = 10e-6
+CROWD_PAUSE_S = 20e-9
+MAX_PAUSE_S = 0.2
+"""Between two reads of the feed, the event loop gets the most of `PAUSE_S` for each subscriber and
+`CROWD_PAUSE_S` for each pair of them. One write costs 5 to 15 us whatever its size, so a hundred
+subscribers are written to a thousand times a second, and thousands get larger batches instead."""
 
 CATCHUP_READERS = 8
 """How many subscribers read from the stream at the same time; the others wait their turn."""
@@ -81,14 +83,12 @@ class Hub:
             self._wake()
         while True:
             end = self.window.end
-            page = await self.stream.read(end, self.batch_count, witness=end.id)
+            page = await self.stream.follow(end, self.batch_count, witness=end.id)
             await self._take(page)
             if after_outage:
                 self._wake()
                 after_outage = False
             await self._pace()
-            if len(page.entries) + page.unreadable < self.batch_count:
-                await self.stream.wait(self.window.end.id)
 
     async def _take(self, page: Page) -> None:
         """Puts a page into the window, hands it to the live readers and wakes the others."""
@@ -112,7 +112,8 @@ class Hub:
         self._wake()
 
     async def _pace(self) -> None:
-        await asyncio.sleep(min(len(self.subscribers) * TICK_PER_SUBSCRIBER_S, MAX_TICK_S))
+        count = len(self.subscribers)
+        await asyncio.sleep(min(max(count * PAUSE_S, count**2 * CROWD_PAUSE_S), MAX_PAUSE_S))
 
     async def beat(self) -> None:
         """Wakes the subscribers now and then, for ever, so that idle ones send a heartbeat."""

@@ -3,9 +3,10 @@
 import hashlib
 from typing import Any, NamedTuple
 
-import hiredis
 import redis.asyncio as aioredis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
+
+from logpipe.stream.exchange import exchange
 
 
 class Script(NamedTuple):
@@ -28,30 +29,13 @@ class Script(NamedTuple):
 
     async def run_packed(self, client: aioredis.Redis, keys: list[str], *arguments: Any) -> Any:
         """As `run`, for many arguments: hiredis packs them three times as fast as redis-py."""
-        try:
-            return await _send(client, "EVALSHA", self.sha, len(keys), *keys, *arguments)
-        except NoScriptError:
-            return await _send(client, "EVAL", self.text, len(keys), *keys, *arguments)
-
-
-async def _send(client: aioredis.Redis, *command: Any) -> Any:
-    """One command on a connection of the client's; its answer."""
-    pool: Any = client.connection_pool
-    connection = await pool.get_connection()
-    answered = False
-    try:
-        await connection.send_packed_command([hiredis.pack_command(command)], check_health=False)
-        try:
-            answer = await connection.read_response()
-        except ResponseError:
-            answered = True
-            raise
-        answered = True
-    finally:
-        if not answered:  # the answer may still come, and must not be taken for the next one's
-            await connection.disconnect(nowait=True)
-        await pool.release(connection)
-    return answer
+        command = ("EVALSHA", self.sha, len(keys), *keys, *arguments)
+        (answer,) = await exchange(client, command)
+        if isinstance(answer, NoScriptError):
+            (answer,) = await exchange(client, ("EVAL", self.text, *command[2:]))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def companion_key(stream: str, kind: str, text: str) -> str:

@@ -4,7 +4,7 @@ Few verbs: `append`, `read`, `wait`, `range`, `bounds`, and those of its `groups
 retries: a verb works or raises `Unavailable`, and the loops above decide.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -16,6 +16,7 @@ from logpipe.redis_address import RedisAddress
 from logpipe.stream.append import APPEND, Append, Appended, arguments, outcome
 from logpipe.stream.connections import Connections
 from logpipe.stream.entries import entry_of
+from logpipe.stream.exchange import exchange
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
 
@@ -89,6 +90,28 @@ class Stream:
             # Trimming takes from the front: while the cursor's own entry is there, nothing after
             # it has gone.
             return _page(None, after, raw[1:])
+        return await self._prove(after, count, witness)
+
+    async def follow(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
+        """As `read`, as soon as there is something, or after BLOCK_MS.
+
+        Waiting and reading are sent together: one way to Redis and back instead of two.
+        """
+        async with self._redis.translated():
+            waited, raw = await exchange(
+                self._redis.blocking,
+                ("XREAD", "COUNT", 1, "BLOCK", self._block_ms, "STREAMS", self.name, str(after.id)),
+                ("XRANGE", self.name, str(after.id), "+", "COUNT", count + 1),
+            )
+            for answer in (waited, raw):
+                if isinstance(answer, Exception):
+                    raise answer
+        if raw and from_wire(raw[0][0]) == after.id:
+            return _page(None, after, [(id_, dict(_pairs(fields))) for id_, fields in raw[1:]])
+        return await self._prove(after, count, witness)
+
+    async def _prove(self, after: Cursor, count: int, witness: StreamId) -> Page:
+        """What follows a cursor whose own entry is not there, by the stream's counters."""
         bounds, raw = await self._look(after.id, count)
         if not bounds.spans(witness):
             after = after.unproven()
@@ -136,6 +159,11 @@ class Stream:
             else:
                 raw = await self._redis.reading.xrange(self.name, str(low), str(high), count)
         return [entry_of(*pair) for pair in raw]
+
+
+def _pairs(fields: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    each = iter(fields)
+    return zip(each, each, strict=True)
 
 
 def _bounds(info: dict[str, Any]) -> Bounds:
