@@ -88,36 +88,44 @@ class BoundedProtocol(HttpToolsProtocol):
     A request that comes whole in one read, as most do, costs no timer.
     """
 
-    _unread = 0  # bytes since the last that told something: a head, a piece of a body, an end
-    _in_head = True
-    _in_body = False
+    _unread = 0  # bytes since the last that told something: a head, a piece of a body
     _deadline: asyncio.TimerHandle | None = None
+    _awaited = ""
     _cork: Cork | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._extensions = {WIRE: Wire(self)}
-        self._await(HEAD_S, transport.close)
+        self._await("head", HEAD_S, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._has_come()
+        self._no_longer_await()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._unread += len(data)
         super().data_received(data)
+        cycle = self.cycle
+        if cycle is None or cycle.scope is not self.scope:
+            self._await("head", HEAD_S, self.transport.close)
+        elif cycle.more_body:
+            self._await("body", BODY_S, self._body_is_late)
+        else:
+            self._unread = 0
+            if self._deadline is not None:
+                self._no_longer_await()
+            return
         if self._unread > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"A request's head may have {MAX_HEAD_BYTES} bytes.")
-        elif self._deadline is None:
-            if self._in_head:
-                self._await(HEAD_S, self.transport.close)
-            elif self._in_body:
-                self._await(BODY_S, self._body_is_late)
 
-    def _await(self, seconds: float, otherwise: Callable[[], None]) -> None:
-        self._deadline = self.loop.call_later(seconds, otherwise)
+    def _await(self, what: str, seconds: float, otherwise: Callable[[], None]) -> None:
+        """A request has come in part: the rest has a time limit from here on."""
+        if self._deadline is None or self._awaited != what:
+            self._no_longer_await()
+            self._awaited = what
+            self._deadline = self.loop.call_later(seconds, otherwise)
 
-    def _has_come(self) -> None:
+    def _no_longer_await(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -131,32 +139,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(problem)
         self.transport.close()
 
-    def on_message_begin(self) -> None:
-        self._in_head = True
-        super().on_message_begin()
-        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
-
     def on_headers_complete(self) -> None:
         self._unread = 0
-        self._in_head = False
-        self._in_body = True
-        self._has_come()
+        scope = self.scope
+        scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
         super().on_headers_complete()
-        if self.scope["method"] != "HEAD":  # whose response ends with its head
+        if scope["method"] != "HEAD":  # whose response ends with its head
             self._cork = Cork(self.transport)
             self.cycle.transport = self._cork  # type: ignore[assignment]
-
-    def uncork(self) -> None:
-        """Writes the head of the response that has begun, and what follows as it comes."""
-        if self._cork is not None:
-            self._cork.flush()
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
         super().on_body(body)
 
-    def on_message_complete(self) -> None:
-        self._unread = 0
-        self._in_body = False
-        self._has_come()
-        super().on_message_complete()
+    def uncork(self) -> None:
+        """Writes the head of the response that has begun, and what follows as it comes."""
+        if self._cork is not None:
+            self._cork.flush()

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
@@ -30,10 +30,13 @@ ANSWER_WITHIN_S = 1.8
 """A request that Redis has not confirmed by then is answered 503."""
 
 
-class _Waiting(NamedTuple):
-    request: Append
-    size: int
-    done: "asyncio.Future[Appended]"
+class _Waiting:
+    __slots__ = ("done", "request", "size")
+
+    def __init__(self, request: Append, size: int, done: "asyncio.Future[Appended]") -> None:
+        self.request = request
+        self.size = size
+        self.done = done
 
 
 class _Answers:

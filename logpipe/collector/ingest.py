@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -39,7 +39,7 @@ UNTYPED = frozenset(
 """Types that say nothing of the content: its first byte decides."""
 
 
-class Intake(NamedTuple):
+class Intake(msgspec.Struct, frozen=True, gc=False):
     """The encoded events of one body, in order, and what was refused of it."""
 
     events: list[bytes]

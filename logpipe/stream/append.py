@@ -1,7 +1,8 @@
 """The append: one script call for the events of many requests."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from logpipe.stream.scripts import Script, companion_key
 
@@ -45,7 +46,7 @@ return answers
 """)
 
 
-class Append(NamedTuple):
+class Append(msgspec.Struct, frozen=True, gc=False):
     """The events of one request, to be appended in order, all or none.
 
     `receipt` is kept with the idempotency key and given back when the request comes again.
@@ -56,7 +57,7 @@ class Append(NamedTuple):
     receipt: bytes = b""
 
 
-class Appended(NamedTuple):
+class Appended(msgspec.Struct, frozen=True, gc=False):
     """The outcome of an `Append`; `repeated` when the key was known and nothing was added."""
 
     first: str
