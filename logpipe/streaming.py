@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -26,9 +26,7 @@ from logpipe.messages import (
     named,
 )
 from logpipe.metrics import Metrics
-
-WIRE = "logpipe.wire"
-"""The ASGI extension of `protocol.Wire`: writing to a connection around ASGI's messages."""
+from logpipe.wire import Wire, wire_of
 
 HEADERS = {
     "Cache-Control": "no-cache, no-transform",
@@ -88,15 +86,6 @@ def encoder_for(accept: str) -> Encoder:
     return NDJSON if NDJSON.media_type in accept.lower() else SSE
 
 
-class Wire(Protocol):
-    """What `protocol.Wire` is to a response."""
-
-    def begin(self) -> None: ...
-    def write(self, chunk: bytes) -> bool: ...
-    @property
-    def idle(self) -> bool: ...
-
-
 class StreamResponse(Response):
     """Sends what a subscription gives until it ends or the client leaves.
 
@@ -124,9 +113,9 @@ class StreamResponse(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        self._wire = scope.get("extensions", {}).get(WIRE)
+        self._wire = wire_of(scope)
         if self._wire is not None:
-            self._wire.begin()
+            self._wire.begin_stream()
         address = scope.get("client")
         self._subscription.client = address[0] if address else ""
         task = asyncio.current_task()
@@ -145,7 +134,7 @@ class StreamResponse(Response):
     def write(self, chunk: bytes) -> bool:
         """Writes a chunk as `framed` makes it; False when some of it has to wait."""
         assert self._wire is not None
-        return self._wire.write(chunk)
+        return self._wire.send_chunk(chunk)
 
     async def _pump(self, send: Send) -> None:
         while (items := await self._subscription.next()) is not None:

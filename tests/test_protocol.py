@@ -2,7 +2,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -123,48 +123,3 @@ async def test_a_body_that_stops_coming_is_not_waited_for_longer_than_allowed(
         assert json.loads(answer.body)["detail"].startswith("The body was not there")
         assert await connection.rest(timeout=3) == b""
         await wait_until(lambda: not served.state.tasks, "the request is over")
-
-
-class Written:
-    """Stands in for a transport."""
-
-    def __init__(self) -> None:
-        self.writes: list[bytes] = []
-        self.closed = False
-
-    def write(self, data: bytes) -> None:
-        self.writes.append(data)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def corked() -> tuple[Written, module.Cork]:
-    written = Written()
-    return written, module.Cork(cast(asyncio.Transport, written))
-
-
-def test_the_head_of_a_response_and_its_body_are_one_write() -> None:
-    """Each write is a system call of its own, and half of what a small answer costs."""
-    written, cork = corked()
-    for data in (b"HTTP/1.1 200 OK\r\n\r\n", b"first", b"second"):
-        cork.write(data)
-    assert written.writes == [b"HTTP/1.1 200 OK\r\n\r\nfirst", b"second"]
-
-
-def test_what_may_not_wait_for_a_body_does_not() -> None:
-    written, cork = corked()
-    cork.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    cork.write(b"HTTP/1.1 200 OK\r\n\r\n")
-    assert written.writes == [b"HTTP/1.1 100 Continue\r\n\r\n"]
-    cork.flush()
-    cork.write(b"later")
-    assert written.writes[1:] == [b"HTTP/1.1 200 OK\r\n\r\n", b"later"]
-
-
-def test_a_response_that_breaks_off_behind_its_head_still_shows_it() -> None:
-    written, cork = corked()
-    cork.write(b"HTTP/1.1 200 OK\r\n\r\n")
-    cork.close()
-    assert written.writes == [b"HTTP/1.1 200 OK\r\n\r\n"]
-    assert written.closed

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import NoScriptError, ResponseError
 
 from logpipe.continuity import Cursor, Gap
 from logpipe.ids import END, START, StreamId, parse_id
@@ -31,6 +32,22 @@ from tests.streams import MAXLEN, NAME, add, address_of, event, events, plain, s
 GROUP = "workers"
 
 
+class FakeDirect:
+    """Stands in for `Direct`, over fakeredis."""
+
+    def __init__(self, server: fakeredis.FakeServer) -> None:
+        self._client: Any = fakeredis.FakeAsyncRedis(server=server)
+
+    async def call(self, *command: Any) -> Any:
+        try:
+            return await self._client.execute_command(*command)
+        except NoScriptError as error:
+            raise ResponseError(f"NOSCRIPT {error}") from None
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
 @pytest.fixture(params=["fakeredis", "valkey"])
 async def stream(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -40,6 +57,7 @@ async def stream(
         monkeypatch.setattr(
             connections, "_client", lambda *_: fakeredis.FakeAsyncRedis(server=server)
         )
+        monkeypatch.setattr(connections, "_direct", lambda _: FakeDirect(server))
         address = RedisAddress(host="fake")
     else:
         address = address_of(request.getfixturevalue("valkey"))

@@ -17,6 +17,7 @@ from logpipe.problems import MEDIA_TYPE as PROBLEM_TYPE
 from logpipe.problems import Problem
 from logpipe.settings import Settings
 from logpipe.subapp import sub_app
+from logpipe.wire import Wire, wire_of
 
 PATH = "/ingest"
 
@@ -49,7 +50,7 @@ def create(settings: Settings, appender: Appender, metrics: Metrics) -> ASGIApp:
         if scope["method"] == "POST" and scope["path"] == PATH:
             headers = _headers(scope)
             if "origin" not in headers:
-                await ingest.answer(headers, receive, send)
+                await ingest.answer(headers, receive, send, wire_of(scope))
                 return
         await around(scope, receive, send)
 
@@ -75,19 +76,25 @@ class Ingest:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request that came through Starlette."""
-        await self.answer(_headers(scope), receive, send)
+        await self.answer(_headers(scope), receive, send, None)
 
-    async def answer(self, headers: dict[str, str], receive: Receive, send: Send) -> None:
+    async def answer(
+        self, headers: dict[str, str], receive: Receive, send: Send, wire: Wire | None
+    ) -> None:
         """Answers one request; every refusal is a problem document."""
         body_read = False
         try:
             auth.require(headers.get("authorization"), self._settings.ingest_tokens)
-            body = await read_body(
-                receive,
-                headers.get("content-encoding", ""),
-                headers.get("content-length", ""),
-                self._settings.max_body_bytes,
-            )
+            body = None
+            if wire is not None and "content-encoding" not in headers:
+                body = wire.body()
+            if body is None or len(body) > self._settings.max_body_bytes:
+                body = await read_body(
+                    receive,
+                    headers.get("content-encoding", ""),
+                    headers.get("content-length", ""),
+                    self._settings.max_body_bytes,
+                )
             body_read = True
             answer = await self._store(headers, body)
         except ClientDisconnect:
@@ -97,7 +104,10 @@ class Ingest:
             await _refuse(problem, receive, send, body_read=body_read)
             return
         self._metrics.requests_accepted.inc()
-        await _respond(send, 202, b"application/json", answer)
+        if wire is not None:
+            wire.respond(202, b"application/json", answer)
+        else:
+            await _respond(send, 202, b"application/json", answer)
 
     async def _store(self, headers: dict[str, str], body: bytes) -> bytes:
         self._metrics.body_bytes.inc(len(body))

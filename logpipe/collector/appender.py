@@ -16,12 +16,11 @@ from logpipe.stream import Append, Appended, Stream
 
 MAX_SHARED_BYTES = 256 * 1024
 """One append takes requests up to this size together; a larger request goes alone. Few enough that
-Redis adds some while this process reads the next: with 4 MiB they waited for each other, and took
-in a third less."""
+Redis adds some while this process reads the next: with 4 MiB they waited for each other."""
 
 LANES = 2
-"""Appends under way at a time, where so much waits that a second one is full: Redis then finds the
-next when it is done with one. Small requests share one append better than two."""
+"""Appends under way at a time: Redis finds the next when it is done with one. With one lane, a tenth
+fewer single events came in and a fifth fewer in batches; a third lane changed nothing."""
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 """Requests beyond this are refused until the ones before them are appended."""
@@ -98,9 +97,7 @@ class Appender:
         done = self._answers.promise()
         self._waiting.append(_Waiting(request, size, done))
         self._waiting_bytes += size
-        if not self._lanes or (
-            self._waiting_bytes >= MAX_SHARED_BYTES and len(self._lanes) < LANES
-        ):
+        if len(self._lanes) < LANES:
             self._lanes.add(asyncio.create_task(self._work()))
         return await done
 

@@ -31,6 +31,7 @@ from redis.exceptions import (
 
 from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
+from logpipe.stream.direct import Direct
 from logpipe.stream.health import Kind, RedisHealth
 
 CONNECT_TIMEOUT_S = 1.0
@@ -60,6 +61,7 @@ class Connections:
         self, address: RedisAddress, key: str, block_ms: int, trouble: Callable[[], str | None]
     ) -> None:
         self.health = RedisHealth(str(address))
+        self.appending = _direct(address)
         self.writing = _client(address, WRITE_TIMEOUT_S)
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S)
         self.reading = _client(address, READ_TIMEOUT_S)
@@ -68,7 +70,7 @@ class Connections:
 
     async def aclose(self) -> None:
         """Closes them all."""
-        for client in (self.writing, self.blocking, self.reading):
+        for client in (self.appending, self.writing, self.blocking, self.reading):
             await client.aclose()
 
     async def monitor(self) -> None:
@@ -128,7 +130,7 @@ class Connections:
         while isinstance(error.__cause__, RedisError):
             error = error.__cause__  # of a greeting over a unix socket redis-py tells only that
         known = next((row[1:] for row in _BY_CLASS if isinstance(error, row[0])), None)
-        known = known or _BY_WORD.get(str(error).partition(" ")[0])
+        known = known or _BY_WORD.get(str(error).removeprefix("ERR ").partition(" ")[0])
         if known is None and isinstance(error, ResponseError):
             known = ("error", " ".join(str(error).split()))
         if known is not None:
@@ -162,6 +164,8 @@ _BY_WORD: dict[str, tuple[Kind, str]] = {
     "NOAUTH": ("auth", "a password is wanted"),
     "WRONGPASS": ("auth", "the user or password is refused"),
     "ACL": ("auth", "the user may not use the stream's commands"),
+    "LOADING": ("away", "loading its data"),
+    "NOPERM": ("auth", "the user may not use the stream's commands"),
     "max": ("clients", "no connection left (maxclients)"),
     "NOREPLICAS": ("read-only", "too few replicas to write (NOREPLICAS)"),
 }
@@ -177,6 +181,10 @@ def _tls_trouble(error: BaseException | None) -> str | None:
     if isinstance(error, ssl.SSLError):
         return "TLS fails; is it a rediss:// port?"
     return None
+
+
+def _direct(address: RedisAddress) -> Direct:
+    return Direct(address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S)
 
 
 def _client(address: RedisAddress, timeout_s: float) -> aioredis.Redis:

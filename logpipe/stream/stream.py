@@ -72,7 +72,7 @@ class Stream:
         """
         keys, rest = arguments(self.name, self._maxlen, requests)
         async with self._redis.translated():
-            answers = await APPEND.run_packed(self._redis.writing, keys, *rest)
+            answers = await APPEND.run_directly(self._redis.appending, keys, *rest)
         return [outcome(answer) for answer in answers]
 
     # -- reading ------------------------------------------------------------------------------

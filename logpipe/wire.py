@@ -1,0 +1,110 @@
+"""A request and its response past ASGI's messages, for what is asked a million times.
+
+uvicorn's messages cost a third of a small request: two coroutines, their dictionaries, checks of
+each header, and a system call each for head and body. `protocol.BoundedProtocol` offers a `Wire` as
+an ASGI extension; who finds none, as in a test or under another server, uses the messages.
+"""
+
+import asyncio
+from typing import cast
+
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+EXTENSION = "logpipe.wire"
+
+
+def wire_of(scope: Scope) -> "Wire | None":
+    """The wire of a request, where the server has one."""
+    return cast("Wire | None", scope.get("extensions", {}).get(EXTENSION))
+
+
+class Wire:
+    """One request and its response; stands between uvicorn's cycle and the transport."""
+
+    __slots__ = ("_corked", "_cycle", "_head", "_transport")
+
+    def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
+        self._cycle = cycle
+        self._transport = transport
+        # The response to HEAD ends with its head.
+        self._corked = cycle.scope["method"] != "HEAD"
+        self._head = b""
+
+    # -- what uvicorn's cycle does with a transport -------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Writes; the head of a response waits for the first of its body."""
+        if not self._corked or data.startswith(b"HTTP/1.1 100 "):
+            self._transport.write(data)
+        elif self._head:
+            self._corked = False
+            self._transport.write(self._head + data)
+        else:
+            self._head = data
+
+    def close(self) -> None:
+        """Closes the connection, once what was written has gone."""
+        self._uncork()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection closes."""
+        return self._transport.is_closing()
+
+    def _uncork(self) -> None:
+        if self._corked:
+            self._corked = False
+            self._transport.write(self._head)
+
+    # -- around the messages ------------------------------------------------------------------
+
+    def body(self) -> bytes | None:
+        """The request's body, where all of it has come already; else it is to be received."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def respond(self, status: int, media_type: bytes, body: bytes) -> None:
+        """A whole response, in place of the two messages; nothing can be done with it after."""
+        cycle = self._cycle
+        if cycle.disconnected:
+            return
+        fields = [b"%b: %b\r\n" % field for field in cycle.default_headers]
+        if not cycle.keep_alive:
+            fields.append(b"connection: close\r\n")
+        self._corked = False
+        self._transport.write(
+            b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b"
+            % (STATUS_LINE[status], media_type, len(body), b"".join(fields), body)
+        )
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self._transport.close()
+        cycle.on_response()
+        # The cycle holds this wire: the garbage collector shall not have to find that out.
+        del self._cycle
+
+    def begin_stream(self) -> None:
+        """Writes the head of a response; from now on nothing is buffered behind one's back.
+
+        What waits for a slow reader waits in the window, shared, and not here; and to have been
+        written means to have left this process.
+        """
+        self._uncork()
+        self._transport.set_write_buffer_limits(high=0)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the kernel has all that was written, and would take more."""
+        return not self._transport.is_closing() and self._transport.get_write_buffer_size() == 0
+
+    def send_chunk(self, chunk: bytes) -> bool:
+        """Writes a chunk as `messages.framed` makes it; False when the kernel left some of it."""
+        if self._transport.is_closing():
+            return False
+        self._transport.write(chunk)
+        return self._transport.get_write_buffer_size() == 0

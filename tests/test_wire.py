@@ -1,0 +1,62 @@
+import asyncio
+from types import SimpleNamespace
+from typing import cast
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from logpipe.wire import Wire
+
+
+class Written:
+    """Stands in for a transport."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high == 0
+
+
+def a_wire(method: str = "GET") -> tuple[Written, Wire]:
+    written = Written()
+    cycle = cast(RequestResponseCycle, SimpleNamespace(scope={"method": method}))
+    return written, Wire(cycle, cast(asyncio.Transport, written))
+
+
+def test_the_head_of_a_response_and_its_body_are_one_write() -> None:
+    """Each write is a system call of its own, and half of what a small answer costs."""
+    written, wire = a_wire()
+    for data in (b"HTTP/1.1 200 OK\r\n\r\n", b"first", b"second"):
+        wire.write(data)
+    assert written.writes == [b"HTTP/1.1 200 OK\r\n\r\nfirst", b"second"]
+
+
+def test_what_may_not_wait_for_a_body_does_not() -> None:
+    written, wire = a_wire()
+    wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    wire.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert written.writes == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+    wire.begin_stream()
+    wire.write(b"later")
+    assert written.writes[1:] == [b"HTTP/1.1 200 OK\r\n\r\n", b"later"]
+
+
+def test_a_response_that_breaks_off_behind_its_head_still_shows_it() -> None:
+    written, wire = a_wire()
+    wire.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    wire.close()
+    assert written.writes == [b"HTTP/1.1 200 OK\r\n\r\n"]
+    assert written.closed
+
+
+def test_a_response_to_head_does_not_wait_for_a_body() -> None:
+    written, wire = a_wire("HEAD")
+    wire.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert written.writes == [b"HTTP/1.1 200 OK\r\n\r\n"]
