@@ -246,6 +246,80 @@ def _tell(line: str) -> None:
     click.echo(f"logpipe: {line}", err=True)
 
 
+@main.command(context_settings=CONTEXT)
+@_url_option
+@click.option(
+    "--ingest-url", metavar="URL", help="Where the collector is.  [default: that of --url]"
+)
+@click.option(
+    "--only",
+    type=click.Choice(["single", "batch", "fan-out", "latency"]),
+    multiple=True,
+    help="Measure only this; repeatable.",
+)
+@click.option("--seconds", default=5.0, show_default=True, help="Length of each measurement.")
+@click.option("--connections", default=64, show_default=True, help="Of the senders.")
+@click.option("--batch", default=1000, show_default=True, help="Events of a batch.")
+@click.option("--readers", default=1000, show_default=True, help="Of the fan-out.")
+@click.option("--rate", default=1000.0, show_default=True, help="Events a second of the fan-out.")
+@click.option("--ingest-rate", type=float, help="Events a second to send.  [default: all it takes]")
+@click.option("--size", default=200, show_default=True, help="Bytes of an event.")
+@click.option("--yes", is_flag=True, help="Push out the events that the stream holds.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON a measurement.")
+def bench(
+    url: str | None, ingest_url: str | None, *, yes: bool, as_json: bool, **asked: Any
+) -> None:
+    """Measure a running deployment: how fast events go in and come out, how late, and whether all
+    arrive.
+
+    It fills the stream with events of its own (source `bench`), so that older ones are trimmed.
+    The first of INGEST_TOKENS and of READ_TOKENS is sent. Exit 1 when anything was lost or refused.
+    """
+    import msgspec
+
+    from logpipe.bench.deployment import NAMES, Plan, UnfitError, foreign_events, measure
+    from logpipe.bench.report import lines, whole
+    from logpipe.bench.target import logpipe_at
+
+    names = ("INGEST_TOKENS", "INGEST_TOKENS_FILE", "READ_TOKENS", "READ_TOKENS_FILE")
+    settings = _settings({name: os.environ[name] for name in names if name in os.environ})
+    ingest_token, read_token = (
+        "".join(t[:1]) for t in (settings.ingest_tokens, settings.read_tokens)
+    )
+    url = url or _local_url()
+    try:
+        target = logpipe_at(
+            ingest_url or url, url, ingest_token=ingest_token, read_token=read_token
+        )
+    except ValueError as error:
+        _fail(f"--url {url}: {error}", 2)
+    plan = Plan(names=asked.pop("only") or NAMES, **asked)
+    done = []
+    try:
+        if not yes and foreign_events(target, read_token):
+            _fail(
+                f"the stream at {url} holds events, which a benchmark pushes out:"
+                " --yes if that may be",
+                1,
+            )
+        for each in measure(target, plan, _progress, read_token):
+            _progress("", 1)
+            done.append(each)
+            for line in [msgspec.json.encode(each).decode()] if as_json else lines([each]):
+                click.echo(line)
+    except UnfitError as error:
+        _progress("", 1)
+        _fail(str(error), 1)
+    sys.exit(0 if whole(done) else 1)
+
+
+def _progress(name: str, part: float) -> None:
+    """How much of a measurement is done, on a terminal; no name wipes it away."""
+    if sys.stderr.isatty():
+        bar = f"{name:<8} {'#' * round(part * 30):.<30}" if name else ""
+        click.echo(f"\r\x1b[K{bar}", err=True, nl=False)
+
+
 def _fail(lines: str, code: int) -> NoReturn:
     for line in lines.split("\n"):
         _tell(line)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from logpipe.bench.events import Template
-from logpipe.bench.wire import Address, Answers, BrokenError, connect
+from logpipe.bench.http import Address, Answer, Answers, BrokenError, connect
 
 ANSWER_S = 10.0
 """What the last answers may take after the last request."""
@@ -144,10 +144,7 @@ class Sender:
         for key, _ in self._selector.select(timeout):
             connection: _Connection = key.data
             try:
-                data = connection.sock.recv(RECEIVE_BYTES)
-                if not data:
-                    raise BrokenError("closed")
-                answer = connection.answers.feed(data) if self._answers else None
+                answer = self._receive(connection)
             except (OSError, BrokenError) as error:
                 self._busy -= 1
                 self._drop(connection, str(error))
@@ -161,6 +158,12 @@ class Sender:
             else:
                 self._refused[str(answer.status)] += 1
                 self._idle.append(connection)
+
+    def _receive(self, connection: _Connection) -> Answer | None:
+        data = connection.sock.recv(RECEIVE_BYTES)
+        if not data:
+            raise BrokenError("closed")
+        return connection.answers.feed(data) if self._answers else None
 
     def _acknowledge(self, connection: _Connection) -> None:
         self._sent.answer_ms.append((time.monotonic_ns() - connection.due_ns) / 1e6)

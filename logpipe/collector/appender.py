@@ -19,8 +19,8 @@ MAX_SHARED_BYTES = 256 * 1024
 Redis adds some while this process reads the next: with 4 MiB they waited for each other."""
 
 LANES = 2
-"""Appends under way at a time: Redis finds the next when it is done with one. With one lane, a tenth
-fewer single events came in and a fifth fewer in batches; a third lane changed nothing."""
+"""Appends under way at a time: Redis finds the next when it is done with one. With one lane, a
+tenth fewer single events came in and a fifth fewer in batches; a third lane changed nothing."""
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 """Requests beyond this are refused until the ones before them are appended."""

@@ -135,7 +135,8 @@ def get(address: Address, path: str, headers: str = "", timeout: float = 10.0) -
     deadline = time.monotonic() + timeout
     with contextlib.closing(connect(address)) as sock:
         sock.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: {address.host}\r\n{headers}Connection: close\r\n\r\n".encode()
+            f"GET {path} HTTP/1.1\r\nHost: {address.host}\r\n".encode()
+            + f"{headers}Connection: close\r\n\r\n".encode()
         )
         answers = Answers()
         while True:
