@@ -13,6 +13,7 @@ from logpipe.settings import BadSettingsError, Settings, fields, load
 
 if TYPE_CHECKING:
     from logpipe.output import Output
+    from logpipe.process import Inherited
     from logpipe.tail import Format, Wanted
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -63,7 +64,17 @@ def serve(**options: Any) -> None:
     _serve(settings)
 
 
-def _serve(settings: Settings) -> NoReturn:
+@main.command(hidden=True)
+@click.argument("listener", type=int)
+@click.argument("life", type=int)
+def worker(listener: int, life: int) -> None:
+    """One of the WORKERS of `serve`, which starts it."""
+    from logpipe.process import Inherited
+
+    _serve(_settings(os.environ), Inherited(listener, life))
+
+
+def _serve(settings: Settings, inherited: "Inherited | None" = None) -> NoReturn:
     import asyncio
 
     from logpipe import logs
@@ -72,9 +83,15 @@ def _serve(settings: Settings) -> NoReturn:
     from logpipe.server import PortTakenError
 
     logs.configure(settings.log_level, settings.log_format)
+    if settings.workers > 1 and inherited is None:
+        from logpipe.workers import supervise_until_stopped
+
+        serving = supervise_until_stopped(settings)
+    else:
+        serving = serve_until_stopped(settings, inherited)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            sys.exit(runner.run(serve_until_stopped(settings)))
+            sys.exit(runner.run(serving))
     except (EngineError, PortTakenError) as error:
         _fail(str(error), 1)
 

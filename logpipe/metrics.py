@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 
 from prometheus_client import (
     CollectorRegistry,
@@ -12,6 +13,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from logpipe import __version__
 
@@ -30,11 +32,23 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        Gauge("logpipe_build_info", "Always 1.", ["version"], registry=registry).labels(
-            __version__
-        ).set(1)
-        self.redis_up = Gauge("logpipe_redis_up", "1 while Redis serves.", registry=registry)
+        # The library itself looks at this variable; `workers.py` sets it.
+        self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if self._folder is None:
+            ProcessCollector(registry=registry)
+        Gauge(
+            "logpipe_build_info",
+            "Always 1.",
+            ["version"],
+            multiprocess_mode="max",
+            registry=registry,
+        ).labels(__version__).set(1)
+        self.redis_up = Gauge(
+            "logpipe_redis_up",
+            "1 while Redis serves.",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
 
         self.requests = Counter(
             "logpipe_ingest_requests_total", "Ingest requests.", ["status"], registry=registry
@@ -66,7 +80,11 @@ class Metrics:
         )
 
         self.subscribers = Gauge(
-            "logpipe_subscribers", "Connected subscribers.", ["delivery"], registry=registry
+            "logpipe_subscribers",
+            "Connected subscribers.",
+            ["delivery"],
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self.delivered_bytes = Counter(
             "logpipe_delivered_bytes_total", "Bytes written to subscribers.", registry=registry
@@ -89,11 +107,13 @@ class Metrics:
         self.feed_lag_events = Gauge(
             "logpipe_feed_lag_events",
             "Entries of the stream that are not in the window yet; NaN where not known.",
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.feed_lag_seconds = Gauge(
             "logpipe_feed_lag_seconds",
             "Time between the newest entry of the stream and that of the window.",
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.unreadable = Counter(
@@ -111,19 +131,26 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.window_events = Gauge(
-            "logpipe_window_events", "Events in the window.", registry=registry
+            "logpipe_window_events",
+            "Events in the window.",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
-        self.window_bytes = Gauge("logpipe_window_bytes", "Their bytes.", registry=registry)
+        self.window_bytes = Gauge(
+            "logpipe_window_bytes", "Their bytes.", multiprocess_mode="livesum", registry=registry
+        )
         self.group_pending = Gauge(
             "logpipe_group_pending",
             "Entries of a group, on all replicas, that are delivered and not acknowledged.",
             ["group"],
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.group_lag = Gauge(
             "logpipe_group_lag_events",
             "Entries that a group has not read yet, as of its last read here.",
             ["group"],
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.group_claimed = Counter(
@@ -140,6 +167,11 @@ class Metrics:
         )
         self._group_labels: set[str] = set()
 
+    @property
+    def shared(self) -> bool:
+        """Whether several processes count together."""
+        return self._folder is not None
+
     def group(self, name: str) -> "GroupMetrics":
         """The metrics of a consumer group. Clients name groups, so only the first `MAX_LABELS` have
         a label of their own."""
@@ -148,8 +180,12 @@ class Metrics:
         return GroupMetrics(self, name if name in self._group_labels else OTHER_GROUPS)
 
     def exposition(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return generate_latest(self.registry)
+        """The text that Prometheus scrapes: of all workers together, where there are several."""
+        if self._folder is None:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together, self._folder)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
 
 
 class GroupMetrics:
@@ -184,5 +220,8 @@ class GroupMetrics:
     def forget(self) -> None:
         """The group is no longer read here: what is pending is no longer known."""
         for gauge in (self._metrics.group_pending, self._metrics.group_lag):
-            with contextlib.suppress(KeyError):
-                gauge.remove(self._label)
+            if self._metrics.shared:
+                gauge.labels(self._label).set(0)  # files of several processes forget nothing
+            else:
+                with contextlib.suppress(KeyError):
+                    gauge.remove(self._label)

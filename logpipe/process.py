@@ -4,9 +4,10 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import NamedTuple, Self
 
 from logpipe import __version__
 from logpipe.app import running
@@ -21,17 +22,28 @@ MOMENT_S = 0.1
 """What closing a resource may take when the process is asked a second time to end."""
 
 
-async def serve_until_stopped(settings: Settings) -> int:
+class Inherited(NamedTuple):
+    """What a worker has from the process that started it: descriptors of its listening socket, and
+    of a pipe that ends when that process does."""
+
+    listener: int
+    life: int
+
+
+async def serve_until_stopped(settings: Settings, inherited: Inherited | None = None) -> int:
     """Serves until SIGTERM or SIGINT; the exit status.
 
     Raises `PortTakenError` before anything is started, and `EngineError`.
     """
     status = 0
-    with bind(settings.host, settings.listen_port) as listener, _Signals() as signals:
+    with _listener(settings, inherited) as listener, Signals() as signals:
+        if inherited is not None:
+            signals.take_for_one(inherited.life)
         async with running(settings) as process:
             server = Server(process.app, process.farewell)
             process.background.on_failure = server.stop
-            _introduce(settings, listener.getsockname()[1])
+            if inherited is None:
+                introduce(settings, listener.getsockname()[1])
             _settle()
             if process.background.failure is None:
                 with signals.handled_by(server.stop):
@@ -42,7 +54,13 @@ async def serve_until_stopped(settings: Settings) -> int:
     return status
 
 
-class _Signals:
+def _listener(settings: Settings, inherited: Inherited | None) -> socket.socket:
+    if inherited is None:
+        return bind(settings.host, settings.listen_port)
+    return socket.socket(fileno=inherited.listener)
+
+
+class Signals:
     """SIGTERM and SIGINT: outside of `handled_by`, while all opens or closes, they end the task.
 
     Handled from the first moment on, because the first process of a container has no defaults.
@@ -66,6 +84,15 @@ class _Signals:
             return False
         self._again.cancel()
         return kind is asyncio.CancelledError
+
+    def take_for_one(self, life: int) -> None:
+        """Takes the end of a pipe for a signal."""
+
+        def ended() -> None:
+            self._loop.remove_reader(life)
+            self._handler()
+
+        self._loop.add_reader(life, ended)
 
     def _on_signal(self) -> None:
         self._handler()
@@ -98,10 +125,12 @@ def _settle() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-def _introduce(settings: Settings, port: int) -> None:
+def introduce(settings: Settings, port: int) -> None:
+    """Says in the log what runs where, and what is open to whom."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     roles = ", ".join(sorted(settings.roles))
-    log.info("logpipe %s runs %s at http://%s:%d", __version__, roles, host, port)
+    workers = f" in {settings.workers} processes" if settings.workers > 1 else ""
+    log.info("logpipe %s runs %s%s at http://%s:%d", __version__, roles, workers, host, port)
     if settings.exposed and (open_to := _open_to_all(settings)):
         log.warning(
             "%s listens beyond this machine, and anyone who reaches it can %s: set %s",

@@ -39,6 +39,25 @@ class PortTakenError(Exception):
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises `PortTakenError`."""
+    listener = _bound(host, port)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
+    """So many listening sockets on one port, among which the kernel spreads the connections.
+
+    Raises `PortTakenError`, also where another process would share the port with these.
+    """
+    with _bound(host, port) as probe:
+        port = probe.getsockname()[1]
+    listeners = [_bound(host, port, shared=True) for _ in range(count)]
+    for listener in listeners:
+        listener.listen(BACKLOG)
+    return listeners
+
+
+def _bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -49,11 +68,12 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_READER_MS)
     try:
         listener.bind(address)
-        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

@@ -47,7 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = -1
     workers: Annotated[
-        int, setting("Processes that serve the port; this version runs one.", ge=1, le=1)
+        int, setting("Processes that serve the port, each with all the roles.", ge=1, le=256)
     ] = 1
     redis_addr: Annotated[
         str,
@@ -226,6 +226,18 @@ def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     if bad:
         raise BadSettingsError(bad)
     return settings
+
+
+def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that is to `load` these settings and no others."""
+    kept = dict(environ)
+    for field in fields():
+        kept.pop(field.variable, None)
+        kept.pop(f"{field.variable}_FILE", None)
+        value = getattr(settings, field.name)
+        if value != field.default:
+            kept[field.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
+    return kept
 
 
 def _text_of(field: Field, options: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
