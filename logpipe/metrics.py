@@ -35,7 +35,7 @@ class Metrics:
         # The library itself looks at this variable; `workers.py` sets it.
         self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         if self._folder is None:
-            ProcessCollector(registry=registry)
+            ProcessCollector(namespace="logpipe", registry=registry)
         Gauge(
             "logpipe_build_info",
             "Always 1.",

@@ -16,8 +16,8 @@ NAMES: tuple[Name, ...] = ("single", "batch", "fan-out", "latency")
 LATENCY_READERS = 100
 LATENCY_RATES = (10.0, 1000.0)
 
-_CPU = re.compile(rb"^process_cpu_seconds_total (\S+)$", re.MULTILINE)
-_RSS = re.compile(rb"^process_resident_memory_bytes (\S+)$", re.MULTILINE)
+_CPU = re.compile(rb"^logpipe_process_cpu_seconds_total (\S+)$", re.MULTILINE)
+_RSS = re.compile(rb"^logpipe_process_resident_memory_bytes (\S+)$", re.MULTILINE)
 
 
 class Plan(msgspec.Struct, frozen=True):

@@ -63,16 +63,21 @@ class _Answers:
         self._timer = None
         now = self._loop.time()
         while self._owed and (self._owed[0][1].done() or self._owed[0][0] <= now):
-            _, future = self._owed.popleft()
-            if not future.done():
-                future.set_exception(Unavailable("away", "no confirmation in time"))
+            _refuse(self._owed.popleft()[1], "no confirmation in time")
         if self._owed:
             self._timer = self._loop.call_at(self._owed[0][0], self._refuse_overdue)
 
-    def close(self) -> None:
-        """Ends the timer."""
+    def refuse_all(self) -> None:
+        """Nobody is left waiting when the process ends."""
         if self._timer is not None:
             self._timer.cancel()
+        for _, future in self._owed:
+            _refuse(future, "no confirmation before the end of this process")
+
+
+def _refuse(future: "asyncio.Future[Appended]", why: str) -> None:
+    if not future.done():
+        future.set_exception(Unavailable("away", why))
 
 
 class Appender:
@@ -147,6 +152,9 @@ class Appender:
 
     async def aclose(self) -> None:
         """Waits for the appends under way."""
-        self._answers.close()
-        if self._lanes:
-            await asyncio.wait(self._lanes, timeout=ANSWER_WITHIN_S)
+        try:
+            if self._lanes:
+                await asyncio.wait(self._lanes, timeout=ANSWER_WITHIN_S)
+        finally:
+            self._answers.refuse_all()
+            await asyncio.sleep(0)  # who waited has its answer before what it needs is closed
