@@ -8,6 +8,7 @@ import time
 from typing import NamedTuple
 
 CONNECT_S = 10.0
+PING = b"PING\r\n"
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
@@ -74,6 +75,7 @@ class Body:
 
     def __init__(self, *, http: bool = True) -> None:
         self.begun = not http
+        self._http = http
         self._head = b""
         self._chunked = False
         self._left = 0  # of the chunk that has begun, its line end included
@@ -84,7 +86,7 @@ class Body:
         if not self.begun:
             data = self._read_head(data)
         if not self._chunked:
-            return [data] if data else []
+            return self._without_pings(data)
         pieces: list[memoryview] = []
         while data:
             if self._left == 0:
@@ -99,6 +101,13 @@ class Body:
                 self._left -= taken
                 data = data[taken:]
         return pieces
+
+    def _without_pings(self, data: memoryview) -> list[memoryview]:
+        """All of it, but for what a broker that is no HTTP server asks each client in turn."""
+        at = -1 if self._http else bytes(data).find(PING)
+        if at < 0:
+            return [data] if data else []
+        return [piece for piece in (data[:at], data[at + len(PING) :]) if piece]
 
     def _read_head(self, data: memoryview) -> memoryview:
         before = len(self._head)

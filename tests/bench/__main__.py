@@ -1,0 +1,143 @@
+"""`make bench`: logpipe, its ceilings and its peers on this machine, in one run.
+
+python -m tests.bench                 the comparison, a table of medians
+python -m tests.bench --growth DIR    how cost grows, as a picture in DIR
+python -m tests.bench --guard         a minute: fails where a ratio has fallen by a quarter
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from logpipe.bench.measures import Measure, fan_out, ingest
+from logpipe.bench.report import lines
+from tests.bench import growth, guard, peers, servers
+from tests.bench.machine import allow_many_files, description
+from tests.bench.servers import Measured, Opened
+from tests.bench.table import HEAD, markdown, rows
+from tests.servers import Valkey
+
+CEILING_REQUESTS = 500_000
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def measures(server: Measured, seconds: float) -> Iterator[Measure]:
+    """All that a server can do of what is compared."""
+    target = server.target
+    if target.single is not None and target.answers:
+        yield ingest(
+            target, target.single, connections=64, per_request=1, size=200, seconds=seconds,
+            meter=server.at_takers,
+        )  # fmt: skip
+    if target.batch is not None and target.answers:
+        yield ingest(
+            target, target.batch, connections=8, per_request=1000, size=200, seconds=seconds,
+            meter=server.at_takers,
+        )  # fmt: skip
+    if target.distributor is None:
+        return
+    for readers, rate in ((1000, 1000.0), (100, 1000.0), (100, 10.0)):
+        yield fan_out(
+            target, readers=readers, rate=rate, size=200, seconds=seconds, batch=readers > 100,
+            meter=server.at_givers,
+        )  # fmt: skip
+
+
+def contestants(valkey: Valkey) -> dict[str, Opened]:
+    """Every server that can be started here."""
+    found: dict[str, Opened] = {
+        "bare uvicorn": lambda: servers.opened(peers.bare()),
+        "FastAPI, as one would begin": lambda: servers.opened(peers.baseline(valkey)),
+    }
+    for name, there, start in (
+        ("nchan", peers.have_nchan, peers.nchan),
+        ("nats-server", peers.have_nats, peers.nats),
+    ):
+        if there():
+            found[name] = lambda start=start: servers.opened(start())  # type: ignore[misc]
+        else:
+            say(f"NOT MEASURED: {name} is not installed")
+    found["logpipe"] = lambda: servers.logpipe(valkey)
+    found["logpipe, 2 workers"] = lambda: servers.logpipe(valkey, workers=2)
+    found["logpipe, all in one"] = servers.logpipe_in_one
+    return found
+
+
+async def compare(seconds: float, repeats: int, only: list[str]) -> None:
+    """The comparison; the order changes from one round to the next."""
+    found: list[Measure] = []
+    ceilings: dict[str, list[float]] = {}
+    with servers.a_valkey() as valkey:
+        starts = {
+            name: start
+            for name, start in contestants(valkey).items()
+            if not only or any(word in name for word in only)
+        }
+        for repeat in range(repeats):
+            for name, rate in _ceilings(valkey):
+                ceilings.setdefault(name, []).append(rate)
+                say(f"round {repeat + 1}: {name}: {rate:,.0f}/s")
+            for name, start in list(starts.items()):
+                valkey.reset()
+                async with start() as server:
+                    named = server._replace(target=server.target._replace(name=name))
+                    found += await asyncio.to_thread(_all, named, seconds, repeat)
+    print(f"{description()}; {repeats} rounds of {seconds:g} s, medians\n")
+    for name, rates in ceilings.items():
+        print(f"{name}: {statistics.median(rates):,.0f}/s")
+    print()
+    print(markdown(HEAD, list(rows(found))))
+
+
+def _all(server: Measured, seconds: float, repeat: int) -> list[Measure]:
+    found = []
+    for measure in measures(server, seconds):
+        found.append(measure)
+        for line in lines([measure]):
+            say(f"round {repeat + 1}: {server.target.name}: {line}")
+    return found
+
+
+def _ceilings(valkey: Valkey) -> Iterator[tuple[str, float]]:
+    if not peers.have_redis_benchmark():
+        say("NOT MEASURED: redis-benchmark is not installed")
+        return
+    for clients, pipeline in ((64, 1), (1, 128), (50, 128)):
+        rate = peers.redis_benchmark(
+            valkey,
+            clients=clients,
+            pipeline=pipeline,
+            requests=CEILING_REQUESTS if pipeline > 1 else CEILING_REQUESTS // 5,
+            payload=200,
+        )
+        yield f"redis-benchmark XADD, {clients} connections, pipeline {pipeline}", rate
+
+
+def main() -> int:
+    """Exit 1 where the guard finds a loss."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of the comparison")
+    parser.add_argument("--only", nargs="*", default=[], help="words in the names of servers")
+    parser.add_argument("--growth", type=Path, help="draws how cost grows, into this folder")
+    parser.add_argument("--guard", action="store_true", help="compares with what was recorded")
+    parser.add_argument("--record", action="store_true", help="records what the guard compares")
+    asked = parser.parse_args()
+    allow_many_files()
+    if asked.guard or asked.record:
+        return asyncio.run(guard.run(record=asked.record, say=say))
+    if asked.growth:
+        asyncio.run(growth.run(asked.growth, asked.seconds, say))
+        return 0
+    asyncio.run(compare(asked.seconds, asked.repeats, asked.only))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

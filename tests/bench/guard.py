@@ -1,0 +1,97 @@
+"""A minute that notices when logpipe has become slower.
+
+Absolute figures wander with the machine, so each is held against a ceiling of the same run: a bare
+answer of uvicorn for single posts, redis-benchmark for batches, and for the fan-out, what a bare
+answer costs.
+"""
+
+import asyncio
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from logpipe.bench.measures import Ingest, fan_out, ingest
+from tests.bench import peers, servers
+from tests.bench.servers import Measured
+
+RECORDED = Path(__file__).with_name("recorded.json")
+FALL = 0.25
+"""A ratio that is lower by more than this part is a loss."""
+ROUNDS = 3
+SECONDS = 2.0
+
+
+async def run(*, record: bool, say: Callable[[str], None]) -> int:
+    """Measures the ratios; 1 where one of them has fallen."""
+    now = await ratios(say)
+    if record:
+        RECORDED.write_text(json.dumps(now, indent=2) + "\n")
+        return 0
+    before: dict[str, float] = json.loads(RECORDED.read_text())
+    fallen = [name for name, ratio in before.items() if now[name] < ratio * (1 - FALL)]
+    for name, ratio in before.items():
+        verdict = "FALLEN" if name in fallen else "held"
+        print(f"{name}: {now[name]:.2f}, recorded {ratio:.2f}: {verdict}")
+    return 1 if fallen else 0
+
+
+async def ratios(say: Callable[[str], None]) -> dict[str, float]:
+    """The medians of a few rounds, each of which measures ceiling and logpipe in turn."""
+    found: dict[str, list[float]] = {}
+    with servers.a_valkey() as valkey, peers.bare() as bare:
+        async with servers.logpipe(valkey) as logpipe:
+            for number in range(ROUNDS):
+                ceiling = peers.redis_benchmark(
+                    valkey, clients=50, pipeline=128, requests=500_000, payload=200
+                )
+                measured = await asyncio.to_thread(_round, servers.of(bare), logpipe, ceiling)
+                for name, ratio in measured.items():
+                    found.setdefault(name, []).append(ratio)
+                    say(f"round {number + 1}: {name}: {ratio:.2f}")
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
+def _round(bare: Measured, logpipe: Measured, ceiling: float) -> dict[str, float]:
+    answers = _single(bare)
+    single = _single(logpipe)
+    assert logpipe.target.batch is not None
+    batch = ingest(
+        logpipe.target,
+        logpipe.target.batch,
+        connections=8,
+        per_request=1000,
+        size=200,
+        seconds=SECONDS,
+        meter=logpipe.at_takers,
+    )
+    fan = fan_out(
+        logpipe.target,
+        readers=1000,
+        rate=2000.0,
+        size=200,
+        seconds=SECONDS,
+        meter=logpipe.at_givers,
+    )
+    assert not (fan.missing or fan.doubled or fan.broken), fan
+    assert answers.used.cores and fan.used.cores
+    return {
+        "single posts / bare answers": single.events_per_s / answers.events_per_s,
+        "events of batches / redis-benchmark": batch.events_per_s / ceiling,
+        "events delivered a CPU second / bare answers a CPU second": (
+            fan.delivered_per_s / fan.used.cores / (answers.events_per_s / answers.used.cores)
+        ),
+    }
+
+
+def _single(server: Measured) -> Ingest:
+    assert server.target.single is not None
+    return ingest(
+        server.target,
+        server.target.single,
+        connections=64,
+        per_request=1,
+        size=200,
+        seconds=SECONDS,
+        meter=server.at_takers,
+    )

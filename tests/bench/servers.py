@@ -1,0 +1,116 @@
+"""The servers of a comparison as targets: logpipe, and what it is compared with."""
+
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from logpipe.bench.http import Address
+from logpipe.bench.measures import Usage
+from logpipe.bench.target import Target, logpipe_at
+from tests.bench.machine import usage
+from tests.bench.peers import Peer
+from tests.servers import Process, Valkey, spawned
+
+
+class Measured(NamedTuple):
+    """A target, and the processes that serve it: those that take events in, those that give them
+    out, and the Redis behind them."""
+
+    target: Target
+    takers: tuple[int, ...]
+    givers: tuple[int, ...]
+    redis: tuple[int, ...] = ()
+
+    def at_takers(self) -> Usage:
+        """What taking in has used."""
+        return usage(self.takers)
+
+    def at_givers(self) -> Usage:
+        """What giving out has used."""
+        return usage(self.givers)
+
+
+def of(peer: Peer) -> Measured:
+    """A peer, as it is measured."""
+
+    def single(events: Sequence[bytes]) -> bytes:
+        return b"".join(map(peer.single, events))
+
+    address = Address("127.0.0.1", peer.port, greeting=peer.greeting)
+    target = Target(
+        peer.name,
+        address,
+        address if peer.subscribe is not None else None,
+        single,
+        peer.batch,
+        peer.subscribe or b"",
+        peer.answers,
+        http=peer.answers,
+    )
+    redis = (peer.redis_pid,) if peer.redis_pid is not None else ()
+    return Measured(target, peer.pids, peer.pids, redis)
+
+
+@contextlib.asynccontextmanager
+async def logpipe(valkey: Valkey, workers: int = 1) -> AsyncIterator[Measured]:
+    """A collector and a distributor, each a process of its own or several."""
+    with tempfile.TemporaryDirectory(prefix="logpipe-bench-") as name:
+        folder = Path(name)
+        common = {"REDIS_ADDR": valkey.url, "WORKERS": str(workers)}
+        async with (
+            spawned(folder, ROLE="collector", **common) as collector,
+            spawned(folder, ROLE="distributor", **common) as distributor,
+        ):
+            await collector.ready()
+            await distributor.ready()
+            yield Measured(
+                logpipe_at(collector.url, distributor.url),
+                serving(collector, workers),
+                serving(distributor, workers),
+                (valkey.pid,),
+            )
+
+
+@contextlib.asynccontextmanager
+async def logpipe_in_one() -> AsyncIterator[Measured]:
+    """All roles in one process, with the embedded engine, which answers once it is on disk."""
+    with tempfile.TemporaryDirectory(prefix="logpipe-bench-") as name:
+        folder = Path(name)
+        async with spawned(folder, DATA_DIR=str(folder / "data")) as process:
+            await process.ready()
+            target = logpipe_at(process.url, process.url)
+            pid = process.popen.pid
+            yield Measured(
+                target._replace(name="logpipe, all in one"), (pid,), (pid,), children(pid)
+            )
+            process.popen.terminate()
+            await process.exit_status()
+
+
+def serving(process: Process, workers: int) -> tuple[int, ...]:
+    """The pids that serve: the process itself, or its workers."""
+    return children(process.popen.pid) if workers > 1 else (process.popen.pid,)
+
+
+def children(pid: int) -> tuple[int, ...]:
+    """The pids of a process's children."""
+    return tuple(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+Opened = Callable[[], contextlib.AbstractAsyncContextManager[Measured]]
+
+
+@contextlib.asynccontextmanager
+async def opened(context: contextlib.AbstractContextManager[Peer]) -> AsyncIterator[Measured]:
+    """A peer that runs."""
+    with context as peer:
+        yield of(peer)
+
+
+@contextlib.contextmanager
+def a_valkey() -> Iterator[Valkey]:
+    """The same Redis for all: without persistence, as the ceilings of the comparison have it."""
+    with Valkey.started() as valkey:
+        yield valkey
