@@ -82,6 +82,10 @@ _encoder = msgspec.json.Encoder()
 _scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 """Finds where a value ends, and leaves it to msgspec to judge what is in it."""
 
+PIECE_BYTES = 1024 * 1024
+"""Decoded by one call at the most, where it can be cut: some milliseconds."""
+PIECE_EVENTS = 5_000
+
 MAX_NAME_SHOWN = 100
 """Characters of an unknown field's name that a refusal repeats."""
 
@@ -125,7 +129,7 @@ def decode_json(body: bytes) -> tuple[list[Event], list[Refusal], bool]:
         alone = _refusal(0, text, error)
     if b"\n" in text:
         try:
-            return _checked_lines(text), [], False
+            return _decode_lines(text), [], False
         except NOT_DECODED:
             pass  # objects that span lines, or a bad one among them: the slow way tells which
     pieces = list(_concatenated(text))
@@ -137,7 +141,7 @@ def decode_json(body: bytes) -> tuple[list[Event], list[Refusal], bool]:
 def decode_ndjson(body: bytes) -> tuple[list[Event], list[Refusal]]:
     """Events and refusals of a body with one object a line; blank lines do not count."""
     try:
-        return _checked_lines(body), []
+        return _decode_lines(body), []
     except NOT_DECODED:
         lines = (line.strip() for line in body.split(b"\n"))
         return _decode_pieces([line for line in lines if line])
@@ -145,6 +149,8 @@ def decode_ndjson(body: bytes) -> tuple[list[Event], list[Refusal]]:
 
 def _decode_array(text: bytes) -> tuple[list[Event], list[Refusal]]:
     try:
+        if len(text) > PIECE_BYTES:
+            return _decode_pieces([bytes(piece) for piece in _raw_array.decode(text)])
         return _checked(_event_array.decode(text), len(text)), []
     except NOT_DECODED:
         pass
@@ -178,6 +184,25 @@ def _checked(events: list[Event], longest: int) -> list[Event]:
     ):
         raise RecursionError
     return events
+
+
+def _decode_lines(text: bytes) -> list[Event]:
+    """All events of lines; a large text in pieces, between which other threads have their turn."""
+    if len(text) > PIECE_BYTES:
+        try:
+            return [event for piece in _pieces(text) for event in _checked_lines(piece)]
+        except NOT_DECODED:
+            pass  # an object that spans lines may have been cut
+    return _checked_lines(text)
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    """Cuts at line ends, where there are some."""
+    at = 0
+    while at < len(text):
+        end = text.find(b"\n", at + PIECE_BYTES) + 1 or len(text)
+        yield text[at:end]
+        at = end
 
 
 def _checked_lines(text: bytes) -> list[Event]:
@@ -257,7 +282,10 @@ def encode(events: Sequence[Event], now_ms: int) -> list[bytes]:
     for event in events:
         if event.ts_unix_ms is None:
             event.ts_unix_ms = now_ms
-    return _encoder.encode_lines(events).split(b"\n")[:-1]
+    encoded: list[bytes] = []
+    for at in range(0, len(events), PIECE_EVENTS):
+        encoded += _encoder.encode_lines(events[at : at + PIECE_EVENTS]).split(b"\n")[:-1]
+    return encoded
 
 
 class StoredEvent(msgspec.Struct, gc=False):

@@ -11,6 +11,7 @@ from logpipe.event import (
     LEVELS,
     MAX_DEPTH,
     MAX_TS_UNIX_MS,
+    PIECE_BYTES,
     Event,
     Refusal,
     StoredEvent,
@@ -685,3 +686,45 @@ def test_the_name_of_an_unknown_field_is_repeated_up_to_a_bound() -> None:
     refusal = decode_json(an_event(**{"x" * 5000: 1}))[1][0]
     assert refusal.field == "x" * 100
     assert len(refusal.error) < 200
+
+
+def many(count: int, extra: bytes = b"") -> list[bytes]:
+    """Events of about 300 bytes, numbered."""
+    return [
+        b'{"source":"a","message":"%d %s"%b}' % (number, b"x" * 250, extra)
+        for number in range(count)
+    ]
+
+
+LARGE = PIECE_BYTES // 250
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\n\n", b"\r\n"])
+def test_a_large_body_of_lines_is_read_whole_and_in_order(separator: bytes) -> None:
+    lines = many(LARGE)
+    events, refusals = decode_ndjson(separator.join(lines))
+    assert not refusals
+    assert [int(event.message.split()[0]) for event in events] == list(range(LARGE))
+    assert encode(events, NOW)[-1].startswith(lines[-1][:-1])
+    assert len(encode(events, NOW)) == LARGE
+
+
+def test_a_bad_line_in_a_large_body_is_the_only_one_refused() -> None:
+    lines = many(LARGE)
+    lines[LARGE // 2] = b'{"source":"a"}'
+    events, refusals = decode_ndjson(b"\n".join(lines))
+    assert len(events) == LARGE - 1
+    assert [refusal.index for refusal in refusals] == [LARGE // 2]
+
+
+def test_objects_that_span_lines_are_read_in_a_large_body_too() -> None:
+    lines = [line.replace(b",", b",\n") for line in many(LARGE)]
+    events, refusals = decode_ndjson(b"\n".join(lines))
+    assert (len(events), refusals) == (LARGE, [])
+
+
+def test_a_large_array_is_read_whole_and_in_order() -> None:
+    lines = many(LARGE)
+    events, refusals, single = decode_json(b"[" + b",".join(lines) + b"]")
+    assert (len(events), refusals, single) == (LARGE, [], False)
+    assert events[-1].message.startswith(f"{LARGE - 1} ")

@@ -15,6 +15,9 @@ from redis.exceptions import ResponseError
 
 from logpipe.redis_address import RedisAddress
 
+ARGUMENTS_AT_ONCE = 5_000
+"""Packed by one call: some milliseconds."""
+
 
 class _Connection(asyncio.Protocol):
     """One connection; has at most one exchange under way."""
@@ -48,15 +51,15 @@ class _Connection(asyncio.Protocol):
         if self._done is not None and not self._done.done():
             self._done.set_exception(error)
 
-    async def exchange(self, commands: list[tuple[Any, ...]], timeout_s: float) -> list[Any]:
-        """The answers to some commands, errors among them. Raises OSError and RedisError.
+    async def exchange(self, packed: list[bytes], count: int, timeout_s: float) -> list[Any]:
+        """The answers to so many commands, errors among them. Raises OSError and RedisError.
 
         A connection whose answers did not all come is closed.
         """
         loop = asyncio.get_running_loop()
-        self._done, self._answers, self._wanted = loop.create_future(), [], len(commands)
+        self._done, self._answers, self._wanted = loop.create_future(), [], count
         limit = loop.call_later(timeout_s, self._fail, TimeoutError())
-        self.transport.write(b"".join([hiredis.pack_command(each) for each in commands]))
+        self.transport.writelines(packed)
         try:
             return await self._done
         except BaseException:
@@ -66,6 +69,18 @@ class _Connection(asyncio.Protocol):
         finally:
             limit.cancel()
             self._done = None
+
+
+async def _packed(command: tuple[Any, ...]) -> list[bytes]:
+    """A command on the wire; a long one in pieces, between which everything else has its turn."""
+    if len(command) <= ARGUMENTS_AT_ONCE:
+        return [hiredis.pack_command(command)]
+    pieces = [b"*%d\r\n" % len(command)]
+    for at in range(0, len(command), ARGUMENTS_AT_ONCE):
+        some = hiredis.pack_command(command[at : at + ARGUMENTS_AT_ONCE])
+        pieces.append(some[some.index(b"\n") + 1 :])
+        await asyncio.sleep(0)
+    return pieces
 
 
 class Direct:
@@ -80,7 +95,7 @@ class Direct:
     async def call(self, *command: Any) -> Any:
         """The answer to a command. Raises OSError and RedisError."""
         connection = self._take() or await self._connect()
-        (answer,) = await connection.exchange([command], self._answer_s)
+        (answer,) = await connection.exchange(await _packed(command), 1, self._answer_s)
         self._idle.append(connection)
         if isinstance(answer, Exception):
             raise answer
@@ -106,7 +121,9 @@ class Direct:
                     ssl=ssl.create_default_context() if address.tls else None,
                 )
         # A login that is refused is told by every command after it.
-        answers = await connection.exchange(self._greeting(), self._connect_s)
+        greeting = self._greeting()
+        packed = [hiredis.pack_command(command) for command in greeting]
+        answers = await connection.exchange(packed, len(greeting), self._connect_s)
         for answer in answers:
             if isinstance(answer, Exception):
                 connection.transport.abort()

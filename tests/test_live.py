@@ -1,0 +1,185 @@
+"""Live readers over a real hub and Valkey; their wires are a test's own."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from logpipe import live as module
+from logpipe.continuity import Cursor
+from logpipe.filters import EVERYTHING, Filter
+from logpipe.hub import Hub
+from logpipe.ids import StreamId
+from logpipe.messages import Batch, Encoder, Hello, Start
+from logpipe.stream import Append
+from logpipe.streaming import NDJSON
+from logpipe.subscription import HubSubscription
+from tests.helpers import wait_until
+from tests.servers import Valkey
+from tests.streams import add, address_of, events, running, stream_at
+
+NOTHING = Filter("message:nowhere")
+
+
+class Pipe:
+    """A `live.Writer` that keeps what it is written; `room` is how many more writes it takes."""
+
+    def __init__(self, room: int = 1_000_000) -> None:
+        self.encoder: Encoder = NDJSON
+        self.passed: StreamId | None = None
+        self.written_at = 0.0
+        self.chunks: list[bytes] = []
+        self.room = room
+
+    def write(self, chunk: bytes) -> bool:
+        size, _, rest = chunk.partition(b"\r\n")
+        assert int(size, 16) == len(rest) - 2
+        self.chunks.append(rest[:-2])
+        return len(self.chunks) < self.room
+
+    @property
+    def events(self) -> int:
+        return b"".join(self.chunks).count(b'"source"')
+
+
+class Follower:
+    """A subscription that has been greeted, and its pipe."""
+
+    def __init__(self, hub: Hub, chosen: Filter = EVERYTHING, room: int = 1_000_000) -> None:
+        self.subscription = HubSubscription(hub, Start(), chosen)
+        self.pipe = Pipe(room)
+        self.task: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                items = await self.subscription.next()
+        assert items is not None and isinstance(items[0], Hello)
+        self.task = asyncio.create_task(self.subscription.follow(self.pipe))
+        await asyncio.sleep(0)
+        assert not self.task.done()
+
+
+@contextlib.asynccontextmanager
+async def a_hub(valkey: Valkey) -> AsyncIterator[Hub]:
+    async with (
+        stream_at(address_of(valkey), block_ms=50) as stream,
+        running(stream, heartbeat_s=0.2) as hub,
+    ):
+        await add(stream)
+        await wait_until(lambda: hub.window.entries == 1, "the feed has begun")
+        yield hub
+
+
+async def test_live_readers_are_written_what_comes_without_being_woken(valkey: Valkey) -> None:
+    async with a_hub(valkey) as hub:
+        followers = [Follower(hub) for _ in range(module.WRITES_AT_ONCE + 10)]
+        for each in followers:
+            await each.begin()
+        for _ in range(3):
+            await add(hub.stream, 2)
+        await wait_until(lambda: all(each.pipe.events == 6 for each in followers), "all have it")
+        assert {each.subscription.cursor for each in followers} == {hub.window.end}
+        assert not any(each.task is None or each.task.done() for each in followers)
+        hub.close()
+        for each in followers:
+            assert each.task is not None
+            await asyncio.wait_for(each.task, 5)
+
+
+async def test_one_that_does_not_keep_up_goes_on_by_itself_from_where_it_is(
+    valkey: Valkey,
+) -> None:
+    async with a_hub(valkey) as hub:
+        slow, quick = Follower(hub, room=1), Follower(hub)
+        for each in (slow, quick):
+            await each.begin()
+        await add(hub.stream, 3)
+        assert slow.task is not None
+        await asyncio.wait_for(slow.task, 5)
+        await add(hub.stream, 4)
+        await wait_until(lambda: quick.pipe.events == 7, "the other has all")
+        assert slow.pipe.events == 3
+        left = 0
+        while left < 4:
+            items = await asyncio.wait_for(slow.subscription.next(), 5)
+            left += sum(len(item.entries) for item in items or () if isinstance(item, Batch))
+        assert left == 4
+        assert slow.subscription.cursor == quick.subscription.cursor
+
+
+async def test_who_is_not_at_the_end_of_the_window_is_not_taken(valkey: Valkey) -> None:
+    async with a_hub(valkey) as hub:
+        behind = HubSubscription(hub, Start(since=StreamId(1, 0)), EVERYTHING)
+        await behind.next()
+        await asyncio.wait_for(behind.follow(Pipe()), 1)
+        hub.closing = True
+        ahead = HubSubscription(hub, Start(), EVERYTHING)
+        ahead.number = hub.window.next_number
+        await asyncio.wait_for(ahead.follow(Pipe()), 1)
+
+
+async def test_a_filter_that_takes_nothing_moves_the_cursor_and_says_so(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROGRESS_S", 0.0)
+    async with a_hub(valkey) as hub:
+        follower = Follower(hub, NOTHING)
+        await follower.begin()
+        await add(hub.stream, 2)
+        await wait_until(lambda: follower.pipe.chunks, "it is told")
+        assert b'"event":"progress"' in follower.pipe.chunks[0]
+        assert str(hub.window.end.id).encode() in follower.pipe.chunks[0]
+        assert follower.subscription.cursor == hub.window.end
+
+
+async def test_rejected_entries_behind_a_match_are_told_with_the_next_beat(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROGRESS_S", 0.05)
+    async with a_hub(valkey) as hub:
+        follower = Follower(hub, Filter('"number 0"'))
+        await follower.begin()
+        await hub.stream.append([Append(events(3))])
+        await wait_until(lambda: len(follower.pipe.chunks) >= 2, "event and progress")
+        assert follower.pipe.events == 1
+        assert b'"event":"progress"' in follower.pipe.chunks[1]
+        assert str(hub.window.end.id).encode() in follower.pipe.chunks[1]
+
+
+async def test_an_idle_live_reader_has_heartbeats(valkey: Valkey) -> None:
+    async with a_hub(valkey) as hub:
+        follower = Follower(hub)
+        await follower.begin()
+        await wait_until(lambda: len(follower.pipe.chunks) >= 2, "two heartbeats")
+        assert set(follower.pipe.chunks) == {NDJSON.heartbeat}
+
+
+async def test_after_a_flush_each_goes_on_by_itself_and_is_told(valkey: Valkey) -> None:
+    async with a_hub(valkey) as hub:
+        follower = Follower(hub)
+        await follower.begin()
+        valkey.client.flushall()
+        await add(hub.stream, 2)
+        assert follower.task is not None
+        await asyncio.wait_for(follower.task, 5)
+        seen: list[str] = []
+        while "Batch" not in seen:
+            items = await asyncio.wait_for(follower.subscription.next(), 5)
+            seen += [type(item).__name__ for item in items or ()]
+        assert seen[0] == "Gap"
+
+
+async def test_one_that_leaves_is_forgotten(valkey: Valkey) -> None:
+    async with a_hub(valkey) as hub:
+        follower, other = Follower(hub), Follower(hub)
+        for each in (follower, other):
+            await each.begin()
+        assert follower.task is not None
+        follower.task.cancel()
+        await asyncio.wait((follower.task,))
+        await add(hub.stream)
+        await wait_until(lambda: other.pipe.events == 1, "the other goes on")
+        assert not follower.pipe.chunks
+        assert follower.subscription.cursor != Cursor(hub.window.end.id)
