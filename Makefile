@@ -7,7 +7,7 @@ SECONDS ?= 60
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check lint types format clean
+.PHONY: help run test soak bench check lint types format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,9 @@ test: $(VENV)/.developing ## Set up and run all tests, with branch coverage
 soak: $(VENV)/.developing ## Kill everything under load for SECONDS, and judge; then the control, which must fail
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m tests.soak --seconds 10 --seed $(SEED) --break catch-up
+
+bench: $(VENV)/.developing ## Measure logpipe, its ceilings and its peers in one run (10 minutes)
+	$(BIN)/python -m tests.bench
 
 check: lint types test ## Everything that must pass: format, lint, types, tests
 

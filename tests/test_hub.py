@@ -269,7 +269,7 @@ async def test_an_error_that_is_no_outage_ends_the_feed(
         async def broken(*_: Any, **__: Any) -> Page:
             raise ZeroDivisionError
 
-        monkeypatch.setattr(stream, "read", broken)
+        monkeypatch.setattr(stream, "follow", broken)
         with pytest.raises(ZeroDivisionError):
             await asyncio.wait_for(hub.run(), 5)
 

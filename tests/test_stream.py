@@ -382,6 +382,42 @@ async def test_a_wait_ends_at_once_when_the_entry_is_there_and_in_time_when_none
     assert 0.15 < time.monotonic() - started < 2
 
 
+async def test_following_gives_what_comes_next_and_nothing_when_nothing_comes(
+    stream: Stream,
+) -> None:
+    [last] = await add(stream)
+    page = await stream.follow(Cursor(last, 1), 10)
+    assert (page.gap, page.entries, page.end) == (None, [], Cursor(last, 1))
+    following = asyncio.create_task(stream.follow(Cursor(last, 1), 10))
+    await asyncio.sleep(0.05)
+    assert not following.done()
+    ids = await add(stream, 3)
+    page = await following
+    # Woken by the first of them, it may have read before the others came.
+    assert page.gap is None
+    assert [entry.id for entry in page.entries] == ids[: len(page.entries)]
+    assert page.entries
+    assert page.end == Cursor(page.entries[-1].id, 1 + len(page.entries))
+
+
+async def test_following_tells_what_was_trimmed_meanwhile(stream: Stream) -> None:
+    [last] = await add(stream)
+    await add(stream, 5)
+    await plain(stream).xtrim(NAME, maxlen=2, approximate=False)
+    page = await stream.follow(Cursor(last, 1), 10)
+    assert page.gap is not None
+    assert (page.gap.reason, page.gap.count) == ("trimmed", 3)
+    assert len(page.entries) == 2
+
+
+async def test_following_passes_entries_of_other_programs(stream: Stream) -> None:
+    [last] = await add(stream)
+    await plain(stream).xadd(NAME, {"other": "x", "event": event(7), "more": "y"})
+    await plain(stream).xadd(NAME, {"other": "x"})
+    page = await stream.follow(Cursor(last, 1), 10)
+    assert ([entry.event.message for entry in page.entries], page.unreadable) == (["number 7"], 1)
+
+
 # -- consumer groups -------------------------------------------------------------------------------
 
 
