@@ -282,6 +282,8 @@ def encode(events: Sequence[Event], now_ms: int) -> list[bytes]:
     for event in events:
         if event.ts_unix_ms is None:
             event.ts_unix_ms = now_ms
+    if len(events) == 1:
+        return [_encoder.encode(events[0])]
     encoded: list[bytes] = []
     for at in range(0, len(events), PIECE_EVENTS):
         encoded += _encoder.encode_lines(events[at : at + PIECE_EVENTS]).split(b"\n")[:-1]

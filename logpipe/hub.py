@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import math
 import random
+import time
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
 from logpipe.live import Live
 from logpipe.messages import Subscription
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
+from logpipe.shelf import Shelf
 from logpipe.stream import Page, Stream
 from logpipe.window import BATCH_BYTES, Window, cut
 
@@ -22,6 +24,15 @@ subscribers are written to a thousand times a second, and thousands get larger b
 
 CATCHUP_READERS = 8
 """How many subscribers read from the stream at the same time; the others wait their turn."""
+
+CATCHUP_SHARE = 0.15
+"""The part of the event loop that catching up may take while there are live readers, all together;
+without a bound, eight who read old entries made the live ones wait ten times as long."""
+CATCHUP_PAGE_S = 300e-6
+CATCHUP_ENTRY_S = 4e-6
+"""What a page costs, and each of its entries: read, decoded, encoded and written."""
+CATCHUP_PAGE = 100
+"""Entries of a page meanwhile: what one turn of it may hold up the others."""
 
 OUTAGE_PAUSE_S = 0.05
 """The least time between two attempts of the feed; jitter doubles it."""
@@ -48,6 +59,7 @@ class Hub:
         self.metrics = metrics
         self.window = Window(queue_len)
         self.live = Live(metrics)
+        self.shelf = Shelf()
         self.batch_count = batch_count
         self.heartbeat_s = heartbeat_s
         self.attached = False
@@ -58,6 +70,7 @@ class Hub:
         self.closing = False
         self.subscribers: set[Subscription] = set()
         self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
+        self._rested_at = 0.0
         self._bounds = NO_STREAM
         self._looking: asyncio.Task[Bounds] | None = None
         self._changed = asyncio.Event()
@@ -98,6 +111,7 @@ class Hub:
             if page.gap.count is None:
                 self.era += 1
             self.live.dismiss()
+            self.shelf.clear()
             self.window.restart(page.start)
         if page.end == page.start and page.gap is None:
             return
@@ -120,6 +134,7 @@ class Hub:
         while True:
             await asyncio.sleep(self.heartbeat_s / 4)
             self.live.beat(self.heartbeat_s)
+            self.shelf.let_go()
             self._wake()
 
     async def measure(self) -> None:
@@ -162,6 +177,19 @@ class Hub:
         with contextlib.suppress(Unavailable):
             self._bounds = await self.stream.bounds()
         return self._bounds
+
+    def catchup_page(self) -> int:
+        """How many entries one page of a catch-up may have."""
+        return min(self.batch_count, CATCHUP_PAGE) if self.live.count else self.batch_count
+
+    async def rest(self, entries: int) -> None:
+        """Leaves the event loop to the live readers for a while, after a page of a catch-up."""
+        if not self.live.count:
+            return
+        now = time.monotonic()
+        cost_s = CATCHUP_PAGE_S + entries * CATCHUP_ENTRY_S
+        self._rested_at = max(now, self._rested_at) + cost_s / CATCHUP_SHARE
+        await asyncio.sleep(self._rested_at - now)
 
     def close(self) -> None:
         """Ends all subscriptions with a `Bye`, and those to come."""

@@ -70,6 +70,7 @@ class Live:
     """All live readers of a hub, by what they are written: their format and filter."""
 
     def __init__(self, metrics: Metrics) -> None:
+        self.count = 0
         self._metrics = metrics
         self._followers: dict[tuple[Encoder, Filter], set[_Follower]] = {}
 
@@ -78,9 +79,11 @@ class Live:
         follower = _Follower(reader, writer, asyncio.get_running_loop().create_future())
         key = (writer.encoder, reader.filter)
         self._followers.setdefault(key, set()).add(follower)
+        self.count += 1
         try:
             await follower.done
         finally:
+            self.count -= 1
             self._leave(key, follower)
 
     def _leave(self, key: tuple[Encoder, Filter], follower: _Follower) -> None:

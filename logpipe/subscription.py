@@ -131,13 +131,19 @@ class HubSubscription:
     async def _catch_up(self) -> Sequence[Item]:
         """The next page from the stream itself, with the gap before it."""
         self.number = None
+        if (batch := self._from_shelf()) is not None:
+            await asyncio.sleep(0)  # a reader that takes all at once must not keep the others out
+            return [batch]
         async with self._hub.catching_up:
+            if (batch := self._from_shelf()) is not None:  # another has read it meanwhile
+                return [batch]
             era = self._hub.era
             if self._era is not None and self._era != era:
                 self.cursor = self.cursor.unproven()
             page = await self._hub.stream.read(
                 self.cursor, self._page_count(), witness=self._hub.window.end.id
             )
+            await self._hub.rest(len(page.entries))
         self._hub.metrics.catchup_reads.inc()
         self.cursor = page.end
         if page.gap is not None or page.end != page.start:
@@ -149,12 +155,23 @@ class HubSubscription:
             batch = Batch(page.start, page.end, page.entries)
             self._average = batch.size // max(1, len(batch.entries))
             items.append(batch)
+            if page.gap is None and era == self._hub.era:
+                self._hub.shelf.put(batch)
         return items
+
+    def _from_shelf(self) -> Batch | None:
+        """What another reader has found behind this cursor a moment ago."""
+        batch = self._hub.shelf.get(self.cursor.id)
+        if batch is None or (self.cursor.position is not None and batch.end.position is None):
+            return None
+        rest = rest_of(batch, self.cursor.id)
+        self.cursor, self._era = rest.end, self._hub.era
+        return rest
 
     def _page_count(self) -> int:
         """So many entries that a page is about as large as one write."""
         average = self._average or UNKNOWN_EVENT_BYTES
-        return max(1, min(self._hub.batch_count, BATCH_BYTES // average))
+        return max(1, min(self._hub.catchup_page(), BATCH_BYTES // average))
 
     def _skip(self) -> Gap | None:
         """Jumps to the newest batch and says what was left out; None where it cannot."""

@@ -9,11 +9,14 @@ import pytest
 
 from logpipe import hub as hub_module
 from logpipe.continuity import Bounds, Cursor, Gap
+from logpipe.filters import EVERYTHING
 from logpipe.hub import Hub
 from logpipe.ids import START, StreamId
+from logpipe.messages import Batch, Start
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.stream import Append, Page, Stream, connections
+from logpipe.subscription import HubSubscription
 from logpipe.window import BATCH_BYTES
 from tests.helpers import wait_until
 from tests.servers import Valkey
@@ -309,3 +312,26 @@ async def test_reads_that_fail_for_a_while_lose_nothing(
         await in_step(hub, ids[-1])
         assert held(hub) == ids
         assert hub.era == 0
+
+
+async def test_readers_that_come_back_together_share_what_they_read(valkey: Valkey) -> None:
+    """After a restart all are behind the window; each reading for itself would never catch up."""
+    async with (
+        stream_at(address_of(valkey), maxlen=100_000) as stream,
+    ):
+        first = (await add(stream, 3_000))[0]
+        async with running(stream) as hub:
+            await wait_until(lambda: hub.attached, "the feed has begun")
+
+            async def read() -> int:
+                had = 0
+                with HubSubscription(hub, Start(resume=first), EVERYTHING) as subscription:
+                    while had < 2_999:
+                        items = await subscription.next()
+                        assert items is not None
+                        had += sum(len(i.entries) for i in items if isinstance(i, Batch))
+                return had
+
+            assert set(await asyncio.gather(*(read() for _ in range(50)))) == {2_999}
+            reads = hub.metrics.catchup_reads._value.get()
+            assert reads < 2 * 3_000 / hub.batch_count

@@ -84,7 +84,7 @@ def _within_limit(
     """The events as stored, and the refusals with those that are too large, by index."""
     now_ms = time.time_ns() // 1_000_000
     encoded = encode(events, now_ms)
-    if max(map(len, encoded), default=0) <= max_bytes:
+    if not encoded or len(max(encoded, key=len)) <= max_bytes:
         return encoded, refusals
     refused = {refusal.index for refusal in refusals}
     indexes = (i for i in range(len(encoded) + len(refused)) if i not in refused)

@@ -1,7 +1,7 @@
 """`make bench`: logpipe, its ceilings and its peers on this machine, in one run.
 
 python -m tests.bench                 the comparison, a table of medians
-python -m tests.bench --growth DIR    how cost grows, as a picture in DIR
+python -m tests.bench --growth DIR    how cost grows, as a picture in DIR, and what catch-up costs
 python -m tests.bench --guard         a minute: fails where a ratio has fallen by a quarter
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from logpipe.bench.measures import Measure, fan_out, ingest
 from logpipe.bench.report import lines
-from tests.bench import growth, guard, peers, servers
+from tests.bench import catchup, growth, guard, peers, servers
 from tests.bench.machine import allow_many_files, description
 from tests.bench.servers import Measured, Opened
 from tests.bench.table import HEAD, markdown, rows
@@ -134,6 +134,7 @@ def main() -> int:
         return asyncio.run(guard.run(record=asked.record, say=say))
     if asked.growth:
         asyncio.run(growth.run(asked.growth, asked.seconds, say))
+        asyncio.run(catchup.run(asked.seconds, say))
         return 0
     asyncio.run(compare(asked.seconds, asked.repeats, asked.only))
     return 0

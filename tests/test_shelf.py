@@ -1,0 +1,71 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logpipe import shelf as module
+from logpipe.continuity import Cursor
+from logpipe.event import Entry, StoredEvent
+from logpipe.ids import StreamId
+from logpipe.messages import Batch
+from logpipe.shelf import Shelf
+
+
+def entry(number: int) -> Entry:
+    return Entry(StreamId(number, 0), b"x" * 100, StoredEvent())
+
+
+def batch(after: int, last: int) -> Batch:
+    """The entries behind `after`, up to `last`."""
+    entries = [entry(number) for number in range(after + 1, last + 1)]
+    return Batch(Cursor(StreamId(after, 0)), Cursor(StreamId(last, 0)), entries)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_page_is_found_by_its_start_and_by_each_of_its_entries_but_the_last() -> None:
+    shelf, page = Shelf(), batch(10, 20)
+    shelf.put(page)
+    assert [n for n in range(30) if shelf.get(StreamId(n, 0)) is page] == list(range(10, 20))
+
+
+def test_an_id_between_the_entries_of_a_page_may_be_of_another_stream() -> None:
+    shelf = Shelf()
+    shelf.put(batch(10, 20))
+    assert shelf.get(StreamId(15, 7)) is None
+
+
+def test_what_nobody_asks_for_is_let_go_and_what_is_asked_for_stays() -> None:
+    clock = Clock()
+    shelf, wanted, other = Shelf(clock), batch(0, 5), batch(5, 9)
+    shelf.put(wanted)
+    shelf.put(other)
+    clock.now = module.KEPT_S - 1
+    assert shelf.get(StreamId(0, 0)) is wanted
+    clock.now = module.KEPT_S + 1
+    shelf.let_go()
+    assert shelf.get(StreamId(5, 0)) is None
+    assert shelf.get(StreamId(0, 0)) is wanted
+    shelf.clear()
+    assert (shelf.get(StreamId(0, 0)), shelf.bytes) == (None, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 30)), max_size=30))
+def test_its_bytes_are_bounded_and_what_it_gives_follows_the_cursor(
+    pages: list[tuple[int, int]],
+) -> None:
+    shelf = Shelf()
+    limit, module.MAX_BYTES = module.MAX_BYTES, 5_000
+    try:
+        for after, count in pages:
+            shelf.put(batch(after, after + count))
+            assert shelf.bytes <= 5_000
+        for number in range(90):
+            found = shelf.get(StreamId(number, 0))
+            if found is not None:
+                assert found.start.id <= StreamId(number, 0) < found.end.id
+    finally:
+        module.MAX_BYTES = limit
