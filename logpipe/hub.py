@@ -7,6 +7,7 @@ import random
 import time
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
+from logpipe.ids import StreamId
 from logpipe.live import Live
 from logpipe.messages import Subscription
 from logpipe.metrics import Metrics
@@ -60,6 +61,8 @@ class Hub:
         self.window = Window(queue_len)
         self.live = Live(metrics)
         self.shelf = Shelf()
+        self.reading: dict[StreamId, asyncio.Event] = {}
+        """The ids behind which a subscriber is just reading; set when it is done."""
         self.batch_count = batch_count
         self.heartbeat_s = heartbeat_s
         self.attached = False

@@ -20,6 +20,7 @@ from logpipe.ids import START, StreamId
 from logpipe.live import Writer
 from logpipe.messages import Batch, Hello, Item, Notice, Start, goodbye
 from logpipe.problems import Unavailable
+from logpipe.stream import Page
 from logpipe.window import BATCH_BYTES, rest_of
 
 RETRY_S = 1.0
@@ -131,19 +132,29 @@ class HubSubscription:
     async def _catch_up(self) -> Sequence[Item]:
         """The next page from the stream itself, with the gap before it."""
         self.number = None
+        at = self.cursor.id
+        if (reading := self._hub.reading.get(at)) is not None:
+            await reading.wait()  # another is just about to find out
         if (batch := self._from_shelf()) is not None:
             await asyncio.sleep(0)  # a reader that takes all at once must not keep the others out
             return [batch]
-        async with self._hub.catching_up:
-            if (batch := self._from_shelf()) is not None:  # another has read it meanwhile
-                return [batch]
-            era = self._hub.era
-            if self._era is not None and self._era != era:
-                self.cursor = self.cursor.unproven()
-            page = await self._hub.stream.read(
-                self.cursor, self._page_count(), witness=self._hub.window.end.id
-            )
-            await self._hub.rest(len(page.entries))
+        reading = self._hub.reading.setdefault(at, asyncio.Event())
+        try:
+            async with self._hub.catching_up:
+                era = self._hub.era
+                if self._era is not None and self._era != era:
+                    self.cursor = self.cursor.unproven()
+                page = await self._hub.stream.read(
+                    self.cursor, self._page_count(), witness=self._hub.window.end.id
+                )
+                await self._hub.rest(len(page.entries))
+            return self._read(page, era)
+        finally:
+            self._hub.reading.pop(at, None)
+            reading.set()
+
+    def _read(self, page: Page, era: int) -> Sequence[Item]:
+        """What a page of the stream has to say."""
         self._hub.metrics.catchup_reads.inc()
         self.cursor = page.end
         if page.gap is not None or page.end != page.start:
