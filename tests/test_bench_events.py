@@ -235,6 +235,18 @@ def test_a_mark_is_seen_where_a_subscriber_leaves_in_the_middle_of_it(
     assert numbers(second) == [0, 12]
 
 
+def test_a_mark_is_seen_once_where_a_subscriber_leaves_right_behind_it(
+    following: Following,
+) -> None:
+    first, second = following.subscriber(), following.subscriber()
+    same = event(0)
+    ((end, _),) = Marks(RUN).find(same)
+    take(first, same + event(1))
+    take(second, same[:end], same[end:] + event(2))
+    assert second.differs
+    assert numbers(second) == [0, 2]
+
+
 def test_what_is_timed_is_when_each_piece_came(following: Following) -> None:
     first, second = following.subscriber(timed=True), following.subscriber()
     take(first, event(0), now_us=5)

@@ -93,15 +93,19 @@ class _Process:
             if number % CONNECTING_AT_ONCE == 0:
                 self.turn(0)
         deadline = time.monotonic() + SETTLE_S
-        while time.monotonic() < deadline and not all(o.body.begun for o in self._subscribers):
+        while time.monotonic() < deadline and not all(o.body.begun for o in self._open()):
             self.turn(0.05)
         self._read.connected = sum(one.body.begun for one in self._subscribers)
         self._read.connect_s = time.monotonic() - started
         return Read(connected=self._read.connected, connect_s=self._read.connect_s)
 
     def arm(self) -> None:
-        """From now on what comes counts; before, each was greeted in its own way."""
-        while self.turn(QUIET_S):
+        """From now on what comes counts; before, each was greeted in its own way.
+
+        A deployment that others use as well is never quiet: what is theirs is told apart later.
+        """
+        deadline = time.monotonic() + SETTLE_S
+        while self.turn(QUIET_S) and time.monotonic() < deadline:
             continue
         self._armed = True
         self._cpu_s = time.process_time()
@@ -126,7 +130,7 @@ class _Process:
         """What all have had is no longer needed; who differs needs none of it."""
         for reference in self._references:
             if len(reference.data) > KEPT_BYTES:
-                followers = (o for o in self._subscribers if o.reference is reference)
+                followers = (o for o in self._open() if o.reference is reference)
                 reference.let_go(min((o.needs for o in followers), default=reference.end))
 
     def _receive(self, one: Subscriber) -> None:
@@ -158,8 +162,12 @@ class _Process:
             enough[id(one.reference)]
             if not one.differs and one.offset == one.reference.end
             else len(self._numbers(one)) >= len(expected)
-            for one in self._subscribers
+            for one in self._open()
         )
+
+    def _open(self) -> list[Subscriber]:
+        """Those that are still connected: nothing more comes to the others."""
+        return [key.data for key in self._selector.get_map().values()]
 
     def _numbers(self, one: Subscriber) -> list[int]:
         shared = bisect.bisect_right(one.reference.ends, one.offset)
