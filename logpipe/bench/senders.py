@@ -73,10 +73,14 @@ class Sender:
         self._selector = selector or selectors.SelectSelector()
         self._idle: deque[_Connection] = deque()
         self._busy = 0
-        for _ in range(connections):
-            connection = _Connection(connect(address))
-            self._idle.append(connection)
-            self._selector.register(connection.sock, selectors.EVENT_READ, connection)
+        try:
+            for _ in range(connections):
+                connection = _Connection(connect(address))
+                self._idle.append(connection)
+                self._selector.register(connection.sock, selectors.EVENT_READ, connection)
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Closes the connections."""
@@ -93,9 +97,10 @@ class Sender:
         end = started + int(seconds * 1e9)
         told = started
         while (now := time.monotonic_ns()) < end and (self._idle or self._busy):
-            while self._idle:
+            for _ in range(len(self._idle)):
                 self._begin(now)
-            self._take(0.1)
+            # Who is not answered is idle again at once.
+            self._take(0.0 if self._idle else 0.1)
             if now - told > 100_000_000:
                 told = now
                 tick(self._sent.events)
@@ -146,7 +151,10 @@ class Sender:
             try:
                 answer = self._receive(connection)
             except (OSError, BrokenError) as error:
-                self._busy -= 1
+                if connection in self._idle:
+                    self._idle.remove(connection)
+                else:
+                    self._busy -= 1
                 self._drop(connection, str(error))
                 continue
             if answer is None:
