@@ -290,7 +290,7 @@ def test_a_reader_that_is_refused_is_not_waited_for() -> None:
         server.send(events(0), 0)
         read = process.finish({0})
     assert counts(read) == (1, 1, 0)
-    assert read.broken == ["HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"]
+    assert read.broken == ["HTTP/1.1 401 Unauthorized"]
 
 
 def test_a_reader_that_is_never_answered_is_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:

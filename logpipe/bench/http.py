@@ -108,7 +108,7 @@ class Body:
         if end < 0:
             return data[:0]
         if not self._head.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")):
-            raise BrokenError(self._head[:200].decode("latin-1"))
+            raise BrokenError(self._head[:200].split(b"\r\n")[0].decode("latin-1"))
         self.begun = True
         self._chunked = _CHUNKED.search(self._head, 0, end) is not None
         return data[end + 4 - before :]

@@ -21,6 +21,8 @@ KEPT_BYTES = 16 << 20
 """Of a reference, before the part is let go that all have had."""
 SETTLE_S = 10.0
 """What the last events may take to arrive after the last one was sent."""
+ENDING_S = 1.0
+"""What a process may take to end by itself, before it is killed."""
 TIMED = 20
 """Subscribers of a process whose every event is timed; the others are counted."""
 CONNECTING_AT_ONCE = 200
@@ -258,6 +260,8 @@ def reading(crowd: Crowd, processes: int) -> Iterator[Crowds]:
             pipes.append(ours)
             children.append(child)
         yield Crowds(pipes)
+        for child in children:  # it ends by itself when it has said what it has read
+            child.join(ENDING_S)
     finally:
         for child in children:
             child.kill()

@@ -125,7 +125,7 @@ class Sender:
             if now - told > 100_000_000:
                 told = now
                 tick(self._sent.events)
-        return self._finish(started)
+        return self._finish(started, count / rate if count else 0.0)
 
     def _begin(self, due_ns: int) -> None:
         connection = self._idle.popleft()
@@ -185,12 +185,15 @@ class Sender:
             self._selector.unregister(connection.sock)
         connection.sock.close()
 
-    def _finish(self, started_ns: int) -> Sent:
-        """Waits for the answers under way; they count, and so does their time."""
+    def _finish(self, started_ns: int, least_s: float = 0.0) -> Sent:
+        """Waits for the answers under way; they count, and so does their time.
+
+        A pace takes as long as it was to: its last request stands for the time after it, too.
+        """
         deadline = time.monotonic() + ANSWER_S
         while self._busy and time.monotonic() < deadline:
             self._take(0.1)
-        self._sent.seconds = (time.monotonic_ns() - started_ns) / 1e9
+        self._sent.seconds = max(least_s, (time.monotonic_ns() - started_ns) / 1e9)
         self._sent.requests = self._next - self._first
         self._sent.refused = dict(self._refused)
         return self._sent
