@@ -1,10 +1,12 @@
 """`logpipe bench`, as a command of its own against a logpipe of its own."""
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from logpipe import cli
 from logpipe.bench import measures
+from tests.helpers import wait_until
 from tests.servers import Process, Valkey, free_port, serving, spawned
 
 TINY = ("--seconds=0.2", "--connections=8", "--batch=10", "--readers=5", "--rate=50")
@@ -119,6 +122,26 @@ async def test_on_a_terminal_it_shows_how_far_it_is(service: Process) -> None:
     assert shown.endswith("\r\x1b[K")
 
 
+async def test_a_key_that_stops_it_stops_it_quietly(service: Process, valkey: Valkey) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "logpipe", "bench", "--url", service.url, "--only=fan-out"),
+        *("--readers=3", "--seconds=30"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean({}),
+        start_new_session=True,
+    )
+    try:
+        await wait_until(lambda: valkey.client.xlen("logs"), "it sends")
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = await asyncio.wait_for(process.communicate(), 20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1
+    assert (out, err.split()) == (b"", [b"Aborted!"])
+
+
 # -- what it does not do unasked ---------------------------------------------------------------
 
 
@@ -136,26 +159,37 @@ async def test_events_of_others_are_pushed_out_only_when_that_may_be(
     assert (done.returncode, done.stderr) == (0, "")
 
 
-async def test_the_first_of_the_tokens_of_the_environment_are_sent(
-    valkey: Valkey, tmp_path: Path
+TOKENS = {"INGEST_TOKENS": "in,old", "READ_TOKENS": "out,old"}
+
+
+@pytest.fixture
+async def guarded(valkey: Valkey, tmp_path: Path) -> AsyncIterator[Process]:
+    async with spawned(tmp_path, REDIS_ADDR=valkey.url, **TOKENS) as process:
+        await process.ready()
+        yield process
+
+
+async def test_the_first_of_the_tokens_of_the_environment_are_sent(guarded: Process) -> None:
+    arguments = ("--url", guarded.url, "--only=single", "--only=fan-out", *TINY)
+    done = await bench(*arguments, **TOKENS)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_without_a_token_to_read_it_does_not_begin(guarded: Process) -> None:
+    done = await bench("--url", guarded.url, *TINY, INGEST_TOKENS="in")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("logpipe: GET /events")
+    assert "is answered 401" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["single", "fan-out"])
+async def test_without_a_token_to_send_it_says_that_all_was_refused(
+    name: str, guarded: Process
 ) -> None:
-    tokens = {"INGEST_TOKENS": "in,old", "READ_TOKENS": "out,old"}
-    async with spawned(tmp_path, REDIS_ADDR=valkey.url, **tokens) as service:
-        await service.ready()
-        arguments = ("--url", service.url, "--only=single", "--only=fan-out", *TINY)
-        done = await bench(*arguments, **tokens)
-        assert (done.returncode, done.stderr) == (0, "")
-        no_read = await bench(*arguments)
-        assert (no_read.returncode, no_read.stdout) == (1, "")
-        assert no_read.stderr.startswith("logpipe: GET /events")
-        assert "is answered 401" in no_read.stderr
-        for name in ("single", "fan-out"):
-            no_ingest = await bench(
-                "--url", service.url, f"--only={name}", *TINY, READ_TOKENS="out"
-            )
-            assert (no_ingest.returncode, no_ingest.stderr) == (1, "")
-            assert "refused: 401" in no_ingest.stdout
-            assert "every event arrived" not in no_ingest.stdout
+    done = await bench("--url", guarded.url, f"--only={name}", *TINY, READ_TOKENS="out")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "refused: 401" in done.stdout
+    assert "every event arrived" not in done.stdout
 
 
 async def test_a_collector_elsewhere_is_sent_to(service: Process, valkey: Valkey) -> None:

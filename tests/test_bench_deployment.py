@@ -141,7 +141,7 @@ async def test_an_ingest_is_measured_at_the_collector(name: Name, valkey: Valkey
     async with serving(redis_addr=valkey.url, ingest_tokens="in", read_tokens="out") as service:
         target = target_of(service, ingest_token="in", read_token="out")
         (taken,) = await measured(
-            target, name, token="out", progress=lambda *each: told.append(each)
+            target, name, token="out", progress=lambda *each: told.append(each), seconds=0.5
         )
     assert isinstance(taken, Ingest)
     assert (taken.connections, taken.per_request) == ((8, 1) if name == "single" else (1, 10))

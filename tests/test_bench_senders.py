@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import resource
 import socket
 import threading
 import time
@@ -108,6 +109,26 @@ def scripted(script: Script) -> Iterator[Address]:
                 thread.join(10)
 
 
+@contextlib.contextmanager
+def mute() -> Iterator[Address]:
+    """A server that takes every connection and does nothing with it."""
+    with contextlib.ExitStack() as kept:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    kept.enter_context(listener.accept()[0])
+
+        with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+            thread = threading.Thread(target=accept)
+            thread.start()
+            try:
+                yield Address("127.0.0.1", listener.getsockname()[1])
+            finally:
+                listener.shutdown(socket.SHUT_RDWR)
+                thread.join(10)
+
+
 def recipe(address: Address, *, answers: bool = True) -> Recipe:
     return Recipe(address, Template(RUN, b"".join), answers)
 
@@ -166,7 +187,7 @@ async def test_it_is_told_now_and_then_how_many_events_are_in(
     async with serving(redis_addr=valkey.url) as service:
         sent = await sent_by(recipe_for(service), lambda s: run(s, 0.35, told.append))
     assert told == sorted(told)
-    assert 1 <= len(told) <= 3
+    assert told
     assert 0 < told[-1] <= sent.events
 
 
@@ -263,6 +284,18 @@ def test_when_all_have_closed_while_they_were_idle_the_pace_ends_and_says_so() -
     assert (sent.requests, sent.events) == (1, 1)
     assert sent.refused == {"closed": 1}
     assert sent.seconds < IN_TIME_S
+
+
+def test_there_may_be_more_connections_than_select_can_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 1500:
+        pytest.skip("NOT TESTED: many connections need as many open files")
+    monkeypatch.setattr(senders, "ANSWER_S", 0.1)
+    with mute() as address, sender(recipe(address), 600) as made:
+        sent = made.at_full_rate(0.1)
+    assert (sent.requests, sent.refused) == (600, {})
 
 
 def test_a_request_that_cannot_be_written_is_counted() -> None:

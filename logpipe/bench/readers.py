@@ -196,7 +196,15 @@ class _Process:
 
 
 def _main(pipe: "Connection[Any, Any]", crowd: Crowd) -> None:
-    """The process: connects, says so, and reads until it is told which events it should have."""
+    """The process: connects, says so, and reads until it is told which events it should have.
+
+    A ^C reaches it, too; whoever has started it speaks of that, and ends it.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        _serve(pipe, crowd)
+
+
+def _serve(pipe: "Connection[Any, Any]", crowd: Crowd) -> None:
     process = _Process(crowd)
     pipe.send(process.connect())
     while True:

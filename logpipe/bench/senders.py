@@ -17,6 +17,8 @@ ANSWER_S = 10.0
 """What the last answers may take after the last request."""
 
 RECEIVE_BYTES = 1 << 16
+SELECTABLE = 512
+"""Connections that select() can surely wait for: it takes no descriptor beyond 1023."""
 
 
 class Sent(msgspec.Struct):
@@ -70,7 +72,10 @@ class Sender:
         self._refused: Counter[str] = Counter()
         self._sent = Sent(numbers=[], answer_ms=[])
         # Not epoll: its time limits are whole milliseconds, and a pace is finer than that.
-        self._selector = selector or selectors.SelectSelector()
+        few = connections <= SELECTABLE
+        self._selector = selector or (
+            selectors.SelectSelector() if few else selectors.DefaultSelector()
+        )
         self._idle: deque[_Connection] = deque()
         self._busy = 0
         try:
