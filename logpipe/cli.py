@@ -263,6 +263,10 @@ def _tell(line: str) -> None:
     click.echo(f"logpipe: {line}", err=True)
 
 
+_COUNT = click.IntRange(min=1)
+_SOME = click.FloatRange(min=0, min_open=True)
+
+
 @main.command(context_settings=CONTEXT)
 @_url_option
 @click.option(
@@ -274,13 +278,21 @@ def _tell(line: str) -> None:
     multiple=True,
     help="Measure only this; repeatable.",
 )
-@click.option("--seconds", default=5.0, show_default=True, help="Length of each measurement.")
-@click.option("--connections", default=64, show_default=True, help="Of the senders.")
-@click.option("--batch", default=1000, show_default=True, help="Events of a batch.")
-@click.option("--readers", default=1000, show_default=True, help="Of the fan-out.")
-@click.option("--rate", default=1000.0, show_default=True, help="Events a second of the fan-out.")
-@click.option("--ingest-rate", type=float, help="Events a second to send.  [default: all it takes]")
-@click.option("--size", default=200, show_default=True, help="Bytes of an event.")
+@click.option(
+    "--seconds", type=_SOME, default=5.0, show_default=True, help="Length of each measurement."
+)
+@click.option("--connections", type=_COUNT, default=64, show_default=True, help="Of the senders.")
+@click.option("--batch", type=_COUNT, default=1000, show_default=True, help="Events of a batch.")
+@click.option("--readers", type=_COUNT, default=1000, show_default=True, help="Of the fan-out.")
+@click.option(
+    "--rate",
+    type=_SOME,
+    default=1000.0,
+    show_default=True,
+    help="Events a second of the fan-out.",
+)
+@click.option("--ingest-rate", type=_SOME, help="Events a second to send.  [default: all it takes]")
+@click.option("--size", type=_COUNT, default=200, show_default=True, help="Bytes of an event.")
 @click.option("--yes", is_flag=True, help="Push out the events that the stream holds.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON a measurement.")
 def bench(
@@ -296,7 +308,7 @@ def bench(
 
     from logpipe.bench.deployment import NAMES, Plan, UnfitError, foreign_events, measure
     from logpipe.bench.report import lines, whole
-    from logpipe.bench.target import logpipe_at
+    from logpipe.bench.target import address_of, logpipe_at
 
     names = ("INGEST_TOKENS", "INGEST_TOKENS_FILE", "READ_TOKENS", "READ_TOKENS_FILE")
     settings = _settings({name: os.environ[name] for name in names if name in os.environ})
@@ -304,12 +316,12 @@ def bench(
         "".join(t[:1]) for t in (settings.ingest_tokens, settings.read_tokens)
     )
     url = url or _local_url()
-    try:
-        target = logpipe_at(
-            ingest_url or url, url, ingest_token=ingest_token, read_token=read_token
-        )
-    except ValueError as error:
-        _fail(f"--url {url}: {error}", 2)
+    for option, given in (("--url", url), ("--ingest-url", ingest_url or url)):
+        try:
+            address_of(given)
+        except ValueError as error:
+            _fail(f"{option} {given}: {error}", 2)
+    target = logpipe_at(ingest_url or url, url, ingest_token=ingest_token, read_token=read_token)
     plan = Plan(names=asked.pop("only") or NAMES, **asked)
     done = []
     try:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -11,6 +11,7 @@ from logpipe.bench.measures import FanOut, Ingest, Measure, Usage, fan_out, inge
 from logpipe.bench.target import Target
 
 Name = Literal["single", "batch", "fan-out", "latency"]
+T = TypeVar("T")
 NAMES: tuple[Name, ...] = ("single", "batch", "fan-out", "latency")
 
 LATENCY_READERS = 100
@@ -41,9 +42,12 @@ class UnfitError(Exception):
 def foreign_events(target: Target, token: str) -> bool:
     """Whether the stream holds events that a benchmark would push out. Raises `UnfitError`."""
     assert target.distributor is not None
-    query = "/events?limit=1&q=-source:bench"
-    answer = _get(target.distributor, query, token)
-    return bool(msgspec.json.decode(answer)["events"])
+    path = query = "/events?limit=1&q=-source:bench"
+    while True:
+        page = _page(target.distributor, path, token)
+        if page.events or page.next is None:
+            return bool(page.events)
+        path = f"{query}&cursor={page.next}"
 
 
 def measure(
@@ -116,10 +120,9 @@ def _require_stored(taken: Ingest, distributor: Address, token: str) -> None:
     """The last event that was acknowledged has to be there: it cannot have been trimmed."""
     if not taken.last:
         return
-    answer = msgspec.json.decode(taken.last)
-    last = answer.get("id") or answer.get("last_id")
-    found = _get(distributor, f"/events?from={last}&to={last}", token)
-    if not msgspec.json.decode(found)["events"]:
+    answer = _decode(taken.last.encode(), _Acknowledged)
+    last = answer.id or answer.last_id
+    if not _page(distributor, f"/events?from={last}&to={last}", token).events:
         raise UnfitError(
             f"the event {last} was acknowledged and is not at the distributor: do both use the"
             " same Redis and STREAM_NAME?"
@@ -136,6 +139,34 @@ def usage(address: Address) -> Usage | None:
     if cpu is None or rss is None:
         return None
     return Usage(float(cpu[1]), int(float(rss[1])))
+
+
+class _Acknowledged(msgspec.Struct):
+    """Of one event, or of a batch."""
+
+    id: str = ""
+    last_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id and not self.last_id:
+            raise ValueError("no event was taken")
+
+
+class _Page(msgspec.Struct):
+    events: list[msgspec.Raw]
+    next: str | None
+
+
+def _page(address: Address, path: str, token: str) -> _Page:
+    return _decode(_get(address, path, token), _Page)
+
+
+def _decode(answer: bytes, of: type[T]) -> T:
+    try:
+        return msgspec.json.decode(answer, type=of)
+    except msgspec.DecodeError as error:
+        told = answer[:200].decode("utf-8", "replace")
+        raise UnfitError(f"this is no answer of logpipe: {told} ({error})") from None
 
 
 def _get(address: Address, path: str, token: str) -> bytes:

@@ -12,6 +12,7 @@ PING = b"PING\r\n"
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
+_SIZE = re.compile(rb"([0-9a-fA-F]+) *(;.*)?", re.DOTALL)
 
 
 class Address(NamedTuple):
@@ -58,7 +59,7 @@ class Answers:
         end = rest.find(b"\r\n\r\n")
         if end < 0:
             return None
-        if not rest.startswith(b"HTTP/1."):
+        if not rest.startswith(b"HTTP/1.") or not rest[9:12].isdigit():
             raise BrokenError(f"not HTTP: {rest[:60]!r}")
         found = _LENGTH.search(rest, 0, end)
         if found is None and rest[9:12] != b"204":
@@ -116,7 +117,7 @@ class Body:
         if end < 0:
             return data[:0]
         if not self._head.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")):
-            raise BrokenError(self._head[:200].decode("latin-1"))
+            raise BrokenError(self._head[:200].split(b"\r\n")[0].decode("latin-1"))
         self.begun = True
         self._chunked = _CHUNKED.search(self._head, 0, end) is not None
         return data[end + 4 - before :]
@@ -127,7 +128,10 @@ class Body:
         if end < 0:
             self._size = window
             return data[20:]
-        size = int(window[:end].split(b";")[0], 16)
+        line = _SIZE.fullmatch(window, 0, end)
+        if line is None:
+            raise BrokenError(f"not a chunk: {window[:end]!r}")
+        size = int(line[1], 16)
         if size == 0:
             raise BrokenError("the server has ended the stream")
         self._left = size + 2

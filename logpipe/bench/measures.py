@@ -38,10 +38,8 @@ class Spread(msgspec.Struct):
         if not values:
             return cls()
         ordered = sorted(values)
-        last = len(ordered) - 1
-        return cls(
-            ordered[round(last * 0.5)], ordered[min(last, int(len(ordered) * 0.99))], ordered[-1]
-        )
+        p50, p99 = (ordered[(len(ordered) * share + 99) // 100 - 1] for share in (50, 99))
+        return cls(p50, p99, ordered[-1])
 
 
 class Used(msgspec.Struct):
@@ -96,6 +94,8 @@ class FanOut(msgspec.Struct, tag="fan-out", tag_field="measure"):
     """Of the server's memory."""
     received_bytes: int
     broken: dict[str, int]
+    refused: dict[str, int]
+    """Requests of the publisher that the server has not taken."""
     used: Used
     readers_cpu: float
     """Cores that the reading side took: near one a process, it is what was measured."""
@@ -222,6 +222,7 @@ def _fan_out(
         grown / readers if grown is not None else None,
         read.received_bytes,
         broken,
+        sent.refused,
         used,
         read.cpu_s / sent.seconds,
     )

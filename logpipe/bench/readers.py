@@ -21,6 +21,8 @@ KEPT_BYTES = 16 << 20
 """Of a reference, before the part is let go that all have had."""
 SETTLE_S = 10.0
 """What the last events may take to arrive after the last one was sent."""
+ENDING_S = 1.0
+"""What a process may take to end by itself, before it is killed."""
 TIMED = 20
 """Subscribers of a process whose every event is timed; the others are counted."""
 CONNECTING_AT_ONCE = 200
@@ -93,15 +95,19 @@ class _Process:
             if number % CONNECTING_AT_ONCE == 0:
                 self.turn(0)
         deadline = time.monotonic() + SETTLE_S
-        while time.monotonic() < deadline and not all(o.body.begun for o in self._subscribers):
+        while time.monotonic() < deadline and not all(o.body.begun for o in self._open()):
             self.turn(0.05)
         self._read.connected = sum(one.body.begun for one in self._subscribers)
         self._read.connect_s = time.monotonic() - started
         return Read(connected=self._read.connected, connect_s=self._read.connect_s)
 
     def arm(self) -> None:
-        """From now on what comes counts; before, each was greeted in its own way."""
-        while self.turn(QUIET_S):
+        """From now on what comes counts; before, each was greeted in its own way.
+
+        A deployment that others use as well is never quiet: what is theirs is told apart later.
+        """
+        deadline = time.monotonic() + SETTLE_S
+        while self.turn(QUIET_S) and time.monotonic() < deadline:
             continue
         self._armed = True
         self._cpu_s = time.process_time()
@@ -126,7 +132,7 @@ class _Process:
         """What all have had is no longer needed; who differs needs none of it."""
         for reference in self._references:
             if len(reference.data) > KEPT_BYTES:
-                followers = (o for o in self._subscribers if o.reference is reference)
+                followers = (o for o in self._open() if o.reference is reference)
                 reference.let_go(min((o.needs for o in followers), default=reference.end))
 
     def _receive(self, one: Subscriber) -> None:
@@ -158,8 +164,12 @@ class _Process:
             enough[id(one.reference)]
             if not one.differs and one.offset == one.reference.end
             else len(self._numbers(one)) >= len(expected)
-            for one in self._subscribers
+            for one in self._open()
         )
+
+    def _open(self) -> list[Subscriber]:
+        """Those that are still connected: nothing more comes to the others."""
+        return [key.data for key in self._selector.get_map().values()]
 
     def _numbers(self, one: Subscriber) -> list[int]:
         shared = bisect.bisect_right(one.reference.ends, one.offset)
@@ -186,7 +196,15 @@ class _Process:
 
 
 def _main(pipe: "Connection[Any, Any]", crowd: Crowd) -> None:
-    """The process: connects, says so, and reads until it is told which events it should have."""
+    """The process: connects, says so, and reads until it is told which events it should have.
+
+    A ^C reaches it, too; whoever has started it speaks of that, and ends it.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        _serve(pipe, crowd)
+
+
+def _serve(pipe: "Connection[Any, Any]", crowd: Crowd) -> None:
     process = _Process(crowd)
     pipe.send(process.connect())
     while True:
@@ -250,6 +268,8 @@ def reading(crowd: Crowd, processes: int) -> Iterator[Crowds]:
             pipes.append(ours)
             children.append(child)
         yield Crowds(pipes)
+        for child in children:  # it ends by itself when it has said what it has read
+            child.join(ENDING_S)
     finally:
         for child in children:
             child.kill()

@@ -30,9 +30,9 @@ def title(measure: Measure) -> str:
 
 def troubles(measure: Measure) -> list[str]:
     """What went wrong, in a few words each."""
+    wrong = [f"{count:,} refused: {why}" for why, count in measure.refused.items()]
     if isinstance(measure, Ingest):
-        return [f"{count:,} refused: {why}" for why, count in measure.refused.items()]
-    wrong = []
+        return wrong
     if measure.connected < measure.readers:
         wrong.append(f"{measure.readers - measure.connected:,} readers did not connect")
     if measure.missing:

@@ -17,6 +17,8 @@ ANSWER_S = 10.0
 """What the last answers may take after the last request."""
 
 RECEIVE_BYTES = 1 << 16
+SELECTABLE = 512
+"""Connections that select() can surely wait for: it takes no descriptor beyond 1023."""
 
 
 class Sent(msgspec.Struct):
@@ -70,13 +72,20 @@ class Sender:
         self._refused: Counter[str] = Counter()
         self._sent = Sent(numbers=[], answer_ms=[])
         # Not epoll: its time limits are whole milliseconds, and a pace is finer than that.
-        self._selector = selector or selectors.SelectSelector()
+        few = connections <= SELECTABLE
+        self._selector = selector or (
+            selectors.SelectSelector() if few else selectors.DefaultSelector()
+        )
         self._idle: deque[_Connection] = deque()
         self._busy = 0
-        for _ in range(connections):
-            connection = _Connection(connect(address))
-            self._idle.append(connection)
-            self._selector.register(connection.sock, selectors.EVENT_READ, connection)
+        try:
+            for _ in range(connections):
+                connection = _Connection(connect(address))
+                self._idle.append(connection)
+                self._selector.register(connection.sock, selectors.EVENT_READ, connection)
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Closes the connections."""
@@ -93,9 +102,10 @@ class Sender:
         end = started + int(seconds * 1e9)
         told = started
         while (now := time.monotonic_ns()) < end and (self._idle or self._busy):
-            while self._idle:
+            for _ in range(len(self._idle)):
                 self._begin(now)
-            self._take(0.1)
+            # Who is not answered is idle again at once.
+            self._take(0.0 if self._idle else 0.1)
             if now - told > 100_000_000:
                 told = now
                 tick(self._sent.events)
@@ -120,7 +130,7 @@ class Sender:
             if now - told > 100_000_000:
                 told = now
                 tick(self._sent.events)
-        return self._finish(started)
+        return self._finish(started, count / rate if count else 0.0)
 
     def _begin(self, due_ns: int) -> None:
         connection = self._idle.popleft()
@@ -146,7 +156,10 @@ class Sender:
             try:
                 answer = self._receive(connection)
             except (OSError, BrokenError) as error:
-                self._busy -= 1
+                if connection in self._idle:
+                    self._idle.remove(connection)
+                else:
+                    self._busy -= 1
                 self._drop(connection, str(error))
                 continue
             if answer is None:
@@ -177,12 +190,15 @@ class Sender:
             self._selector.unregister(connection.sock)
         connection.sock.close()
 
-    def _finish(self, started_ns: int) -> Sent:
-        """Waits for the answers under way; they count, and so does their time."""
+    def _finish(self, started_ns: int, least_s: float = 0.0) -> Sent:
+        """Waits for the answers under way; they count, and so does their time.
+
+        A pace takes as long as it was to: its last request stands for the time after it, too.
+        """
         deadline = time.monotonic() + ANSWER_S
         while self._busy and time.monotonic() < deadline:
             self._take(0.1)
-        self._sent.seconds = (time.monotonic_ns() - started_ns) / 1e9
+        self._sent.seconds = max(least_s, (time.monotonic_ns() - started_ns) / 1e9)
         self._sent.requests = self._next - self._first
         self._sent.refused = dict(self._refused)
         return self._sent
