@@ -242,8 +242,14 @@ async def test_what_a_process_uses_is_in_its_metrics(valkey: Valkey) -> None:
 
 def test_a_server_that_does_not_say_what_it_uses_is_measured_without() -> None:
     assert usage(Address("127.0.0.1", free_port())) is None
-    for body in (b"", b"process_cpu_seconds_total 1.5\n", b"process_resident_memory_bytes 3e6\n"):
+    for body in (
+        b"",
+        b"logpipe_process_cpu_seconds_total 1.5\n",
+        b"logpipe_process_resident_memory_bytes 3e6\n",
+    ):
         with answering(body) as url:
             assert usage(address_of(url)) is None
-    with answering(b"process_cpu_seconds_total 1.5\nprocess_resident_memory_bytes 3e6\n") as url:
+    with answering(
+        b"logpipe_process_cpu_seconds_total 1.5\nlogpipe_process_resident_memory_bytes 3e6\n"
+    ) as url:
         assert usage(address_of(url)) == (1.5, 3_000_000)
