@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import assume, example, given
 
 from logpipe.bench.http import Address, Answer, Answers, Body, BrokenError, connect, get
 from logpipe.bench.target import address_of
