@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 from hypothesis import assume, example, given
+from hypothesis import strategies as st
 
 from logpipe.bench.http import Address, Answer, Answers, Body, BrokenError, connect, get
 from logpipe.bench.target import address_of

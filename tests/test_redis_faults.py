@@ -379,6 +379,7 @@ async def test_a_user_that_loses_its_rights_is_told_and_comes_back(
     address = f"unix://ship:right@{own_valkey.socket}"
     async with serving(redis_addr=address, role="collector") as service:
         await wait_until(taken(service), "it is ready")
+        await wait_until(said(service, "ok"), "it says so")
         ask(own_valkey, "ACL SETUSER ship -@all")
         await unavailable(service, "auth")
         assert (await health(service))["code"] == 503

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fakeredis
+import hiredis
 import msgspec
 import pytest
 from hypothesis import given
@@ -43,6 +44,16 @@ class FakeDirect:
             return await self._client.execute_command(*command)
         except NoScriptError as error:
             raise ResponseError(f"NOSCRIPT {error}") from None
+
+    async def exchange(self, packed: list[bytes], count: int) -> list[Any]:
+        """A transaction, of which fakeredis does one command after the other."""
+        reader = hiredis.Reader()
+        reader.feed(b"".join(packed))
+        commands = [reader.gets() for _ in range(count)]
+        assert reader.gets() is False
+        assert (commands[0], commands[-1]) == ([b"MULTI"], [b"EXEC"])
+        done = [await self._client.execute_command(*command) for command in commands[1:-1]]
+        return [b"OK", *[b"QUEUED" for _ in done], done]
 
     async def aclose(self) -> None:
         await self._client.aclose()

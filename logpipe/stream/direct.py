@@ -94,12 +94,18 @@ class Direct:
 
     async def call(self, *command: Any) -> Any:
         """The answer to a command. Raises OSError and RedisError."""
-        connection = self._take() or await self._connect()
-        (answer,) = await connection.exchange(await _packed(command), 1, self._answer_s)
-        self._idle.append(connection)
+        (answer,) = await self.exchange(await _packed(command), 1)
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    async def exchange(self, packed: list[bytes], count: int) -> list[Any]:
+        """The answers to so many packed commands, errors among them. Raises OSError and
+        RedisError."""
+        connection = self._take() or await self._connect()
+        answers = await connection.exchange(packed, count, self._answer_s)
+        self._idle.append(connection)
+        return answers
 
     def _take(self) -> _Connection | None:
         while self._idle:

@@ -13,7 +13,16 @@ from logpipe.continuity import NO_STREAM, Bounds, Cursor, Gap, gap_after
 from logpipe.event import Entry
 from logpipe.ids import START, StreamId, from_wire
 from logpipe.redis_address import RedisAddress
-from logpipe.stream.append import APPEND, Append, Appended, arguments, outcome
+from logpipe.stream.append import (
+    APPEND,
+    Append,
+    Appended,
+    Transaction,
+    arguments,
+    ids_of,
+    outcome,
+    outcomes,
+)
 from logpipe.stream.connections import Connections
 from logpipe.stream.entries import entry_of
 from logpipe.stream.exchange import exchange
@@ -46,6 +55,7 @@ class Stream:
         self.name = name
         self._maxlen = maxlen
         self._block_ms = block_ms
+        self._transaction = Transaction(name, maxlen)
         self._redis = Connections(address, name, block_ms, trouble)
         self.groups = StreamGroups(self._redis, name)
 
@@ -65,11 +75,17 @@ class Stream:
     # -- writing ------------------------------------------------------------------------------
 
     async def append(self, requests: Sequence[Append]) -> list[Appended]:
-        """Appends the events of all requests by one script call, each request whole or not at all.
+        """Appends the events of all requests in one step, each request whole or not at all.
 
         Returns only after Redis has confirmed. Raises `Unavailable`; then the events of this call
         are not in the stream, unless the connection was lost while Redis worked.
         """
+        if all(request.once is None for request in requests):
+            events = [event for request in requests for event in request.events]
+            packed, count = self._transaction.packed(events)
+            async with self._redis.translated():
+                ids = ids_of(await self._redis.appending.exchange([packed], count))
+            return list(outcomes(requests, ids))
         keys, rest = arguments(self.name, self._maxlen, requests)
         async with self._redis.translated():
             answers = await APPEND.run_directly(self._redis.appending, keys, *rest)
