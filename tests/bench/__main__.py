@@ -9,7 +9,9 @@ import argparse
 import asyncio
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from logpipe.bench.measures import Measure, fan_out, ingest
@@ -30,12 +32,12 @@ def say(line: str) -> None:
 def measures(server: Measured, seconds: float) -> Iterator[Measure]:
     """All that a server can do of what is compared."""
     target = server.target
-    if target.single is not None and target.answers:
+    if server.ingests and target.single is not None and target.answers:
         yield ingest(
             target, target.single, connections=64, per_request=1, size=200, seconds=seconds,
             meter=server.at_takers,
         )  # fmt: skip
-    if target.batch is not None and target.answers:
+    if server.ingests and target.batch is not None and target.answers:
         yield ingest(
             target, target.batch, connections=8, per_request=1000, size=200, seconds=seconds,
             meter=server.at_takers,
@@ -49,41 +51,47 @@ def measures(server: Measured, seconds: float) -> Iterator[Measure]:
         )  # fmt: skip
 
 
-def contestants(valkey: Valkey) -> dict[str, Opened]:
+def contestants(valkey: Valkey) -> list[tuple[str, Opened]]:
     """Every server that can be started here."""
-    found: dict[str, Opened] = {
-        "bare uvicorn": lambda: servers.opened(peers.bare()),
-        "FastAPI, as one would begin": lambda: servers.opened(peers.baseline(valkey)),
-    }
+    found: list[tuple[str, Opened]] = [
+        ("bare uvicorn", lambda: servers.opened(peers.bare())),
+        ("FastAPI, as one would begin", lambda: servers.opened(peers.baseline(valkey))),
+    ]
     for name, there, start in (
         ("nchan", peers.have_nchan, peers.nchan),
         ("nats-server", peers.have_nats, peers.nats),
     ):
         if there():
-            found[name] = lambda start=start: servers.opened(start())  # type: ignore[misc]
+            found.append((name, partial(_opened, start)))
         else:
             say(f"NOT MEASURED: {name} is not installed")
-    found["logpipe"] = lambda: servers.logpipe(valkey)
-    found["logpipe, 2 workers"] = lambda: servers.logpipe(valkey, workers=2)
-    found["logpipe, all in one"] = servers.logpipe_in_one
-    return found
+    for name, workers in (("logpipe", 1), ("logpipe, 2 workers", 2)):
+        found.append((name, partial(servers.logpipe_collector, valkey, workers)))
+        found.append((name, partial(servers.logpipe, valkey, workers)))
+    return [*found, ("logpipe, all in one", servers.logpipe_in_one)]
+
+
+def _opened(
+    start: Callable[[], AbstractContextManager[peers.Peer]],
+) -> AbstractAsyncContextManager[Measured]:
+    return servers.opened(start())
 
 
 async def compare(seconds: float, repeats: int, only: list[str]) -> None:
-    """The comparison; the order changes from one round to the next."""
+    """The comparison, a few rounds of it: so a moment in which the machine is slow hits all."""
     found: list[Measure] = []
     ceilings: dict[str, list[float]] = {}
     with servers.a_valkey() as valkey:
-        starts = {
-            name: start
-            for name, start in contestants(valkey).items()
+        starts = [
+            (name, start)
+            for name, start in contestants(valkey)
             if not only or any(word in name for word in only)
-        }
+        ]
         for repeat in range(repeats):
             for name, rate in _ceilings(valkey):
                 ceilings.setdefault(name, []).append(rate)
                 say(f"round {repeat + 1}: {name}: {rate:,.0f}/s")
-            for name, start in list(starts.items()):
+            for name, start in starts:
                 valkey.reset()
                 async with start() as server:
                     named = server._replace(target=server.target._replace(name=name))

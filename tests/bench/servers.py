@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ class Measured(NamedTuple):
     takers: tuple[int, ...]
     givers: tuple[int, ...]
     redis: tuple[int, ...] = ()
+    ingests: bool = True
+    """Whether what it takes in is measured here."""
 
     def at_takers(self) -> Usage:
         """What taking in has used."""
@@ -56,21 +58,34 @@ def of(peer: Peer) -> Measured:
 @contextlib.asynccontextmanager
 async def logpipe(valkey: Valkey, workers: int = 1) -> AsyncIterator[Measured]:
     """A collector and a distributor, each a process of its own or several."""
-    with tempfile.TemporaryDirectory(prefix="logpipe-bench-") as name:
-        folder = Path(name)
-        common = {"REDIS_ADDR": valkey.url, "WORKERS": str(workers)}
-        async with (
-            spawned(folder, ROLE="collector", **common) as collector,
-            spawned(folder, ROLE="distributor", **common) as distributor,
-        ):
-            await collector.ready()
-            await distributor.ready()
-            yield Measured(
-                logpipe_at(collector.url, distributor.url),
-                serving(collector, workers),
-                serving(distributor, workers),
-                (valkey.pid,),
-            )
+    common = {"REDIS_ADDR": valkey.url, "WORKERS": str(workers)}
+    async with _role("collector", common) as collector, _role("distributor", common) as distributor:
+        yield Measured(
+            logpipe_at(collector.url, distributor.url),
+            serving(collector, workers),
+            serving(distributor, workers),
+            (valkey.pid,),
+            ingests=False,
+        )
+
+
+@contextlib.asynccontextmanager
+async def logpipe_collector(valkey: Valkey, workers: int = 1) -> AsyncIterator[Measured]:
+    """A collector alone, as peers are measured, which hold nothing for readers that are not
+    there."""
+    common = {"REDIS_ADDR": valkey.url, "WORKERS": str(workers)}
+    async with _role("collector", common) as collector:
+        target = logpipe_at(collector.url, collector.url)._replace(distributor=None)
+        pids = serving(collector, workers)
+        yield Measured(target, pids, pids, (valkey.pid,))
+
+
+@contextlib.asynccontextmanager
+async def _role(role: str, environ: Mapping[str, str]) -> AsyncIterator[Process]:
+    with tempfile.TemporaryDirectory(prefix="logpipe-bench-") as folder:
+        async with spawned(Path(folder), ROLE=role, **environ) as process:
+            await process.ready()
+            yield process
 
 
 @contextlib.asynccontextmanager
