@@ -27,8 +27,9 @@ CATCHUP_READERS = 8
 """How many subscribers read from the stream at the same time; the others wait their turn."""
 
 CATCHUP_SHARE = 0.15
-"""The part of the event loop that catching up may take while there are live readers, all together;
-without a bound, eight who read old entries made the live ones wait ten times as long."""
+"""The part of the event loop that reading for those who are behind may take, all together, while
+most are live; without a bound, eight of them made a hundred live ones wait ten times as long. Where
+more are behind, as after a restart, it is their part of all, or they would never catch up."""
 CATCHUP_PAGE_S = 300e-6
 CATCHUP_ENTRY_S = 4e-6
 """What a page costs, and each of its entries: read, decoded, encoded and written."""
@@ -183,7 +184,13 @@ class Hub:
 
     def catchup_page(self) -> int:
         """How many entries one page of a catch-up may have."""
-        return min(self.batch_count, CATCHUP_PAGE) if self.live.count else self.batch_count
+        few = self._part_behind < 0.5
+        return min(self.batch_count, CATCHUP_PAGE) if few else self.batch_count
+
+    @property
+    def _part_behind(self) -> float:
+        """Which part of the subscribers is not live."""
+        return 1 - self.live.count / max(1, len(self.subscribers))
 
     async def rest(self, entries: int) -> None:
         """Leaves the event loop to the live readers for a while, after a page of a catch-up."""
@@ -191,7 +198,8 @@ class Hub:
             return
         now = time.monotonic()
         cost_s = CATCHUP_PAGE_S + entries * CATCHUP_ENTRY_S
-        self._rested_at = max(now, self._rested_at) + cost_s / CATCHUP_SHARE
+        share = max(CATCHUP_SHARE, self._part_behind)
+        self._rested_at = max(now, self._rested_at) + cost_s / share
         await asyncio.sleep(self._rested_at - now)
 
     def close(self) -> None:

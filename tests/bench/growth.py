@@ -12,7 +12,7 @@ from tests.bench import servers
 from tests.bench.servers import Measured
 
 READERS = (100, 300, 1000, 3000, 9000)
-RATES = (10, 100, 1000, 3000)
+RATES = (10, 100, 1000, 2000, 3000)
 SIZES = (200, 1_000, 4_000, 16_000, 64_000)
 FILTERS = (0, 1, 10, 100)
 
@@ -133,7 +133,7 @@ def _panel(row: Row, panel: Any) -> None:
     cores = [point.cores for point in row.points]
     (used,) = panel.plot(at, cores, "o-", color="#1f5fbf", label="cores of the distributor")
     panel.set_xscale("log")
-    panel.set_xticks(at, [f"{point.x:,.0f}" for point in row.points])
+    panel.set_xticks(at, [_short(point.x) for point in row.points])
     panel.minorticks_off()
     panel.set_ylim(0, max(1.0, max(cores) * 1.1))
     panel.set_title(row.title, fontsize=10)
@@ -145,5 +145,12 @@ def _panel(row: Row, panel: Any) -> None:
         for name, style, label in (("p50", "s-", "p50 latency"), ("p99", "s:", "p99 latency"))
     ]
     late.set_yscale("log")
+    late.set_ylim(1, 1000)
+    late.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
+    late.minorticks_off()
     late.set_ylabel("ms")
     panel.legend(handles=[used, *(line for (line,) in drawn)], fontsize=7, loc="upper left")
+
+
+def _short(value: float) -> str:
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"

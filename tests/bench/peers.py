@@ -75,7 +75,7 @@ def bare() -> Iterator[Peer]:
     command = [sys.executable, "-m", "tests.bench.bare", "--port", str(port)]
     with _folder() as folder, _started("bare", command, folder) as process:
         process.wait_for(port, _get("/"), b"HTTP/1.1 202")
-        yield Peer("bare", port, process.pids(), None, _single, _batch, b"", True, None)
+        yield Peer("bare", port, process.pids(), None, _single, None, b"", True, None)
 
 
 @contextlib.contextmanager
