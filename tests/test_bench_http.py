@@ -231,4 +231,5 @@ def test_a_url_that_leads_nowhere_is_refused(url: str) -> None:
 def test_a_subscription_is_asked_for_with_its_token() -> None:
     address = Address("h", 1)
     assert get_request(address, "/subscribe") == b"GET /subscribe HTTP/1.1\r\nHost: h:1\r\n\r\n"
+    assert b"Host: [::1]:80\r\n" in get_request(address_of("http://[::1]"), "/")
     assert b"\r\nAuthorization: Bearer t\r\n\r\n" in get_request(address, "/subscribe", "t")

@@ -416,3 +416,12 @@ def test_a_crowd_is_split_over_processes_and_counted_together() -> None:
         assert len(read.latency_ms) == 6
         assert multiprocessing.active_children()
     assert not multiprocessing.active_children()
+
+
+def test_a_process_of_readers_that_dies_is_named() -> None:
+    with stage() as server, reading(Crowd(server.address, (REQUEST,), RUN, 1), 1) as crowds:
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        with pytest.raises(OSError, match="process of readers"):
+            crowds.finish([0])

@@ -224,7 +224,7 @@ class Crowds:
 
     def __init__(self, pipes: "list[Connection[Any, Any]]") -> None:
         self._pipes = pipes
-        self.connected = _total([pipe.recv() for pipe in pipes])
+        self.connected = _total([_heard(pipe) for pipe in pipes])
 
     def arm(self) -> None:
         """From now on what comes counts."""
@@ -235,9 +235,17 @@ class Crowds:
         return _total(self._ask(set(numbers)))
 
     def _ask(self, what: set[int] | None) -> list[Any]:
-        for pipe in self._pipes:
-            pipe.send(what)
-        return [pipe.recv() for pipe in self._pipes]
+        with contextlib.suppress(BrokenPipeError):  # what cannot be told will not answer, either
+            for pipe in self._pipes:
+                pipe.send(what)
+        return [_heard(pipe) for pipe in self._pipes]
+
+
+def _heard(pipe: "Connection[Any, Any]") -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise OSError("a process of readers has died") from None
 
 
 def _total(reads: Sequence[Read]) -> Read:

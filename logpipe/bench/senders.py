@@ -200,6 +200,8 @@ class Sender:
             self._take(0.1)
         self._sent.seconds = max(least_s, (time.monotonic_ns() - started_ns) / 1e9)
         self._sent.requests = self._next - self._first
+        if self._busy:
+            self._refused[f"no answer within {ANSWER_S:.0f} s"] += self._busy
         self._sent.refused = dict(self._refused)
         return self._sent
 

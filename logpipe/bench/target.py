@@ -67,4 +67,5 @@ def get(address: Address, path: str, token: str = "") -> bytes:
 
 def _host(address: Address, token: str) -> str:
     authorization = f"Authorization: Bearer {token}\r\n" if token else ""
-    return f"Host: {address.host}:{address.port}\r\n{authorization}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"Host: {host}:{address.port}\r\n{authorization}"
