@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import auth
 from logpipe.collector.appender import Appender
-from logpipe.collector.body import drain, read_body
+from logpipe.collector.body import drain, read_body, too_large
 from logpipe.collector.ingest import answer_of, append_of, take_in
 from logpipe.metrics import Metrics
 from logpipe.problems import MEDIA_TYPE as PROBLEM_TYPE
@@ -91,16 +91,7 @@ class Ingest:
         body_read = False
         try:
             auth.require(headers.get("authorization"), self._settings.ingest_tokens)
-            body = None
-            if wire is not None and "content-encoding" not in headers:
-                body = wire.body()
-            if body is None or len(body) > self._settings.max_body_bytes:
-                body = await read_body(
-                    receive,
-                    headers.get("content-encoding", ""),
-                    headers.get("content-length", ""),
-                    self._settings.max_body_bytes,
-                )
+            body = await self._body(headers, receive, wire)
             body_read = True
             answer = await self._store(headers, body)
         except ClientDisconnect:
@@ -114,6 +105,16 @@ class Ingest:
             wire.respond(202, b"application/json", answer)
         else:
             await _respond(send, 202, b"application/json", answer)
+
+    async def _body(self, headers: dict[str, str], receive: Receive, wire: Wire | None) -> bytes:
+        limit = self._settings.max_body_bytes
+        coding = headers.get("content-encoding", "")
+        whole = wire.body() if wire is not None and not coding else None
+        if whole is None:
+            return await read_body(receive, coding, headers.get("content-length", ""), limit)
+        if len(whole) > limit:
+            raise too_large(limit)
+        return whole
 
     async def _store(self, headers: dict[str, str], body: bytes) -> bytes:
         self._metrics.body_bytes.inc(len(body))

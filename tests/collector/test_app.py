@@ -274,6 +274,17 @@ async def test_an_event_may_have_exactly_the_largest_size(valkey: Valkey) -> Non
         assert len(stored(valkey)) == 3
 
 
+async def test_a_chunked_body_that_comes_at_once_is_measured_too(valkey: Valkey) -> None:
+    head = request(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    body = b'{"source":"a","message":"%b"}' % (b"x" * 200)
+    async with (
+        serving(redis_addr=valkey.url, role="collector", max_body_bytes=100) as service,
+        connected(service.url) as connection,
+    ):
+        await connection.send(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        assert (await connection.answer()).status == 413
+
+
 @pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
 async def test_a_body_may_have_exactly_the_largest_size(valkey: Valkey, chunked: bool) -> None:
     async with collecting(valkey, max_body_bytes=200_000) as service:
