@@ -123,8 +123,11 @@ async def test_on_a_terminal_it_shows_how_far_it_is(service: Process) -> None:
 
 
 async def test_a_key_that_stops_it_stops_it_quietly(service: Process, valkey: Valkey) -> None:
+    # A shell has what it runs in the background ignore SIGINT, these tests perhaps among it.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "logpipe", "bench", "--url", service.url, "--only=fan-out"),
+        *(sys.executable, "-c", f"{heed}; from logpipe.cli import main; main()"),
+        *("bench", "--url", service.url, "--only=fan-out"),
         *("--readers=3", "--seconds=30"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
