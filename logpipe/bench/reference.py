@@ -24,9 +24,11 @@ class Reference:
 
     @property
     def end(self) -> int:
+        """The offset behind its last byte."""
         return self.base + len(self.data)
 
     def extend(self, more: memoryview) -> None:
+        """Takes what comes next, and looks for the marks in it."""
         self.data += more
         for end, mark in self._marks.find(self.data, self._searched - self.base):
             self.ends.append(self.base + end)
@@ -42,6 +44,12 @@ class Reference:
 
 
 class Subscriber:
+    """One connection: how far it is in the reference, or what it was sent instead.
+
+    `own` is what it has had since it differs; `timed`, where it is kept, how far it was and when,
+    by a unix time in microseconds.
+    """
+
     def __init__(
         self,
         sock: socket.socket,
