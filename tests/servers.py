@@ -52,12 +52,6 @@ class Valkey:
             server.kill()
             shutil.rmtree(folder, ignore_errors=True)
 
-    @property
-    def pid(self) -> int:
-        """Of its process."""
-        assert self._process is not None
-        return self._process.pid
-
     def start(self) -> None:
         """Starts the server; returns when it answers."""
         command = [BINARY, "--port", "0", "--unixsocket", self.socket, "--dir", self.folder]

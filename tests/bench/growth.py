@@ -34,7 +34,6 @@ class Row(NamedTuple):
     """What was varied, and what came of it."""
 
     title: str
-    unit: str
     points: list[Point]
 
 
@@ -42,11 +41,11 @@ async def run(folder: Path, seconds: float, say: Callable[[str], None]) -> None:
     """Measures and draws."""
     with servers.a_valkey() as valkey:
         rows = []
-        for title, unit, values, measure in (
-            ("500 events/s to so many readers", "readers", READERS, _readers),
-            ("so many events/s to 1,000 readers", "events/s", RATES, _rate),
-            ("100 events of so many bytes a second to 100 readers", "bytes", SIZES, _size),
-            ("1,000 events/s to 1,000 readers with so many filters", "filters", FILTERS, _filters),
+        for title, values, measure in (
+            ("500 events/s to so many readers", READERS, _readers),
+            ("so many events/s to 1,000 readers", RATES, _rate),
+            ("100 events of so many bytes a second to 100 readers", SIZES, _size),
+            ("1,000 events/s to 1,000 readers with so many filters", FILTERS, _filters),
         ):
             points = []
             for value in values:
@@ -55,7 +54,7 @@ async def run(folder: Path, seconds: float, say: Callable[[str], None]) -> None:
                     found = await asyncio.to_thread(measure, logpipe, value, seconds)
                 points.append(_point(value, found))
                 say(f"{title}: {points[-1]}")
-            rows.append(Row(title, unit, points))
+            rows.append(Row(title, points))
     draw(rows, folder / PICTURE)
 
 

@@ -15,13 +15,12 @@ from tests.servers import Process, Valkey, spawned
 
 
 class Measured(NamedTuple):
-    """A target, and the processes that serve it: those that take events in, those that give them
-    out, and the Redis behind them."""
+    """A target, and the processes that serve it: those that take events in, and those that give
+    them out."""
 
     target: Target
     takers: tuple[int, ...]
     givers: tuple[int, ...]
-    redis: tuple[int, ...] = ()
     ingests: bool = True
     """Whether what it takes in is measured here."""
 
@@ -51,8 +50,7 @@ def of(peer: Peer) -> Measured:
         peer.answers,
         http=peer.answers,
     )
-    redis = (peer.redis_pid,) if peer.redis_pid is not None else ()
-    return Measured(target, peer.pids, peer.pids, redis)
+    return Measured(target, peer.pids, peer.pids)
 
 
 @contextlib.asynccontextmanager
@@ -64,7 +62,6 @@ async def logpipe(valkey: Valkey, workers: int = 1) -> AsyncIterator[Measured]:
             logpipe_at(collector.url, distributor.url),
             serving(collector, workers),
             serving(distributor, workers),
-            (valkey.pid,),
             ingests=False,
         )
 
@@ -77,7 +74,7 @@ async def logpipe_collector(valkey: Valkey, workers: int = 1) -> AsyncIterator[M
     async with _role("collector", common) as collector:
         target = logpipe_at(collector.url, collector.url)._replace(distributor=None)
         pids = serving(collector, workers)
-        yield Measured(target, pids, pids, (valkey.pid,))
+        yield Measured(target, pids, pids)
 
 
 @contextlib.asynccontextmanager
@@ -97,9 +94,7 @@ async def logpipe_in_one() -> AsyncIterator[Measured]:
             await process.ready()
             target = logpipe_at(process.url, process.url)
             pid = process.popen.pid
-            yield Measured(
-                target._replace(name="logpipe, all in one"), (pid,), (pid,), children(pid)
-            )
+            yield Measured(target._replace(name="logpipe, all in one"), (pid,), (pid,))
             process.popen.terminate()
             await process.exit_status()
 
