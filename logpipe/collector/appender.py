@@ -1,7 +1,7 @@
 """The appender: requests that arrive while an append is under way share the next one.
 
-An idle collector appends at once, a busy one appends for many requests by one script call: twice
-the rate at 64 connections, without any delay of its own.
+An idle collector appends at once, a busy one appends for many requests by one step on the
+server: twice the rate at 64 connections, without any delay of its own.
 """
 
 import asyncio
