@@ -63,6 +63,12 @@ def taken(service: Service) -> Callable[[], Awaitable[bool]]:
     return ask
 
 
+async def ready(service: Service) -> None:
+    """It takes events, and has said in its log that Redis is there: the two come in any order."""
+    await wait_until(taken(service), "it takes events")
+    await wait_until(said(service, "ok"), "it says so")
+
+
 async def unavailable(service: Service, kind: str) -> None:
     """A POST is answered 503 in time, and says why and when to come back."""
     started = time.monotonic()
@@ -255,7 +261,8 @@ async def test_a_read_only_redis_stops_the_senders_and_not_the_readers(
         serving(redis_addr=own_valkey.url, role="collector") as collector,
         serving(redis_addr=own_valkey.url, role="distributor") as distributor,
     ):
-        await wait_until(taken(collector), "it is ready")
+        await ready(collector)
+        await wait_until(said(distributor, "ok"), "the distributor is ready, too")
         own_valkey.client.replicaof("127.0.0.1", 1)
         await unavailable(collector, "read-only")
         await wait_until(said(distributor, "read-only"), "the distributor knows it as well")
@@ -285,6 +292,7 @@ async def test_a_full_redis_refuses_and_recovers_without_a_flood_of_words(
         load = Load(service)
         for _ in range(10):
             await load.send_one()
+        await wait_until(said(service, "ok"), "its log has begun")
         own_valkey.client.config_set("maxmemory", 500_000)
         deadline = time.monotonic() + 2.5
         while time.monotonic() < deadline:
@@ -308,7 +316,7 @@ async def test_an_almost_full_redis_is_not_now_ready_and_now_not(
     own_valkey: Valkey, log: Log
 ) -> None:
     async with serving(redis_addr=own_valkey.url, role="collector") as service:
-        await wait_until(taken(service), "it is ready")
+        await ready(service)
         memory: Any = own_valkey.client.info("memory")
         own_valkey.client.config_set("maxmemory", memory["used_memory"] + 5_000_000)
         batch = [{"source": "a", "message": "x" * 10_000}] * 5
@@ -378,8 +386,7 @@ async def test_a_user_that_loses_its_rights_is_told_and_comes_back(
     ask(own_valkey, "ACL SETUSER ship on >right ~* &* +@all")
     address = f"unix://ship:right@{own_valkey.socket}"
     async with serving(redis_addr=address, role="collector") as service:
-        await wait_until(taken(service), "it is ready")
-        await wait_until(said(service, "ok"), "it says so")
+        await ready(service)
         ask(own_valkey, "ACL SETUSER ship -@all")
         await unavailable(service, "auth")
         assert (await health(service))["code"] == 503
@@ -399,6 +406,7 @@ async def test_a_frozen_redis_is_answered_for_and_nothing_acknowledged_is_lost(
         load = Load(service)
         async with load.running():
             await load.more(50)
+            await wait_until(said(service, "ok"), "its log has begun")
             own_valkey.signal(signal.SIGSTOP)
             try:
                 await wait_until(lambda: load.refused >= 8, "requests are refused")
@@ -423,7 +431,7 @@ async def test_a_redis_without_a_free_connection_is_waited_for(
     own_valkey: Valkey, log: Log
 ) -> None:
     async with serving(redis_addr=own_valkey.url, role="collector") as service:
-        await wait_until(taken(service), "it is ready")
+        await ready(service)
         own_valkey.client.config_set("maxclients", 1)
         ask(own_valkey, "CLIENT KILL TYPE normal SKIPME yes")
         # Over a unix socket the reason may be lost with the connection.
