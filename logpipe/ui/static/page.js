@@ -86,7 +86,7 @@ async function beginAt(id) {
   connect();
 }
 
-async function beginSpan(query) {
+function beginSpan(query) {
   enter("span");
   const [low, high] = ["since", "to"].map((name) => Number(query.get(name)?.split("-")[0]));
   const told = [low, high].map((ms) => (ms ? new Date(ms).toLocaleString() : "the beginning"));
@@ -94,7 +94,8 @@ async function beginSpan(query) {
   byId("back-to-live").href = changed({ since: "", to: "" });
   show("disconnected", "a span of time, not live");
   loadVolume("");
-  await older();
+  rows.prepend(edge({ upto: "" }));
+  older();
 }
 
 function pause({ scrolling = false } = {}) {
@@ -370,22 +371,23 @@ let loading = false;
 // The rows before the oldest; the page's place in them stays.
 async function older() {
   const top = rows.firstElementChild;
-  const bounded = mode === "live" && rows.childElementCount > MAX_ROWS / 2;
-  if (loading || bounded || (top && !top.matches("[data-upto], [data-before]"))) return;
+  const enough = mode === "live" && rows.childElementCount > MAX_ROWS / 2;
+  if (loading || enough || !top?.matches("[data-upto], [data-before]")) return;
   loading = true;
   const mine = generation;
-  const html = await ask("/ui/rows?" + asked([...IN_FILTER, "since", "to"], { ...top?.dataset }));
+  const html = await ask("/ui/rows?" + asked([...IN_FILTER, "since", "to"], { ...top.dataset }));
   loading = false;
-  if (mine !== generation) return top?.isConnected || older();
+  if (mine !== generation) return older();
   if (html === null) return setTimeout(older, RETRY_MS[1]);
+  const atEnd = mode === "live" || !rows.querySelector(".row");
   const below = log.scrollHeight - log.scrollTop;
-  top?.remove();
+  top.remove();
   rows.insertAdjacentHTML("afterbegin", html);
   const fresh = rows.querySelectorAll(".when:not([data-clock])");
   counters.shown += fresh.length;
   tellTimes(fresh);
   log.scrollTop = log.scrollHeight - below;
-  if (mode === "live" || !top) toEnd();
+  if (atEnd) toEnd();
   if (mode === "paused") trimEnd();
   if (log.scrollTop < 400) older();
 }
