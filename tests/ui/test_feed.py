@@ -507,7 +507,7 @@ async def test_the_first_byte_does_not_wait_for_redis(own_valkey: Valkey) -> Non
 async def test_the_stream_resumes_after_the_last_id_whatever_the_url_says(
     valkey: Valkey, composition: str
 ) -> None:
-    async with page_at(composition, valkey) as (_, others):
+    async with page_at(composition, valkey) as (page, others):
         first = (await others.post({"source": "a", "message": "one"})).json()["id"]
         await others.post([{"source": "a", "message": m} for m in ("two", "three")])
         async with streaming(page, Last_Event_ID=first) as bundles:
