@@ -32,7 +32,8 @@ function changed(changes) {
 }
 
 function go(changes) {
-  history.pushState(null, "", changed(changes));
+  const url = changed(changes);
+  if (url !== location.pathname + location.search) history.pushState(null, "", url);
   begin();
 }
 
@@ -208,7 +209,11 @@ function on(name, react) {
   live.addEventListener(name, (event) => event.target === connection && react(event.detail, event));
 }
 
-on("htmx:before:request", ({ ctx }) => (request = ctx.request));
+on("htmx:before:request", ({ ctx }) => {
+  request = ctx.request;
+  // No answer, or one that is no longer wanted, is nothing that htmx should write to the console.
+  ctx.fetch = (...what) => fetch(...what).catch(() => Response.error());
+});
 on("htmx:after:sse:connection", () => (opened = true));
 on("htmx:before:swap", (_, event) => opened || event.preventDefault()); // an error, not a stream
 on("htmx:finally:request", ({ ctx }) => {
@@ -772,7 +777,7 @@ byId("save").addEventListener("click", () => {
   if (query) keepSaved([...saved().filter((each) => each !== query), query]);
 });
 document.addEventListener("click", ({ target }) => {
-  for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(target)) menu.open = false;
+  for (const menu of document.querySelectorAll("details.menu[open]")) menu.open = menu.contains(target) && !target.matches("a");
 });
 
 // -- the form ------------------------------------------------------------------------------------------
