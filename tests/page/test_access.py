@@ -1,56 +1,56 @@
-"""For everyone: axe finds nothing serious, in every look and state of the page."""
+"""For everyone: without a mouse, without motion, on any screen."""
 
-from pathlib import Path
-from typing import Any
-
-import axe_playwright_python
-import pytest
 from playwright.async_api import Browser
 
-from tests.page.looks import LOOKS, STATES, arranged
-from tests.page.window import BROWSER, Window, window
-from tests.servers import Service, Valkey
+from tests.page.window import BROWSER, Window, send, window
+from tests.servers import Service
 
 pytestmark = BROWSER
 
-AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 
-
-async def violations(shown: Window) -> list[str]:
-    """What axe finds serious or critical: the rule, and the first elements that break it."""
-    await shown.page.evaluate(AXE.read_text() + "; 0")  # by the debugger: no policy is loosened
-    found: dict[str, Any] = await shown.page.evaluate(
-        "() => axe.run({resultTypes: ['violations']})"
+async def test_all_controls_are_reached_by_tab_and_say_where_the_focus_is(shown: Window) -> None:
+    focused = (
+        "() => { const e = document.activeElement, s = getComputedStyle(e);"
+        " const name = e == document.body ? '' : e.id || e.textContent.trim() || e.name;"
+        " return [name, s.outlineStyle, s.outlineWidth]; }"
     )
-    return [
-        f"{each['id']}: {each['help']}: {[node['html'][:160] for node in each['nodes'][:3]]}"
-        f" {each['nodes'][0]['failureSummary']}"
-        for each in found["violations"]
-        if each["impact"] in ("serious", "critical")
-    ]
-
-
-@pytest.mark.parametrize("state", STATES)
-async def test_axe_finds_nothing_serious(
-    valkey: Valkey, service: Service, browser: Browser, state: str
-) -> None:
-    async with arranged(valkey, service, browser, state, LOOKS["light"]) as shown:
-        found = {}
-        for look, options in LOOKS.items():
-            await shown.page.set_viewport_size(options["viewport"])
-            await shown.page.emulate_media(color_scheme=options["color_scheme"])
-            found[look] = await violations(shown)
-        assert {look: each for look, each in found.items() if each} == {}
+    reached: list[str] = []
+    for _ in range(45):
+        await shown.page.keyboard.press("Tab")
+        name, style, width = await shown.page.evaluate(focused)
+        if name == "":  # the document: all have been reached
+            break
+        reached.append(name)
+        assert style != "none", name
+        assert width != "0px", name
+    for name in ("fold", "theme", "help-open", "send-source", "steady", "disconnect", "q", "log"):
+        assert name in reached
 
 
 async def test_who_wants_no_motion_sees_none(service: Service, browser: Browser) -> None:
-    moves = "() => document.getAnimations().length"
-    for preference, number in (("no-preference", 1), ("reduce", 0)):
+    for preference, moves in (("no-preference", True), ("reduce", False)):
         async with window(browser, service.url, reduced_motion=preference) as shown:
             await shown.state("connected")
-            await shown.page.clock.install()
-            await shown["#log"].press("Space")
+            await shown.page.keyboard.press("Space")
             await shown.mode("paused")
-            rule = await shown["#paused"].evaluate("e => getComputedStyle(e).animationName")
-            assert (rule != "none") == bool(number)
-            assert number or not await shown.page.evaluate(moves)
+            name = await shown["#paused"].evaluate("e => getComputedStyle(e).animationName")
+            assert (name != "none") == moves
+
+
+async def test_a_window_of_another_size_stays_at_the_newest_rows(
+    service: Service, shown: Window
+) -> None:
+    await shown.shows(await send(service, 0, 100))
+    await shown.at_end()
+    for width in (360, 1360, 700):
+        await shown.page.set_viewport_size({"width": width, "height": 780})
+        await shown.at_end()
+        await shown.mode("live")
+
+
+async def test_labels_name_all_fields(shown: Window) -> None:
+    nameless = await shown["input, select, textarea, button, summary"].evaluate_all(
+        "all => all.filter(e => e.type != 'hidden' && !e.labels?.length && !e.ariaLabel"
+        " && !e.textContent.trim()).map(e => e.outerHTML)"
+    )
+    assert nameless == []

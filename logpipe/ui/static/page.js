@@ -89,8 +89,7 @@ async function beginAt(id) {
 
 function beginSpan(query) {
   enter("span");
-  const [low, high] = ["since", "to"].map((name) => Number(query.get(name)?.split("-")[0]));
-  const told = [low, high].map((ms) => (ms ? new Date(ms).toLocaleString() : "the beginning"));
+  const told = ["since", "to"].map((name) => placeOf(query.get(name)) || "the beginning");
   byId("place-said").textContent = `Showing ${told.join(" – ")}`;
   byId("back-to-live").href = changed({ since: "", to: "" });
   show("disconnected", "a span of time, not live");
@@ -178,7 +177,7 @@ function connect() {
   const paused = mode === "paused";
   const from = paused ? counted : cursor;
   const more = { last_event_id: from, rows: paused && "0", once: asks() && "1" };
-  const query = asked(paused || from ? IN_FILTER : [...IN_FILTER], more);
+  const query = asked(IN_FILTER, more);
   connection = pattern.cloneNode();
   connection.removeAttribute("id");
   connection.removeAttribute("data-htmx-powered");
@@ -267,6 +266,7 @@ on("tally", ({ data, id }) => {
     counters.filtered += tally.read - tally.found;
   }
   paces.push([Date.now(), tally.found, mode === "live" ? tally.shown : tally.found]);
+  tellRate(Date.now());
   offerSources(tally.sources);
   volume.add(tally.volume);
   moved(id);
@@ -390,6 +390,7 @@ async function older() {
   rows.insertAdjacentHTML("afterbegin", html);
   const fresh = rows.querySelectorAll(".when:not([data-clock])");
   counters.shown += fresh.length;
+  tellRate(Date.now());
   tellTimes(fresh);
   log.scrollTop = log.scrollHeight - below;
   if (atEnd) toEnd();
@@ -404,6 +405,8 @@ function trimEnd() {
   cursor = lastId();
   recount();
 }
+
+new ResizeObserver(() => mode === "live" && toEnd()).observe(log);
 
 let lastTop = 0;
 log.addEventListener("scroll", () => {
@@ -435,6 +438,13 @@ function timeOf(ms, clock, now) {
   const today = new Date(clock === "utc" ? now.getTime() : now - now.getTimezoneOffset() * 60_000);
   const zone = clock === "utc" ? "Z" : "";
   return (day === today.toISOString().slice(0, 10) ? time : `${day} ${time}`) + zone;
+}
+
+const toSecond = (ms) => timeOf(ms, byId("clock").value === "utc" ? "utc" : "local", new Date())?.replace(/\.\d{3}/, "");
+
+// A position of the URL as people read it: an id or a time in milliseconds as its time.
+function placeOf(position) {
+  return /^\d{13}(-\d+)?$/.test(position) ? toSecond(parseInt(position)) : position;
 }
 
 function ago(ms) {
@@ -584,10 +594,8 @@ const volume = {
     const tallest = Math.max(1, ...bars.map((bar) => bar.reduce((a, b) => a + b)));
     svg.setAttribute("viewBox", `0 0 ${Math.max(1, bars.length)} 100`);
     svg.replaceChildren(...bars.flatMap((bar, at) => this.barOf(bar, at, tallest)), this.chosen(bars.length));
-    const clock = byId("clock").value === "utc" ? "utc" : "local";
-    const told = (ms) => timeOf(ms, clock, new Date()).replace(/\.\d{3}/, "");
-    byId("volume-from").textContent = bars.length ? (this.complete ? "" : "counted from ") + told(this.low) : "";
-    byId("volume-to").textContent = bars.length ? told(this.low + bars.length * this.width) : "";
+    byId("volume-from").textContent = bars.length ? (this.complete ? "" : "counted from ") + toSecond(this.low) : "";
+    byId("volume-to").textContent = bars.length ? toSecond(this.low + bars.length * this.width) : "";
     const most = `at most ${count(tallest)} in ${count(this.width / 1000)} s`;
     if (!this.pointed) byId("volume-said").textContent = bars.length ? most : "no events yet";
   },
@@ -630,7 +638,7 @@ addEventListener("pointermove", (event) => {
   const inside = [...volume.counts].filter(([at]) => at >= low && at < low + volume.width);
   const totals = volume.KINDS.map((kind, n) => [kind, inside.reduce((sum, [, counts]) => sum + counts[n], 0)]);
   const told = totals.filter(([, n]) => n).map(([kind, n]) => `${count(n)} ${kind}`).join(", ");
-  byId("volume-said").textContent = `${timeOf(low, byId("clock").value === "utc" ? "utc" : "local", new Date()).replace(/\.\d{3}/, "")}: ${told || "none"}`;
+  byId("volume-said").textContent = `${toSecond(low)}: ${told || "none"}`;
 });
 addEventListener("pointerup", () => {
   if (!volume.dragged) return;
@@ -650,6 +658,7 @@ function fillControls() {
     const value = given().get(name) ?? "";
     if (control.options && ![...control.options].some((option) => option.value === value)) control.add(new Option(value, value));
     control.value = value;
+    if (control.options?.[control.selectedIndex].text === value) control.options[control.selectedIndex].text = placeOf(value);
   }
   for (const chip of filters.querySelectorAll(".chip")) chip.ariaPressed = String(chosenLevels().includes(chip.dataset.level));
   byId("clear-filter").hidden = !asked([...IN_FILTER, "since", "to", "at"]).size;
