@@ -44,7 +44,7 @@ const note = (changes) => history.replaceState(null, "", changed(changes));
 let mode = "live";
 let cursor = ""; // the id up to which the rows are shown
 let counted = ""; // paused: the id up to which the server has counted
-let waiting = 0;
+let waiting = 0, lost = 0; // paused: events, and gaps, between cursor and counted
 let byScrolling = false;
 let generation = 0; // of the rows: what was asked for before they were cleared comes too late
 
@@ -107,7 +107,7 @@ function pause({ scrolling = false } = {}) {
 }
 
 function recount() {
-  waiting = 0;
+  waiting = lost = 0;
   counted = cursor;
   tellWaiting();
   if (meant()) connect();
@@ -123,11 +123,13 @@ function resume() {
 }
 
 function jump() {
-  if (waiting) {
-    const html = `${count(waiting)} ${waiting === 1 ? "event" : "events"} passed while this was paused: `;
+  if (waiting || lost) {
+    const events = `${count(waiting)} ${waiting === 1 ? "event" : "events"}`;
+    const text = `${events} passed while this was paused${lost ? ", and others are missing" : ""}: `;
     const link = Object.assign(document.createElement("a"), { textContent: "show them", href: changed({ at: lastId() }) });
-    rows.append(remark(html, link));
+    rows.append(remark(text, link));
   }
+  counters.gaps += lost;
   cursor = counted;
   resume();
 }
@@ -253,7 +255,7 @@ on("bye", ({ data }) => {
 });
 on("progress", ({ id }) => moved(id));
 on("missing", ({ data, id }) => {
-  counters.gaps++;
+  mode === "paused" ? lost++ : counters.gaps++;
   moved(id);
 });
 on("tally", ({ data, id }) => {
