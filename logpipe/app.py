@@ -4,7 +4,7 @@ Resources live on one exit stack here and are handed to the roles; a role is a S
 that knows nothing of the others.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from logpipe.background import Background
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.connection import http_client
 from logpipe.client.distributor import RemoteDistributor, query_of
+from logpipe.client.process import RemoteProcess
 from logpipe.collector import app as collector
 from logpipe.collector.appender import Appender
 from logpipe.collector.submit import LocalCollector
@@ -29,6 +30,7 @@ from logpipe.redis_address import RedisAddress
 from logpipe.settings import Role, Settings
 from logpipe.stream import Stream
 from logpipe.subscription import HubSubscription
+from logpipe.watch import Look, Watch, look_here
 
 
 class Parts(NamedTuple):
@@ -41,6 +43,7 @@ class Parts(NamedTuple):
     groups: Groups | None
     remote: RemoteDistributor | None
     http: httpx.AsyncClient | None
+    watch: Watch | None
 
 
 class RoleSpec(NamedTuple):
@@ -62,7 +65,8 @@ def _distributor(parts: Parts) -> ASGIApp:
 
 def _ui(parts: Parts) -> ASGIApp:
     """Local or remote is decided here, once: the page does not know which it has."""
-    settings, metrics, appender, hub, _, remote, http = parts
+    settings, metrics, appender, hub, _, remote, http, watch = parts
+    assert watch is not None
     tail: ui.Tail
     submit: ui.Submit
     if hub is not None:
@@ -75,7 +79,7 @@ def _ui(parts: Parts) -> ASGIApp:
     else:
         assert http is not None
         submit = RemoteCollector(settings, http)
-    return ui.create(settings, tail, submit, metrics)
+    return ui.create(settings, tail, submit, metrics, watch)
 
 
 def _remote_tail(remote: RemoteDistributor) -> ui.Tail:
@@ -85,7 +89,7 @@ def _remote_tail(remote: RemoteDistributor) -> ui.Tail:
 ROLES: Mapping[Role, RoleSpec] = {
     "collector": RoleSpec(("ingest",), _collector),
     "distributor": RoleSpec(("subscribe", "events", "subscribers"), _distributor),
-    "ui": RoleSpec(("", "ui", "static", "login"), _ui),
+    "ui": RoleSpec(("", "ui", "static", "login", "status"), _ui),
 }
 
 PROBES = ("livez", "healthz", "metrics")
@@ -181,9 +185,10 @@ async def _open_parts(
     stack: AsyncExitStack,
     background: Background,
 ) -> Parts:
-    appender = hub = groups = remote = http = None
+    appender = hub = groups = remote = http = watch = None
     if stream is not None and "collector" in settings.roles:
         appender = Appender(stream, metrics)
+        metrics.stream_max_entries.set(settings.trim_maxlen)
         stack.push_async_callback(appender.aclose)
     if stream is not None and "distributor" in settings.roles:
         hub = Hub(
@@ -216,4 +221,26 @@ async def _open_parts(
                 tokens=settings.read_tokens,
                 heartbeat_s=settings.heartbeat_s,
             )
-    return Parts(settings, metrics, appender, hub, groups, remote, http)
+    if "ui" in settings.roles:
+        health = probes.health_of(settings, stream.health if stream else None, background)
+        here = look_here(health, metrics, hub, groups)
+        watch = Watch([here, *_looks_elsewhere(settings, http)])
+        background.start("watch", watch.run())
+    return Parts(settings, metrics, appender, hub, groups, remote, http, watch)
+
+
+def _looks_elsewhere(settings: Settings, http: httpx.AsyncClient | None) -> Iterator[Look]:
+    """Looks at the processes of the roles that the page uses and this one has not."""
+    missing = {
+        role: url
+        for role, url in (
+            ("collector", settings.collector_url),
+            ("distributor", settings.distributor_url),
+        )
+        if role not in settings.roles
+    }
+    for url in dict.fromkeys(missing.values()):
+        assert http is not None
+        roles = [role for role in missing if missing[role] == url]
+        tokens = settings.read_tokens if "distributor" in roles else None
+        yield RemoteProcess(url, http, roles, tokens)

@@ -41,6 +41,9 @@ OUTAGE_PAUSE_S = 0.05
 MEASURE_S = 1.0
 """Between two looks at how far the feed is behind."""
 
+SIZE_S = 5.0
+"""Between two looks at how much memory the stream has."""
+
 RECOVERY_S = 1.0
 """How long the feed waits for the monitor's word before it looks for itself."""
 
@@ -75,6 +78,7 @@ class Hub:
         self.subscribers: set[Subscription] = set()
         self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
         self._rested_at = 0.0
+        self._sized_at = -SIZE_S
         self._bounds = NO_STREAM
         self._looking: asyncio.Task[Bounds] | None = None
         self._changed = asyncio.Event()
@@ -142,7 +146,7 @@ class Hub:
             self._wake()
 
     async def measure(self) -> None:
-        """Shows now and then, for ever, how far the feed is behind the stream."""
+        """Shows now and then, for ever, how far the feed is behind the stream, and their sizes."""
         while True:
             await asyncio.sleep(MEASURE_S)
             bounds = await self.bounds()
@@ -153,6 +157,17 @@ class Hub:
             self.metrics.feed_lag_events.set(max(0, events) if behind else 0)
             lag_ms = bounds.last.ms - end.id.ms if behind else 0
             self.metrics.feed_lag_seconds.set(lag_ms / 1000)
+            self.metrics.stream_entries.set(bounds.length)
+            await self._measure_memory()
+
+    async def _measure_memory(self) -> None:
+        used, limit = self.stream.memory
+        self.metrics.redis_memory_bytes.set(used)
+        self.metrics.redis_max_memory_bytes.set(limit)
+        if time.monotonic() - self._sized_at >= SIZE_S:
+            self._sized_at = time.monotonic()
+            with contextlib.suppress(Unavailable):
+                self.metrics.stream_bytes.set(await self.stream.size())
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

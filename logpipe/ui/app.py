@@ -25,6 +25,8 @@ from logpipe.ui.assets import Assets
 from logpipe.ui.rows import ROWS
 from logpipe.ui.security import require_same_origin, secured
 from logpipe.ui.session import Session, refusal, sign_out
+from logpipe.ui.status import Status
+from logpipe.watch import Watch
 
 Tail = Callable[[Start, Filter], Subscription]
 """Opens a subscription to the live stream, of this process or of a remote distributor."""
@@ -54,13 +56,17 @@ SINCE_CHOICES = (
 )
 
 
-def create(settings: Settings, tail: Tail, submit: Submit, metrics: Metrics) -> ASGIApp:
+def create(
+    settings: Settings, tail: Tail, submit: Submit, metrics: Metrics, watch: Watch
+) -> ASGIApp:
     """The page's sub-app."""
-    page = _Page(settings, tail, submit, metrics)
+    page = _Page(settings, tail, submit, metrics, watch)
     routes = [
         Route("/", page.index),
         Route("/ui/stream", page.stream),
         Route("/ui/send", page.send, methods=["POST"]),
+        Route("/status", page.status.page),
+        Route("/ui/status", page.status.now),
         Route("/login", page.login),
         Route("/login", page.sign_in, methods=["POST"]),
         Route("/ui/logout", page.sign_out, methods=["POST"]),
@@ -70,10 +76,13 @@ def create(settings: Settings, tail: Tail, submit: Submit, metrics: Metrics) -> 
 
 
 class _Page:
-    def __init__(self, settings: Settings, tail: Tail, submit: Submit, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, tail: Tail, submit: Submit, metrics: Metrics, watch: Watch
+    ) -> None:
         self.assets = Assets()
         self._settings = settings
         self._session = Session(settings)
+        self.status = Status(settings, self._session, self._html, watch)
         self._tail = tail
         self._submit = submit
         self._metrics = metrics

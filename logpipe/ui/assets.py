@@ -9,7 +9,15 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 FOLDER = Path(__file__).parent / "static"
-FILES = ("page.css", "page.js", "icon.svg", "htmx/htmx-4.min.js", "htmx/hx-sse-4.min.js")
+FILES = (
+    "page.css",
+    "page.js",
+    "status.css",
+    "status.js",
+    "icon.svg",
+    "htmx/htmx-4.min.js",
+    "htmx/hx-sse-4.min.js",
+)
 
 
 class Assets(StaticFiles):

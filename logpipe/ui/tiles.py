@@ -1,0 +1,154 @@
+"""The figures of the operator's page, each with how it was over the last minutes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from logpipe.samples import Point, Sample, changes, levels, quantile, rate
+from logpipe.ui import figures
+from logpipe.ui.charts import SPAN_S, Line, meter, peak, sparkline
+from logpipe.watch import Watched, of_role
+
+Format = Callable[[float | None], str]
+
+
+class Tile(NamedTuple):
+    """A figure, what belongs to it, and how it was over the last minutes."""
+
+    key: str
+    label: str
+    value: str
+    notes: Sequence[str] = ()
+    chart: Markup = Markup("")
+    peak: str = ""
+
+
+class _Curves:
+    """The samples of one process, as figures of now and curves up to now."""
+
+    def __init__(self, watched: Watched | None, now: float) -> None:
+        self.now = now
+        self.sample = watched.seen.sample if watched else None
+        self.samples = list(watched.samples) if watched else []
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.sample.value(name, **labels) if self.sample else None
+
+    def levels(self, name: str) -> list[Point]:
+        return levels(self.samples, name)
+
+    def rates(self, name: str, **labels: str) -> list[Point]:
+        return changes(self.samples, rate(name, **labels))
+
+    def quantiles(self, q: float, name: str) -> list[Point]:
+        return changes(self.samples, quantile(q, name))
+
+    def latest(self, points: Sequence[Point]) -> float | None:
+        """The last value of a curve; None while its process cannot be reached."""
+        return points[-1].value if points and self.sample else None
+
+    def overall(self, between: Callable[[Sample, Sample], float | None]) -> float | None:
+        """What the first and the last sample of the chart's time say together."""
+        recent = [each for each in self.samples if self.now - each.at <= SPAN_S]
+        return between(recent[0], recent[-1]) if self.sample and len(recent) > 1 else None
+
+    def chart(self, key: str, label: str, shown: Format, *lines: Line) -> tuple[Markup, str]:
+        """A chart, and its peak in words."""
+        highest = peak([point for line in lines for point in line.points], self.now)
+        words = f"peak {shown(highest)}" if highest is not None else "nothing yet"
+        text = f"The last {SPAN_S / 60:.0f} minutes; {words}."
+        return sparkline(key, lines, self.now, label, text), words
+
+
+def tiles_of(watched: Sequence[Watched], now: float) -> Iterator[Tile]:
+    collector = _Curves(of_role(watched, "collector"), now)
+    distributor = _Curves(of_role(watched, "distributor"), now)
+    yield _events_in(collector)
+    yield _append_latency(collector)
+    yield _delivered(distributor)
+    yield _feed_lag(distributor)
+    yield _bytes("bytes-in", "Bytes in", collector, "logpipe_ingest_bytes_total")
+    yield _bytes("bytes-out", "Bytes out", distributor, "logpipe_delivered_bytes_total")
+    yield _stream(collector, distributor)
+    yield _redis(distributor)
+
+
+def _events_in(curves: _Curves) -> Tile:
+    name = "logpipe_ingest_events_total"
+    points = curves.rates(name, outcome="accepted")
+    rejected = curves.value(name, outcome="rejected")
+    notes = [f"{figures.number(curves.value(name, outcome='accepted'))} accepted"]
+    notes.append(f"{figures.number(rejected)} rejected")
+    return _rate_tile("events-in", "Events in", curves, points, figures.per_second, notes)
+
+
+def _delivered(curves: _Curves) -> Tile:
+    points = curves.rates("logpipe_delivered_events_total")
+    readers = curves.value("logpipe_subscribers")
+    notes = [f"to {figures.number(readers or 0)} subscriber{'s' * (readers != 1)}"]
+    return _rate_tile("delivered", "Delivered", curves, points, figures.per_second, notes)
+
+
+def _bytes(key: str, label: str, curves: _Curves, name: str) -> Tile:
+    notes = [f"{figures.size(curves.value(name))} in all"]
+    return _rate_tile(key, label, curves, curves.rates(name), figures.size_per_second, notes)
+
+
+def _rate_tile(
+    key: str,
+    label: str,
+    curves: _Curves,
+    points: Sequence[Point],
+    shown: Format,
+    notes: Sequence[str],
+) -> Tile:
+    chart, highest = curves.chart(key, label, shown, Line(points))
+    known = notes if curves.sample else ()
+    return Tile(key, label, shown(curves.latest(points)), known, chart, highest)
+
+
+def _append_latency(curves: _Curves) -> Tile:
+    name = "logpipe_append_seconds"
+    high, middle = curves.quantiles(0.99, name), curves.quantiles(0.5, name)
+    chart, highest = curves.chart(
+        "append", "Append latency, p99 and p50", figures.latency, Line(high), Line(middle, "second")
+    )
+    p99, p50 = (curves.overall(quantile(q, name)) for q in (0.99, 0.5))
+    value = "idle" if p99 is None and curves.sample else figures.latency(p99)
+    notes = [f"p50 {figures.latency(p50)}"] if p50 is not None else []
+    return Tile("append", "Append latency, p99", value, notes, chart, highest)
+
+
+def _feed_lag(curves: _Curves) -> Tile:
+    seconds = curves.value("logpipe_feed_lag_seconds")
+    events = curves.value("logpipe_feed_lag_events")
+    chart, highest = curves.chart(
+        "feed-lag", "Feed lag", figures.lag, Line(curves.levels("logpipe_feed_lag_seconds"))
+    )
+    notes = [f"{figures.number(events)} entries behind"] if curves.sample else []
+    return Tile("feed-lag", "Feed lag", figures.lag(seconds), notes, chart, highest)
+
+
+def _stream(collector: _Curves, distributor: _Curves) -> Tile:
+    entries = distributor.value("logpipe_stream_entries")
+    most = collector.value("logpipe_stream_max_entries")
+    notes = [f"{figures.size(distributor.value('logpipe_stream_bytes'))} of memory"]
+    bar = Markup("")
+    if entries is not None and most:
+        notes.insert(0, f"trimmed at about {figures.number(most)}")
+        bar = meter(entries / most, f"{figures.share(entries / most)} of its cap")
+    value = figures.NOT_KNOWN if entries is None else f"{figures.number(entries)} entries"
+    return Tile("stream", "Stream", value, notes, bar)
+
+
+def _redis(curves: _Curves) -> Tile:
+    used = curves.value("logpipe_redis_memory_bytes")
+    most = curves.value("logpipe_redis_max_memory_bytes")
+    notes, bar = [], Markup("")
+    if used is not None and most:
+        notes = [f"of {figures.size(most)} (maxmemory)"]
+        bar = meter(used / most, f"{figures.share(used / most)} of its memory")
+    elif used is not None:
+        notes = ["without a limit (maxmemory 0)"]
+    return Tile("redis", "Redis memory", figures.size(used), notes, bar)
