@@ -13,23 +13,18 @@ SPAN_S = 240.0
 """The time that a chart shows, up to now."""
 
 _CHART = Markup(
-    '<svg class="chart" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img"'
+    '<svg class="spark" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img"'
     ' aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{title}</title>'
     '<desc id="{key}-desc">{text}</desc><path class="base" d="M0 {height}H{width}"/>{lines}</svg>'
 )
 _PATH = Markup('<path class="{kind}" d="{shape}"/>')
-_METER = Markup(
-    '<svg class="meter{warn}" viewBox="0 0 100 6" preserveAspectRatio="none" role="img"'
-    ' aria-label="{title}"><rect class="whole" width="100" height="6"/>'
-    '<rect class="part" width="{part:.1f}" height="6"/></svg>'
-)
 
 
 class Line(NamedTuple):
-    """A curve and its class: `line`, which is filled, or `second`."""
+    """A curve and its class: `curve`, which is filled, or `second`."""
 
     points: Sequence[Point]
-    kind: str = "line"
+    kind: str = "curve"
 
 
 def sparkline(key: str, lines: Sequence[Line], now: float, title: str, text: str) -> Markup:
@@ -39,14 +34,6 @@ def sparkline(key: str, lines: Sequence[Line], now: float, title: str, text: str
     top = peak([point for line in shown for point in line.points], now) or 1.0
     paths = Markup("").join(path for line in shown for path in _paths(line, now, top))
     return _CHART.format(width=WIDTH, height=HEIGHT, key=key, title=title, text=text, lines=paths)
-
-
-def meter(part: float, title: str) -> Markup:
-    """A bar that is full at 1; from nine tenths on it warns."""
-    within = min(max(part, 0.0), 1.0)
-    return _METER.format(
-        part=within * 100, title=title, warn=" nearly-full" if within >= 0.9 else ""
-    )
 
 
 def peak(points: Sequence[Point], now: float) -> float | None:
@@ -62,7 +49,7 @@ def _paths(line: Line, now: float, top: float) -> Iterator[Markup]:
     for run in runs(line.points):
         places = [_place(at, value, now, top) for at, value in run]
         shape = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        if line.kind == "line" and len(places) > 1:
+        if line.kind == "curve" and len(places) > 1:
             area = f"{shape}V{HEIGHT}H{places[0][0]:.1f}Z"
             yield _PATH.format(kind="area", shape=area)
         # A point alone is a line of no length, which its round ends make a dot.

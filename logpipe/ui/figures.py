@@ -68,4 +68,4 @@ def span(seconds: float | None) -> str:
 
 def share(part: float | None) -> str:
     """A part of one, in percent."""
-    return NOT_KNOWN if part is None else f"{part * 100:.1f} %" if part < 0.1 else f"{part:.0%}"
+    return NOT_KNOWN if part is None else f"{part * 100:.{1 if part < 0.0995 else 0}f} %"

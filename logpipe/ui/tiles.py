@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from logpipe.samples import Point, Sample, changes, levels, quantile, rate
 from logpipe.ui import figures
-from logpipe.ui.charts import SPAN_S, Line, meter, peak, sparkline
+from logpipe.ui.charts import SPAN_S, Line, peak, sparkline
 from logpipe.watch import Watched, of_role
 
 Format = Callable[[float | None], str]
@@ -19,9 +19,9 @@ class Tile(NamedTuple):
     key: str
     label: str
     value: str
-    notes: Sequence[str] = ()
-    chart: Markup = Markup("")
-    peak: str = ""
+    notes: Sequence[str]
+    chart: Markup
+    peak: str
 
 
 class _Curves:
@@ -56,12 +56,13 @@ class _Curves:
     def chart(self, key: str, label: str, shown: Format, *lines: Line) -> tuple[Markup, str]:
         """A chart, and its peak in words."""
         highest = peak([point for line in lines for point in line.points], self.now)
-        words = f"peak {shown(highest)}" if highest is not None else "nothing yet"
+        words = f"peak {shown(highest)}" if highest else "nothing yet"
         text = f"The last {SPAN_S / 60:.0f} minutes; {words}."
         return sparkline(key, lines, self.now, label, text), words
 
 
 def tiles_of(watched: Sequence[Watched], now: float) -> Iterator[Tile]:
+    """The tiles, at a time (monotonic seconds)."""
     collector = _Curves(of_role(watched, "collector"), now)
     distributor = _Curves(of_role(watched, "distributor"), now)
     yield _events_in(collector)
@@ -116,39 +117,37 @@ def _append_latency(curves: _Curves) -> Tile:
     )
     p99, p50 = (curves.overall(quantile(q, name)) for q in (0.99, 0.5))
     value = "idle" if p99 is None and curves.sample else figures.latency(p99)
-    notes = [f"p50 {figures.latency(p50)}"] if p50 is not None else []
+    notes = [f"p50 {figures.latency(p50)} (dashed)"] if p50 is not None else []
     return Tile("append", "Append latency, p99", value, notes, chart, highest)
 
 
 def _feed_lag(curves: _Curves) -> Tile:
-    seconds = curves.value("logpipe_feed_lag_seconds")
-    events = curves.value("logpipe_feed_lag_events")
-    chart, highest = curves.chart(
-        "feed-lag", "Feed lag", figures.lag, Line(curves.levels("logpipe_feed_lag_seconds"))
-    )
-    notes = [f"{figures.number(events)} entries behind"] if curves.sample else []
-    return Tile("feed-lag", "Feed lag", figures.lag(seconds), notes, chart, highest)
+    name = "logpipe_feed_lag_seconds"
+    notes = [f"{figures.number(curves.value('logpipe_feed_lag_events'))} entries behind"]
+    return _level_tile("feed-lag", "Feed lag", curves, name, figures.lag, notes)
 
 
 def _stream(collector: _Curves, distributor: _Curves) -> Tile:
-    entries = distributor.value("logpipe_stream_entries")
+    name = "logpipe_stream_entries"
     most = collector.value("logpipe_stream_max_entries")
-    notes = [f"{figures.size(distributor.value('logpipe_stream_bytes'))} of memory"]
-    bar = Markup("")
-    if entries is not None and most:
-        notes.insert(0, f"trimmed at about {figures.number(most)}")
-        bar = meter(entries / most, f"{figures.share(entries / most)} of its cap")
-    value = figures.NOT_KNOWN if entries is None else f"{figures.number(entries)} entries"
-    return Tile("stream", "Stream", value, notes, bar)
+    notes = [f"trimmed at about {figures.number(most)}"] if most else []
+    notes.append(f"{figures.size(distributor.value('logpipe_stream_bytes'))} of memory")
+    return _level_tile("stream", "Stream entries", distributor, name, figures.number, notes)
 
 
 def _redis(curves: _Curves) -> Tile:
-    used = curves.value("logpipe_redis_memory_bytes")
+    name = "logpipe_redis_memory_bytes"
+    used = curves.value(name)
     most = curves.value("logpipe_redis_max_memory_bytes")
-    notes, bar = [], Markup("")
-    if used is not None and most:
-        notes = [f"of {figures.size(most)} (maxmemory)"]
-        bar = meter(used / most, f"{figures.share(used / most)} of its memory")
-    elif used is not None:
-        notes = ["without a limit (maxmemory 0)"]
-    return Tile("redis", "Redis memory", figures.size(used), notes, bar)
+    notes = ["without a limit (maxmemory 0)"]
+    if used and most:
+        notes = [f"{figures.share(used / most)} of {figures.size(most)} (maxmemory)"]
+    return _level_tile("redis", "Redis memory", curves, name, figures.size, notes)
+
+
+def _level_tile(
+    key: str, label: str, curves: _Curves, name: str, shown: Format, notes: Sequence[str]
+) -> Tile:
+    value = curves.value(name)
+    chart, highest = curves.chart(key, label, shown, Line(curves.levels(name)))
+    return Tile(key, label, shown(value), () if value is None else notes, chart, highest)
