@@ -6,6 +6,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from logpipe.samples import Point, Sample, changes, levels, quantile, rate
+from logpipe.stream import WRITES_ONLY
 from logpipe.ui import figures
 from logpipe.ui.charts import SPAN_S, Line, peak, sparkline
 from logpipe.watch import Watched, of_role
@@ -31,6 +32,8 @@ class _Curves:
         self.now = now
         self.sample = watched.seen.sample if watched else None
         self.samples = list(watched.samples) if watched else []
+        health = watched.seen.health if watched else None
+        self.redis_away = health is not None and health.redis not in ("ok", *WRITES_ONLY)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.sample.value(name, **labels) if self.sample else None
@@ -56,7 +59,7 @@ class _Curves:
     def chart(self, key: str, label: str, shown: Format, *lines: Line) -> tuple[Markup, str]:
         """A chart, and its peak in words."""
         highest = peak([point for line in lines for point in line.points], self.now)
-        words = f"peak {shown(highest)}" if highest else "nothing yet"
+        words = "no data yet" if highest is None else f"peak {shown(highest) if highest else 0}"
         text = f"The last {SPAN_S / 60:.0f} minutes; {words}."
         return sparkline(key, lines, self.now, label, text), words
 
@@ -106,7 +109,9 @@ def _rate_tile(
 ) -> Tile:
     chart, highest = curves.chart(key, label, shown, Line(points))
     known = notes if curves.sample else ()
-    return Tile(key, label, shown(curves.latest(points)), known, chart, highest)
+    measuring = curves.sample and len(points) == 0
+    value = "measuring…" if measuring else shown(curves.latest(points))
+    return Tile(key, label, value, known, chart, highest)
 
 
 def _append_latency(curves: _Curves) -> Tile:
@@ -130,8 +135,9 @@ def _feed_lag(curves: _Curves) -> Tile:
 def _stream(collector: _Curves, distributor: _Curves) -> Tile:
     name = "logpipe_stream_entries"
     most = collector.value("logpipe_stream_max_entries")
-    notes = [f"trimmed at about {figures.number(most)}"] if most else []
-    notes.append(f"{figures.size(distributor.value('logpipe_stream_bytes'))} of memory")
+    notes = [f"of about {figures.number(most)}"] if most else []
+    if (held := distributor.value("logpipe_stream_bytes")) is not None:
+        notes.append(figures.size(held))
     return _level_tile("stream", "Stream entries", distributor, name, figures.number, notes)
 
 
@@ -139,7 +145,7 @@ def _redis(curves: _Curves) -> Tile:
     name = "logpipe_redis_memory_bytes"
     used = curves.value(name)
     most = curves.value("logpipe_redis_max_memory_bytes")
-    notes = ["without a limit (maxmemory 0)"]
+    notes = ["without a limit"]
     if used and most:
         notes = [f"{figures.share(used / most)} of {figures.size(most)} (maxmemory)"]
     return _level_tile("redis", "Redis memory", curves, name, figures.size, notes)
@@ -148,6 +154,8 @@ def _redis(curves: _Curves) -> Tile:
 def _level_tile(
     key: str, label: str, curves: _Curves, name: str, shown: Format, notes: Sequence[str]
 ) -> Tile:
+    """What the stream or its Redis was like; without Redis, when it was last asked."""
     value = curves.value(name)
     chart, highest = curves.chart(key, label, shown, Line(curves.levels(name)))
-    return Tile(key, label, shown(value), () if value is None else notes, chart, highest)
+    known = () if value is None else ["as last seen"] if curves.redis_away else notes
+    return Tile(key, label, shown(value), known, chart, highest)
