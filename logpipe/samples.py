@@ -42,9 +42,12 @@ class Sample(NamedTuple):
 def read_sample(exposition: str, at: float) -> Sample:
     """A sample of Prometheus' text format. Raises ValueError for what is none."""
     values: dict[str, dict[Labels, float]] = {}
-    for family in text_string_to_metric_families(exposition):
-        for name, labels, value, *_ in family.samples:
-            values.setdefault(name, {})[frozenset(labels.items())] = value
+    try:
+        for family in text_string_to_metric_families(exposition):
+            for name, labels, value, *_ in family.samples:
+                values.setdefault(name, {})[frozenset(labels.items())] = value
+    except LookupError as error:  # what the parser does with some of what it cannot read
+        raise ValueError("not understood") from error
     return Sample(at, values)
 
 
