@@ -39,10 +39,7 @@ CATCHUP_PAGE = 100
 OUTAGE_PAUSE_S = 0.05
 """The least time between two attempts of the feed; jitter doubles it."""
 MEASURE_S = 1.0
-"""Between two looks at how far the feed is behind."""
-
-SIZE_S = 5.0
-"""Between two looks at how much memory the stream has."""
+"""Between two looks at how far the feed is behind, and at the size of the stream."""
 
 RECOVERY_S = 1.0
 """How long the feed waits for the monitor's word before it looks for itself."""
@@ -78,7 +75,6 @@ class Hub:
         self.subscribers: set[Subscription] = set()
         self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
         self._rested_at = 0.0
-        self._sized_at = -SIZE_S
         self._bounds = NO_STREAM
         self._looking: asyncio.Task[Bounds] | None = None
         self._changed = asyncio.Event()
@@ -164,10 +160,8 @@ class Hub:
         used, limit = self.stream.memory
         self.metrics.redis_memory_bytes.set(used)
         self.metrics.redis_max_memory_bytes.set(limit)
-        if time.monotonic() - self._sized_at >= SIZE_S:
-            self._sized_at = time.monotonic()
-            with contextlib.suppress(Unavailable):
-                self.metrics.stream_bytes.set(await self.stream.size())
+        with contextlib.suppress(Unavailable):
+            self.metrics.stream_bytes.set(await self.stream.size())
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

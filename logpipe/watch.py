@@ -59,17 +59,20 @@ def look_here(
     """Looks at this process."""
 
     async def look(closely: bool) -> Seen:
-        # In a thread, because of workers, whose values are in files.
-        text = (await asyncio.to_thread(metrics.exposition)).decode()
         state = health()
-        seen = Seen("this process", state.roles, state, read_sample(text, time.monotonic()))
-        if not closely or hub is None or groups is None:
-            return seen
+        seen = Seen("this process", state.roles, state)
         try:
             async with asyncio.timeout(LOOK_S):
-                return seen._replace(subscribers=await subscribers(hub, groups))
+                # In a thread, because of workers, whose values are in files.
+                text = (await asyncio.to_thread(metrics.exposition)).decode()
+                seen = seen._replace(sample=read_sample(text, time.monotonic()))
+                if closely and hub is not None and groups is not None:
+                    seen = seen._replace(subscribers=await subscribers(hub, groups))
         except TimeoutError:
             return seen._replace(trouble="its subscribers: Redis does not answer")
+        except (OSError, RuntimeError, ValueError) as error:  # a worker that ends takes files along
+            return seen._replace(trouble=f"its metrics: {error}")
+        return seen
 
     return look
 

@@ -12,12 +12,13 @@ import pytest
 
 from logpipe import watch
 from logpipe.client.process import RemoteProcess, without_credentials
+from logpipe.metrics import Metrics
 from logpipe.samples import Point, Sample, read_sample
 from logpipe.settings import Settings, fields, load
 from logpipe.ui import figures
 from logpipe.ui.charts import HEIGHT, SPAN_S, WIDTH, Line, sparkline
 from logpipe.ui.tables import settings_in_force
-from logpipe.watch import Seen, Watch, Watched
+from logpipe.watch import Health, Seen, Watch, Watched, look_here
 from tests.helpers import wait_until
 from tests.impostor import Impostor
 from tests.servers import Service, Valkey, free_port, serving, subscribed
@@ -270,6 +271,18 @@ async def test_samples_too_close_to_each_other_are_not_kept_and_old_ones_leave()
         await watched.refresh(False)
     assert len(watched.samples) == watch.MAX_SAMPLES
     assert watched.samples[-1].at == clock.at
+
+
+async def test_metrics_that_cannot_be_read_are_told_and_end_nothing() -> None:
+    """The files of several workers go with a worker that dies."""
+
+    class Gone(Metrics):
+        def exposition(self) -> bytes:
+            raise FileNotFoundError(2, "gone")
+
+    seen = await look_here(lambda: Health("ok", ["ui"], "ok", "1"), Gone(), None, None)(True)
+    assert seen.sample is None
+    assert seen.trouble == "its metrics: [Errno 2] gone"
 
 
 async def test_there_is_a_past_though_nobody_watched(monkeypatch: pytest.MonkeyPatch) -> None:
