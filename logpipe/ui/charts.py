@@ -52,8 +52,10 @@ def _paths(line: Line, now: float, top: float) -> Iterator[Markup]:
         if line.kind == "curve" and len(places) > 1:
             area = f"{shape}V{HEIGHT}H{places[0][0]:.1f}Z"
             yield _PATH.format(kind="area", shape=area)
-        # A point alone is a line of no length, which its round ends make a dot.
-        yield _PATH.format(kind=line.kind, shape=shape if len(places) > 1 else f"{shape}h.01")
+        if len(places) > 1:
+            yield _PATH.format(kind=line.kind, shape=shape)
+        else:  # a line of no length, which its round ends make a dot
+            yield _PATH.format(kind=f"{line.kind} dot", shape=f"{shape}h.01")
 
 
 def _place(at: float, value: float, now: float, top: float) -> tuple[float, float]:
