@@ -6,7 +6,6 @@ that knows nothing of the others.
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from typing import NamedTuple
 
 import httpx
@@ -16,7 +15,8 @@ from logpipe import distributor, probes, ui
 from logpipe.background import Background
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.connection import http_client
-from logpipe.client.distributor import RemoteDistributor, query_of
+from logpipe.client.distributor import RemoteDistributor
+from logpipe.client.log import RemoteLog
 from logpipe.client.process import RemoteProcess
 from logpipe.collector import app as collector
 from logpipe.collector.appender import Appender
@@ -29,7 +29,6 @@ from logpipe.problems import Problem, respond
 from logpipe.redis_address import RedisAddress
 from logpipe.settings import Role, Settings
 from logpipe.stream import Stream
-from logpipe.subscription import HubSubscription
 from logpipe.watch import Look, Watch, look_here
 
 
@@ -67,23 +66,19 @@ def _ui(parts: Parts) -> ASGIApp:
     """Local or remote is decided here, once: the page does not know which it has."""
     settings, metrics, appender, hub, _, remote, http, watch = parts
     assert watch is not None
-    tail: ui.Tail
+    log: ui.Log
     submit: ui.Submit
     if hub is not None:
-        tail = partial(HubSubscription, hub)
+        log = ui.LocalLog(hub, f"this process ({', '.join(sorted(settings.roles))})")
     else:
-        assert remote is not None
-        tail = _remote_tail(remote)
+        assert remote is not None and http is not None
+        log = RemoteLog(settings.distributor_url, http, remote, settings.read_tokens)
     if appender is not None:
         submit = LocalCollector(settings, appender)
     else:
         assert http is not None
         submit = RemoteCollector(settings, http)
-    return ui.create(settings, tail, submit, metrics, watch)
-
-
-def _remote_tail(remote: RemoteDistributor) -> ui.Tail:
-    return lambda start, chosen: remote(start, query_of(chosen))
+    return ui.create(settings, log, submit, metrics, watch)
 
 
 ROLES: Mapping[Role, RoleSpec] = {

@@ -300,6 +300,14 @@ class StoredEvent(msgspec.Struct, gc=False):
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
+class Stored(NamedTuple):
+    """What became of events that were sent: how many are stored, from which id to which."""
+
+    accepted: int
+    first_id: str
+    last_id: str
+
+
 class Entry(NamedTuple):
     """An entry of the stream: its id, the event's JSON with the id in front, and the event."""
 

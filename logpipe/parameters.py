@@ -68,9 +68,12 @@ def moment(query: Mapping[str, str], name: str) -> StreamId | None:
         raise bad_parameter(name, str(error)) from None
 
 
-def span(query: Mapping[str, str]) -> tuple[StreamId, StreamId]:
-    """The first and the last id of `from` and `to`; a `to` in milliseconds takes all of them."""
-    low = moment(query, "from") or (END if query.get("from") else START)
+def span(query: Mapping[str, str], start: str = "from") -> tuple[StreamId, StreamId]:
+    """The first and the last id of `from` and `to`; a `to` in milliseconds takes all of them.
+
+    `start` is the name that `from` has, where it has another.
+    """
+    low = moment(query, start) or (END if query.get(start) else START)
     high = moment(query, "to") or END
     if high != END and not _FULL_ID.fullmatch(query["to"].strip()):
         high = StreamId(high.ms, END.seq)

@@ -87,6 +87,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, setting("Events that a subscriber may be behind in memory.", ge=1)
     ] = 10_000
     cors_allow_origins: Annotated[Words, setting("Origins that browsers may read from.")] = ("*",)
+    allowed_hosts: Annotated[
+        Words,
+        setting("Names under which browsers may open the page while no READ_TOKENS guard it."),
+    ] = ()
     collector_url: Annotated[str, setting("Where a ui that runs alone sends to.")] = (
         "http://collector:8081"
     )

@@ -136,6 +136,11 @@ class StreamResponse(Response):
         assert self._wire is not None
         return self._wire.send_chunk(chunk)
 
+    def count_gap(self, gap: Gap) -> None:
+        """Counts a gap that is told."""
+        self._metrics.gaps.labels(gap.reason).inc()
+        self._metrics.gap_events.labels(gap.reason).inc(gap.count or 0)
+
     async def _pump(self, send: Send) -> None:
         while (items := await self._subscription.next()) is not None:
             body = self._encode(items)
@@ -171,8 +176,7 @@ class StreamResponse(Response):
             else:
                 parts.append(self.encoder.message(item))
                 if isinstance(item, Gap):
-                    self._metrics.gaps.labels(item.reason).inc()
-                    self._metrics.gap_events.labels(item.reason).inc(item.count or 0)
+                    self.count_gap(item)
         if parts:
             self.passed = passed.end.id if passed else None
             return b"".join(parts)

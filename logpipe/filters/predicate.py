@@ -33,7 +33,8 @@ _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_MISSING: Any = object()
+MISSING: Any = object()
+"""Stands for the value of a field that is not there."""
 
 
 def predicate_of(node: Node) -> Predicate:
@@ -133,7 +134,7 @@ def _on_text(field: str, fits: Fits) -> Predicate:
         case "level":
             return lambda event: fits(event.level)
         case _:
-            return _on_value(field, lambda value: value is not _MISSING and fits(written(value)))
+            return _on_value(field, lambda value: value is not MISSING and fits(written(value)))
 
 
 def _compare(field: str, ordered: Callable[[Any, Any], bool], value: float | str) -> Predicate:
@@ -150,12 +151,12 @@ def _compare(field: str, ordered: Callable[[Any, Any], bool], value: float | str
 
 
 def _on_value(field: str, fits: Callable[[Any], bool]) -> Predicate:
-    """A predicate on a field's value: of any type in the metadata, `_MISSING` for none."""
+    """A predicate on a field's value: of any type in the metadata, `MISSING` for none."""
     if field in (MESSAGE, "source", "ts_unix_ms"):
         return lambda event: fits(getattr(event, field))
     path = field.removeprefix("metadata.")
     if "." not in path:
-        return lambda event: fits(event.metadata.get(path, _MISSING))
+        return lambda event: fits(event.metadata.get(path, MISSING))
     return lambda event: fits(looked_up(event.metadata, path))
 
 
@@ -169,15 +170,15 @@ def looked_up(outer: dict[str, Any], path: str) -> Any:
         inner = outer.get(path[:at])
         if inner.__class__ is dict:
             found = looked_up(inner, path[at + 1 :])
-            if found is not _MISSING:
+            if found is not MISSING:
                 return found
         at = path.rfind(".", 0, at)
-    return _MISSING
+    return MISSING
 
 
 def _value_fits(pattern: Pattern) -> Callable[[Any], bool]:
     if pattern == ("", ""):
-        return lambda value: value is not _MISSING and value is not None
+        return lambda value: value is not MISSING and value is not None
     fits = fitting(pattern)
     number = _number(pattern[0]) if len(pattern) == 1 else None
 
@@ -185,7 +186,7 @@ def _value_fits(pattern: Pattern) -> Callable[[Any], bool]:
         kind = value.__class__
         if kind is str:
             return fits(value)
-        if kind is dict or value is _MISSING:
+        if kind is dict or value is MISSING:
             return False
         return fits(written(value)) or (number is not None and kind is not bool and value == number)
 

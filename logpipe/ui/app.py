@@ -1,69 +1,63 @@
-"""The page: one document, the fragments of its form, and the live stream as rows of HTML."""
+"""The page: one document, the fragments of its parts, and the live stream as rows of HTML."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import jinja2
-import msgspec
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from logpipe.event import LEVELS
-from logpipe.filters import PARAMETERS, Filter
-from logpipe.messages import Start, Subscription
+from logpipe.event import LEVELS, Stored
+from logpipe.filters import PARAMETERS, FilterError, parse_filter
 from logpipe.metrics import Metrics
-from logpipe.parameters import chosen_filter, chosen_start
+from logpipe.parameters import chosen_start, span
 from logpipe.problems import Problem
 from logpipe.settings import Settings
-from logpipe.streaming import StreamResponse
 from logpipe.subapp import sub_app
+from logpipe.ui import reading
 from logpipe.ui.assets import Assets
-from logpipe.ui.rows import ROWS
+from logpipe.ui.details import details
+from logpipe.ui.feed import FeedResponse
+from logpipe.ui.log import Log
 from logpipe.ui.security import require_same_origin, secured
+from logpipe.ui.sending import COUNTS, errors_by_field, events_of, form_of
 from logpipe.ui.session import Session, refusal, sign_out
 from logpipe.ui.status import Status
 from logpipe.watch import Watch
 
-Tail = Callable[[Start, Filter], Subscription]
-"""Opens a subscription to the live stream, of this process or of a remote distributor."""
-Submit = Callable[[bytes], Awaitable[str]]
-"""Takes one event's JSON; returns the id of the stored event, or raises a `Problem`."""
+Submit = Callable[[bytes], Awaitable[Stored]]
+"""Takes the JSON of events; returns what was stored, or raises a `Problem`."""
 
-MAX_ROWS = 2_000
-"""Rows that the page keeps; the oldest leave it."""
-FIRST_ROWS = 100
-"""Rows that come before the live ones, where the URL names no position."""
+MAX_ROWS = 1_000
+"""Rows that the page keeps; the others leave it, and come back when they are scrolled to."""
 SILENT_BEATS = 3
 """Heartbeats that the page misses before it takes its connection for dead."""
 
-FILTERS = PARAMETERS
-FIELDS = ("source", "level", "message")
-LEVEL_CHOICES = (
-    ("", "All levels"),
-    *((f">={level}", f"{level} and above") for level in LEVELS[1:-1]),
-    *((level, f"{level} only") for level in LEVELS),
-)
+SHARED = (*PARAMETERS, "cols")
+"""Parameters of the page that its stream and its older rows take, too."""
 SINCE_CHOICES = (
-    ("", f"Last {FIRST_ROWS}"),
-    ("10m", "Last 10 minutes"),
-    ("1h", "Last hour"),
-    ("1d", "Last day"),
-    ("earliest", "All that is kept"),
+    ("", "all kept"),
+    ("5m", "5 minutes"),
+    ("1h", "1 hour"),
+    ("1d", "1 day"),
 )
 
 
-def create(
-    settings: Settings, tail: Tail, submit: Submit, metrics: Metrics, watch: Watch
-) -> ASGIApp:
+def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch: Watch) -> ASGIApp:
     """The page's sub-app."""
-    page = _Page(settings, tail, submit, metrics, watch)
+    page = _Page(settings, log, submit, metrics, watch)
     routes = [
         Route("/", page.index),
         Route("/ui/stream", page.stream),
+        Route("/ui/rows", page.rows),
+        Route("/ui/filter", page.filter),
+        Route("/ui/volume", page.volume),
+        Route("/ui/details", page.details, methods=["POST"]),
+        Route("/ui/download", page.download),
         Route("/ui/send", page.send, methods=["POST"]),
         Route("/status", page.status.page),
         Route("/ui/status", page.status.now),
@@ -72,33 +66,38 @@ def create(
         Route("/ui/logout", page.sign_out, methods=["POST"]),
         Mount("/static", page.assets),
     ]
-    return secured(sub_app(routes))
+    return secured(sub_app(routes), settings)
 
 
 class _Page:
     def __init__(
-        self, settings: Settings, tail: Tail, submit: Submit, metrics: Metrics, watch: Watch
+        self, settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch: Watch
     ) -> None:
         self.assets = Assets()
         self._settings = settings
         self._session = Session(settings)
         self.status = Status(settings, self._session, self._html, watch)
-        self._tail = tail
+        self._log = log
         self._submit = submit
         self._metrics = metrics
         self._templates = _templates(
             asset=self.assets.url,
             guarded=self._session.guarded,
             levels=LEVELS,
-            level_choices=LEVEL_CHOICES,
             since_choices=SINCE_CHOICES,
+            counts=COUNTS,
             max_rows=MAX_ROWS,
+            from_name=log.name,
             silence_ms=round(SILENT_BEATS * settings.heartbeat_s * 1000),
         )
 
     def _html(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         html = self._templates.get_template(template).render(values)
-        return HTMLResponse(html, status, {"Cache-Control": "no-store"})
+        return _fragment(html, status)
+
+    def _require_reader(self, request: Request) -> None:
+        if not self._session.access(request).read:
+            raise refusal(request, "read")
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -108,53 +107,91 @@ class _Page:
         query = request.query_params
         if not access.read:
             return RedirectResponse(_with_query("/login", query), 303)
-        trouble = _trouble_with(query)
-        chosen = {name: query.get(name, "").strip() for name in (*FILTERS, "since")}
+        trouble = _trouble_with_position(query)
+        said = _said_of_filter(query)
+        chosen = {name: query.get(name, "").strip() for name in (*PARAMETERS, "since")}
         return self._html(
             "index.html",
-            400 if trouble else 200,
+            400 if trouble or said.error else 200,
             access=access,
             chosen=chosen,
             trouble=trouble,
-            stream_url=_stream_url(query),
+            said=said,
+            stream_url=_with_query("/ui/stream", _given(query, SHARED)),
             login_url=_with_query("/login", query),
         )
 
     async def stream(self, request: Request) -> Response:
-        """The live stream; takes what `/subscribe` takes."""
-        if not self._session.access(request).read:
-            raise refusal(request, "read")
+        """The live stream; takes the position and the filters of `/subscribe`."""
+        self._require_reader(request)
         query = request.query_params
         start = chosen_start(query, request.headers.get("last-event-id"))
-        return StreamResponse(self._tail(start, chosen_filter(query)), ROWS, self._metrics)
+        chosen, view = reading.chosen_view(query)
+        return FeedResponse(
+            self._log.tail(start, chosen),
+            chosen,
+            view,
+            self._metrics,
+            query=_given(query, SHARED),
+            rows=query.get("rows") != "0",
+            once=query.get("once") == "1",
+        )
+
+    async def rows(self, request: Request) -> Response:
+        """Older rows, or those around one event."""
+        self._require_reader(request)
+        query = request.query_params
+        read = reading.rows_around if query.get("at") else reading.older_rows
+        return _fragment(await read(self._log, query))
+
+    async def filter(self, request: Request) -> Response:
+        """What a filter takes, in words, or what is wrong with it, and where."""
+        self._require_reader(request)
+        return self._html("filter.html", said=_said_of_filter(request.query_params))
+
+    async def volume(self, request: Request) -> Response:
+        """How many events came when, as JSON."""
+        self._require_reader(request)
+        counted = await reading.volume(self._log, request.query_params)
+        return Response(counted, 200, {"Cache-Control": "no-store"}, "application/json")
+
+    async def details(self, request: Request) -> Response:
+        """The event of a row, as a tree. The row has all of it: the stream may have it no more."""
+        self._require_reader(request)
+        form = dict(await form_of(request, self._settings.max_message_bytes))
+        return _fragment(details(reading.posted_event(form.get("event", ""))))
+
+    async def download(self, request: Request) -> Response:
+        """All that matches, as a file."""
+        self._require_reader(request)
+        query = request.query_params
+        format_ = query.get("format", "ndjson")
+        media_type, parts = reading.download(self._log, query, format_)
+        headers = {
+            "Content-Disposition": f'attachment; filename="logpipe.{format_}"',
+            "Cache-Control": "no-store",
+        }
+        return StreamingResponse(parts, 200, headers, media_type)
 
     # -- sending ------------------------------------------------------------------------------
 
     async def send(self, request: Request) -> Response:
-        """Stores the form's event; the answer says so, or what is wrong with which field."""
+        """Stores the form's events; the answer says so, or what is wrong with which field."""
         try:
             require_same_origin(request.headers)
             if not self._session.access(request).send:
                 raise refusal(request, "send")
-            event = _event(await self._form(request))
-            return self._html("sent.html", id=await self._submit(event), problem="", errors={})
+            events = events_of(await form_of(request, self._settings.max_message_bytes))
+            stored = await self._submit(events)
+            return self._html("sent.html", stored=stored, problem="", errors={})
         except Problem as problem:
-            errors = _errors_by_field(problem)
+            errors = errors_by_field(problem)
             told = "" if errors else problem.detail
-            answer = self._html("sent.html", problem.status, id="", problem=told, errors=errors)
+            answer = self._html(
+                "sent.html", problem.status, stored=None, problem=told, errors=errors
+            )
             answer.headers.update(problem.headers)
             return answer
-
-    async def _form(self, request: Request) -> dict[str, str]:
-        """The fields of a form. Raises a `Problem`."""
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/x-www-form-urlencoded":
-            raise Problem(415, "This takes a form: application/x-www-form-urlencoded.")
-        body = await _body(request, 3 * self._settings.max_message_bytes + 4096)
-        try:
-            return dict(parse_qsl(body.decode(), True, errors="strict", max_num_fields=32))
-        except ValueError:  # UnicodeDecodeError included
-            raise Problem(400, "The form is not UTF-8, or has too many fields.") from None
 
     # -- signing in ---------------------------------------------------------------------------
 
@@ -167,7 +204,8 @@ class _Page:
     async def sign_in(self, request: Request) -> Response:
         """Takes a token, and goes on to the page with the filters that were asked for."""
         require_same_origin(request.headers)
-        token = (await self._form(request)).get("token", "").strip()
+        form = dict(await form_of(request, self._settings.max_message_bytes))
+        token = form.get("token", "").strip()
         if not self._session.is_token(token):
             return self._login(request, "This token is not known here.", 403)
         onward = RedirectResponse(_with_query("/", request.query_params), 303)
@@ -202,57 +240,46 @@ def _templates(**shared: Any) -> jinja2.Environment:
     return environment
 
 
-def _trouble_with(query: Mapping[str, str]) -> str:
-    """What is wrong with the filters or the position of a URL; empty when nothing is."""
+class Said(NamedTuple):
+    """What the page says of its filter: that it takes something, or the error and its place."""
+
+    takes: str = ""
+    error: str = ""
+    hint: str = ""
+    before: str = ""
+    after: str = ""
+
+
+def _said_of_filter(query: Mapping[str, str]) -> Said:
     try:
-        chosen_filter(query)
+        chosen = parse_filter(query)
+    except FilterError as error:
+        text = query.get("q", "").strip()
+        at = error.position
+        parts = ("", "") if at is None else (text[:at], text[at:])
+        name = "" if error.parameter == "q" else f"{error.parameter}: "
+        return Said("", f"{name}{error}", error.hint, *parts)
+    return Said(chosen.explain() if chosen.query else "")
+
+
+def _trouble_with_position(query: Mapping[str, str]) -> str:
+    """What is wrong with the position or the columns of a URL; empty when nothing is."""
+    try:
         chosen_start(query, None)
+        span(query, "since")
+        reading.columns_of(query)
     except Problem as problem:
         return problem.detail
     return ""
 
 
-def _stream_url(query: Mapping[str, str]) -> str:
-    """The stream of a page: what it shows first is bounded by what it keeps."""
-    given = {name: query[name] for name in (*FILTERS, "since") if query.get(name)}
-    given["tail"] = query.get("tail") or str(MAX_ROWS if "since" in given else FIRST_ROWS)
-    return _with_query("/ui/stream", given)
+def _given(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    return {name: query[name] for name in names if query.get(name)}
 
 
 def _with_query(path: str, query: Mapping[str, str]) -> str:
     return f"{path}?{urlencode(dict(query))}" if query else path
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """The body. A little more than allowed is read to its end, so that the answer is seen."""
-    body = b""
-    size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            body += chunk if size <= limit else b""
-            if size > 16 * limit:
-                break
-    except ClientDisconnect:
-        raise Problem(400, "The form was cut off.") from None
-    if size > limit:
-        raise Problem(413, "The event is too large.")
-    return body
-
-
-def _event(form: Mapping[str, str]) -> bytes:
-    """The event of the form, as JSON for the collector to judge."""
-    # Line ends are CRLF on the way from a form, whatever was typed. No level: the default.
-    given = {name: form[name].replace("\r\n", "\n") for name in FIELDS if name in form}
-    if not given.get("level"):
-        given.pop("level", None)
-    return msgspec.json.encode(given)
-
-
-def _errors_by_field(problem: Problem) -> dict[str, str]:
-    """What is wrong with which field of the form; empty when it is about none of them."""
-    return {
-        error["field"]: error["error"].removeprefix(f"{error['field']}: ")
-        for error in problem.members.get("errors") or ()
-        if error.get("field") in FIELDS
-    }
+def _fragment(html: str, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(html, status, {"Cache-Control": "no-store"})

@@ -14,6 +14,7 @@ FILES = (
     "page.js",
     "status.css",
     "status.js",
+    "theme.js",
     "icon.svg",
     "htmx/htmx-4.min.js",
     "htmx/hx-sse-4.min.js",

@@ -1,30 +1,24 @@
-"""The stream as the page takes it: Server-Sent Events whose data are rows of HTML.
+"""What the page shows, as rows of HTML: events, gaps, and what it leaves out."""
 
-Log text is hostile: it reaches the page through `shown` alone, which leaves it no markup and makes
-what could disguise it visible.
-"""
-
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from markupsafe import escape
 
-from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import RANK, Entry, StoredEvent
+from logpipe.filters import Filter
+from logpipe.filters.highlight import Highlight, highlight
+from logpipe.filters.predicate import MISSING, looked_up
 from logpipe.ids import MAX_PART, START, StreamId
-from logpipe.messages import Message, Notice, named
+from logpipe.ui.text import message, shown
 
-# Control characters except tab and line feed; marks that reorder, join or hide text (bidi, zero
-# width, tags, line separators); lone surrogates, which have no UTF-8.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    "\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
-)
+FOLD_CHARACTERS = 1_500
+FOLD_LINES = 12
+"""A message longer than this shows its beginning and a button for the rest."""
 
 _REASONS = {
     "trimmed": "the stream no longer keeps them",
@@ -33,43 +27,30 @@ _REASONS = {
 }
 
 
-class RowEncoder:
-    """An `Encoder` of the page. A batch is one message, so that the rows and the cursor that they
-    move arrive together or not at all; named messages become DOM events on the page."""
+class View(NamedTuple):
+    """How rows are shown: metadata with columns of their own, and what is marked in messages."""
 
-    media_type = sse.MEDIA_TYPE
-    heartbeat = b"event: heartbeat\ndata:\n\n"
-    """Not a comment: the page watches for it, to notice a connection that died in silence."""
-
-    def entries(self, entries: Sequence[Entry]) -> bytes:
-        """The rows of a batch, with the last entry's id."""
-        rows = "".join([row(entry) for entry in entries])
-        return sse.frame(rows.encode(), id=b"%d-%d" % entries[-1].id)
-
-    def message(self, message: Message) -> bytes:
-        """A gap is a row like any other; the rest are named events with JSON."""
-        if isinstance(message, Gap):
-            return sse.frame(gap_row(message).encode(), id=str(message.resume).encode())
-        if isinstance(message, Notice):
-            return sse.frame(msgspec.json.encode({"reason": message.reason}), event=b"notice")
-        name, cursor, data = named(message)
-        id_ = str(cursor).encode() if cursor is not None else b""
-        retry = b"retry: %d\n" % data["retry_ms"] if "retry_ms" in data else b""
-        return retry + sse.frame(msgspec.json.encode(data), id=id_, event=name.encode())
+    columns: tuple[str, ...] = ()
+    found: Highlight | None = None
 
 
-ROWS = RowEncoder()
+def view_of(chosen: Filter, columns: Sequence[str]) -> View:
+    """The view of a filter."""
+    return View(tuple(columns), highlight(chosen.query) if chosen.query else None)
 
 
-def row(entry: Entry) -> str:
-    """One entry as a row."""
+def row(entry: Entry, view: View = View()) -> str:  # noqa: B008 - a constant
+    """One entry as a row. `data-event` is all of it but the message, for `/ui/details`."""
     id_, _, event = entry
     level = event.level
-    meta = f' <span class="meta">{shown(_pairs(event.metadata))}</span>' if event.metadata else ""
+    name = level.lower() if level in RANK else "other"
+    columns = "".join([_column(event.metadata, key) for key in view.columns])
     return (
-        f'<div class="row {level.lower() if level in RANK else "other"}">{_when(id_, event)}'
-        f'<b class="level">{shown(level)}</b><span class="source">{shown(event.source)}</span>'
-        f'<span class="message">{shown(event.message)}{meta}</span></div>'
+        f'<div class="row {name}" data-id="{id_.ms}-{id_.seq}" data-event="{_facts(id_, event)}">'
+        f'{_when(id_, event)}<b class="level">{shown(level)}</b>'
+        f'<span class="source">{shown(event.source)}</span>{columns}'
+        f'<span class="message">{_folded(event.message, view.found)}{_meta(event, view)}</span>'
+        "</div>"
     )
 
 
@@ -87,28 +68,56 @@ def gap_row(gap: Gap) -> str:
     )
 
 
-def shown(text: str) -> str:
-    """Text as HTML that displays it and nothing else; hidden characters as visible escapes."""
-    html = str(escape(text))
-    if html.isprintable():
-        return html
-    return _HIDDEN.sub(_visible, html.replace("\r\n", "\n"))
+def left_out_row(count: int, first: StreamId, last: StreamId, href: str) -> str:
+    """What a sample leaves out of the events between two ids, and the way to all of them."""
+    events = "event" if count == 1 else "events"
+    return (
+        f'<div class="left-out" role="note" data-after="{first.before()}">{count:,} more {events}'
+        f' between <code>{first}</code> and <code>{last}</code>: <a href="{escape(href)}">show'
+        " all</a></div>"
+    )
 
 
-def _visible(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    name = f"x{code:02x}" if code < 256 else f"u{code:04x}"
-    return f'<span class="hidden">\\{name}</span>'
+def _facts(id_: StreamId, event: StoredEvent) -> str:
+    facts = {
+        "id": str(id_),
+        "ts_unix_ms": event.ts_unix_ms,
+        "source": event.source,
+        "level": event.level,
+        "metadata": event.metadata,
+    }
+    return str(escape(_json(facts)))
+
+
+def _folded(text: str, found: Highlight | None) -> str:
+    """The message; the rest of a long one waits behind a button."""
+    cut = min(_line_end(text, FOLD_LINES), FOLD_CHARACTERS)
+    if len(text) <= cut * 1.2:
+        return message(text, found)
+    return (
+        f'{message(text[:cut], found)}<button type="button" class="more" aria-expanded="false">'
+        f'show all {len(text):,} characters</button><span class="rest" hidden>'
+        f"{message(text[cut:], found)}</span>"
+    )
+
+
+def _line_end(text: str, lines: int) -> int:
+    at = -1
+    for _ in range(lines):
+        at = text.find("\n", at + 1)
+        if at < 0:
+            return len(text)
+    return at
 
 
 def _when(id_: StreamId, event: StoredEvent) -> str:
-    """The event's own time, as a link to the page from this entry on."""
+    """The event's own time, as a link to this event; the page shows it as its reader likes."""
     ms = id_.ms if event.ts_unix_ms is None else event.ts_unix_ms
     seconds, rest = divmod(ms, 1000)
     date, time = _clock(seconds)
     return (
-        f'<a class="when" href="/?since={id_.ms}-{id_.seq}" title="{date} {time}.{rest:03} UTC,'
-        f' id {id_.ms}-{id_.seq}"><span class="date">{date} </span>{time}.{rest:03}Z</a>'
+        f'<a class="when" href="/?at={id_.ms}-{id_.seq}" data-ms="{ms}" title="{date}'
+        f' {time}.{rest:03} UTC, id {id_.ms}-{id_.seq}">{date} {time}.{rest:03}Z</a>'
     )
 
 
@@ -122,14 +131,30 @@ def _clock(seconds: int) -> tuple[str, str]:
     return moment.strftime("%Y-%m-%d"), moment.strftime("%H:%M:%S")
 
 
-def _pairs(metadata: dict[str, Any]) -> str:
-    """`region=us-east-1 status=500`; what is not a text is JSON."""
-    return " ".join([f"{name}={_plain(value)}" for name, value in metadata.items()])
+# -- metadata ---------------------------------------------------------------------------------
+
+
+def _column(metadata: dict[str, Any], key: str) -> str:
+    """The value of one key, where it has a column of its own."""
+    value = looked_up(metadata, key)
+    text = "" if value is MISSING else shown(_plain(value))
+    return f'<span class="column" data-key="{escape(key)}">{text}</span>'
+
+
+def _meta(event: StoredEvent, view: View) -> str:
+    """`region=us-east-1 status=500`: what has no column; what is not a text is JSON."""
+    rest = {k: v for k, v in event.metadata.items() if k not in view.columns}
+    if not rest:
+        return ""
+    pairs = " ".join([f"{name}={_plain(value)}" for name, value in rest.items()])
+    return f' <span class="meta">{shown(pairs)}</span>'
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, str):
-        return value
+    return value if isinstance(value, str) else _json(value)
+
+
+def _json(value: Any) -> str:
     try:
         return msgspec.json.encode(value).decode()
     except RecursionError:

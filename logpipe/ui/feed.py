@@ -1,0 +1,285 @@
+"""The live stream as the page takes it: a few bundles of rows a second, each with its tally.
+
+Above what a person can read it gives a sample, counted, and the way to the rest.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import msgspec
+from starlette.types import Send
+
+from logpipe import sse
+from logpipe.continuity import Gap
+from logpipe.event import Entry, level_rank
+from logpipe.filters import Filter
+from logpipe.ids import StreamId
+from logpipe.live import Writer
+from logpipe.messages import Batch, Hello, Item, Message, Notice, Subscription, named
+from logpipe.metrics import Metrics
+from logpipe.streaming import StreamResponse
+from logpipe.ui.rows import View, gap_row, left_out_row, row
+from logpipe.ui.volume import Volume
+
+TICK_S = 0.25
+"""Between two bundles of one page; the first after a silence comes at once."""
+ROWS_A_SECOND = 200
+"""More than this nobody reads."""
+BURST_ROWS = 1_000
+"""So many rows at once are shown whole: what came while the page was paused or away."""
+BUNDLE_BYTES = 512 * 1024
+"""The events of one bundle that are shown as rows; a sample of larger ones has fewer."""
+ONCE_S = 0.1
+"""How long a stream that is asked for once waits for more before it ends."""
+MAX_SOURCES = 200
+"""Names of sources that one stream tells, for the page to choose from."""
+ERROR_RANK = level_rank("ERROR")
+
+
+class Paced:
+    """A subscription whose items come in bundles, `TICK_S` apart at the least.
+
+    With `once` it ends when it has given what is there: the page asks again.
+    """
+
+    confirms = False
+
+    def __init__(self, inner: Subscription, *, once: bool = False) -> None:
+        self.connected_ms = inner.connected_ms
+        self._inner = inner
+        self._once = once
+        self._begun = False
+        self._given_at = 0.0
+        self._pending: asyncio.Task[Sequence[Item] | None] | None = None
+
+    @property
+    def filter(self) -> Filter:
+        """That of the subscription itself."""
+        return self._inner.filter
+
+    @property
+    def client(self) -> str:
+        """The address of who reads."""
+        return self._inner.client
+
+    @client.setter
+    def client(self, address: str) -> None:
+        self._inner.client = address
+
+    def __enter__(self) -> Self:
+        self._inner.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+        self._inner.__exit__(*error)
+
+    async def sent(self) -> None:
+        """Nothing: a broadcast is not acknowledged."""
+
+    async def follow(self, writer: Writer) -> None:
+        """Never: a page is given bundles."""
+
+    async def next(self) -> Sequence[Item] | None:
+        """The next bundle; as `Subscription.next`."""
+        first = await self._more(ONCE_S if self._once and self._begun else None)
+        if not first:
+            return None if self._once else first
+        items = list(first)
+        due = self._given_at + TICK_S
+        while (rest := due - time.monotonic()) > 0:
+            more = await self._more(rest)
+            if more is None:
+                break  # nothing more in time, or the end, which the next call finds again
+            items += more
+        self._begun = True
+        self._given_at = time.monotonic()
+        return items
+
+    async def _more(self, patience: float | None) -> Sequence[Item] | None:
+        """What the subscription gives next; None at its end, or when it takes longer.
+
+        It is not cancelled then, but waited for by the next call: it could lose what it has read.
+        """
+        if self._pending is None:
+            self._pending = asyncio.create_task(self._next())
+        done, _ = await asyncio.wait({self._pending}, timeout=patience)
+        if not done:
+            return None
+        items = self._pending.result()
+        if items is not None:
+            self._pending = None
+        return items
+
+    async def _next(self) -> Sequence[Item] | None:
+        return await self._inner.next()
+
+
+class RowEncoder:
+    """An `Encoder` of the page: a bundle is one message of rows, so that the rows and the cursor
+    that they move arrive together or not at all; the rest are named events."""
+
+    media_type = sse.MEDIA_TYPE
+    heartbeat = b"event: heartbeat\ndata:\n\n"
+    """Not a comment: the page watches for it, to notice a connection that died in silence."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def entries(self, entries: Sequence[Entry]) -> bytes:
+        """The rows of a batch, with the last entry's id."""
+        return self.rows(entries, "", entries[-1].id)
+
+    def rows(self, entries: Sequence[Entry], note: str, cursor: StreamId) -> bytes:
+        """The rows of some entries and a note below them, with the id that they lead to."""
+        html = "".join([row(entry, self._view) for entry in entries]) + note
+        return sse.frame(html.encode(), id=str(cursor).encode())
+
+    def message(self, message: Message) -> bytes:
+        """A gap is a row like any other; the rest are named events with JSON."""
+        if isinstance(message, Gap):
+            return sse.frame(gap_row(message).encode(), id=str(message.resume).encode())
+        if isinstance(message, Notice):
+            return sse.frame(msgspec.json.encode({"reason": message.reason}), event=b"notice")
+        name, cursor, data = named(message)
+        return self.named(name, data, cursor)
+
+    def named(self, name: str, data: dict[str, Any], cursor: StreamId | None = None) -> bytes:
+        """A named event with JSON; it moves the cursor where it has one."""
+        id_ = str(cursor).encode() if cursor is not None else b""
+        return sse.frame(msgspec.json.encode(data), id=id_, event=name.encode())
+
+
+class Budget:
+    """How many rows may still be shown: `BURST_ROWS` at once, `ROWS_A_SECOND` in the long run."""
+
+    def __init__(self) -> None:
+        self._left = float(BURST_ROWS)
+        self._at = time.monotonic()
+
+    def take(self, wanted: int) -> int:
+        """So many of the wanted ones; they are spent."""
+        now = time.monotonic()
+        self._left = min(BURST_ROWS, self._left + (now - self._at) * ROWS_A_SECOND)
+        self._at = now
+        taken = min(wanted, int(self._left))
+        self._left -= taken
+        return taken
+
+
+def sample(entries: Sequence[Entry], size: int) -> Sequence[Entry]:
+    """`size` of the entries, in order: half of them may be errors, the rest are spread evenly."""
+    if size >= len(entries):
+        return entries
+    severe = [n for n, entry in enumerate(entries) if level_rank(entry.event.level) >= ERROR_RANK]
+    chosen = set(_spread(severe, size // 2))
+    others = [n for n in range(len(entries)) if n not in chosen]
+    chosen.update(_spread(others, size - len(chosen)))
+    return [entries[n] for n in sorted(chosen)]
+
+
+def _spread(numbers: Sequence[int], size: int) -> Sequence[int]:
+    if size >= len(numbers):
+        return numbers
+    return [numbers[n * len(numbers) // size] for n in range(size)]
+
+
+class FeedResponse(StreamResponse):
+    """Streams bundles of rows, each followed by its tally.
+
+    A tally says how many events were read, how many match, how many are shown, when they came by
+    level, and which sources are new. Without `rows` there are tallies alone: a page that is paused
+    counts what waits. `query` is what led here, for links to what a sample leaves out.
+    """
+
+    encoder: RowEncoder
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        chosen: Filter,
+        view: View,
+        metrics: Metrics,
+        *,
+        query: dict[str, str],
+        rows: bool = True,
+        once: bool = False,
+    ) -> None:
+        super().__init__(Paced(subscription, once=once), RowEncoder(view), metrics)
+        self._chosen = chosen
+        self._query = query
+        self._rows = rows
+        self._budget = Budget()
+        self._sources: set[str] = set()
+
+    async def _pump(self, send: Send) -> None:
+        # The first byte at once: a page that has none by then knows that a proxy holds it back.
+        await send(
+            {"type": "http.response.body", "body": self.encoder.heartbeat, "more_body": True}
+        )
+        await super()._pump(send)
+
+    def _encode(self, items: Sequence[Item]) -> bytes:
+        parts: list[bytes] = []
+        for are_batches, group in groupby(items, lambda item: isinstance(item, Batch)):
+            if are_batches:
+                parts += self._bundle([item for item in group if isinstance(item, Batch)])
+            else:
+                parts += [self._told(item) for item in group if not isinstance(item, Batch)]
+        return b"".join(parts) or self.encoder.heartbeat
+
+    def _told(self, message: Message) -> bytes:
+        if isinstance(message, Gap):
+            self.count_gap(message)
+            gap = {"count": message.count, "reason": message.reason}
+            told = self.encoder.named("missing", gap, None if self._rows else message.resume)
+            return (self.encoder.message(message) + told) if self._rows else told
+        if isinstance(message, Hello):
+            name, cursor, data = named(message)
+            return self.encoder.named(name, {**data, "cursor": str(cursor)}, cursor)
+        return self.encoder.message(message)
+
+    def _bundle(self, batches: Sequence[Batch]) -> Iterator[bytes]:
+        found = [entry for batch in batches for entry in batch.matching(self._chosen)]
+        cursor = batches[-1].end.id
+        shown: Sequence[Entry] = ()
+        if found and self._rows:
+            shown = sample(found, self._budget.take(_fitting(found)))
+            self._metrics.delivered_events.inc(len(shown))
+            note = self._left_out(found, len(shown))
+            yield self.encoder.rows(shown, note, cursor)
+        tally = {
+            "read": sum(len(batch.entries) for batch in batches),
+            "found": len(found),
+            "shown": len(shown),
+            "volume": Volume.of(found).rows(),
+            "sources": self._new_sources(found),
+        }
+        yield self.encoder.named("tally", tally, cursor)
+
+    def _left_out(self, found: Sequence[Entry], shown: int) -> str:
+        if shown == len(found):
+            return ""
+        first, last = found[0].id, found[-1].id
+        span = {"since": str(first), "to": str(last)}
+        return left_out_row(
+            len(found) - shown, first, last, f"/?{urlencode({**self._query, **span})}"
+        )
+
+    def _new_sources(self, found: Sequence[Entry]) -> list[str]:
+        if len(self._sources) >= MAX_SOURCES:
+            return []
+        new = {entry.event.source for entry in found} - self._sources
+        self._sources |= new
+        return sorted(new)[:MAX_SOURCES]
+
+
+def _fitting(entries: Sequence[Entry]) -> int:
+    """How many rows of such entries make one bundle."""
+    size = sum(len(entry.json) for entry in entries)
+    return len(entries) if size <= BUNDLE_BYTES else max(1, len(entries) * BUNDLE_BYTES // size)
