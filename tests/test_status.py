@@ -219,6 +219,7 @@ def test_every_setting_is_there_with_the_value_in_force() -> None:
     assert list(given) == [field.variable for field in fields()]
     assert given["PORT"] == "8081"
     assert given["CORS_ALLOW_ORIGINS"] == "a, b"
+    assert shown_settings(load({"cors_allow_origins": ""}, {}))["CORS_ALLOW_ORIGINS"] == "none"
     assert given["DATA_DIR"].endswith("logpipe")
     rows = {row.variable: row for row in settings_in_force(load({"block_ms": 5000}, {}))}
     assert (rows["BLOCK_MS"].given, rows["BATCH_COUNT"].given) == (True, False)

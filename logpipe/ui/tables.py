@@ -141,4 +141,4 @@ def _shown(settings: Settings, name: str, *, secret: bool) -> str:
             return without_credentials(value)
     if secret:
         return "set" if value else "not set"
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return (", ".join(value) if isinstance(value, tuple) else str(value)) or "none"
