@@ -448,14 +448,15 @@ async def test_with_read_tokens_the_page_needs_one(valkey: Valkey) -> None:
         redis_addr=valkey.url, read_tokens="r3ad-t0ken", ingest_tokens="s3nd-t0ken"
     ) as service:
         page = await service.http.get("/status")
-        assert (page.status_code, page.headers["location"]) == (303, "/login")
+        assert (page.status_code, page.headers["location"]) == (303, "/login?then=status")
         part = await service.http.get("/ui/status")
         assert part.status_code == 401
-        assert part.headers["hx-redirect"] == "/login"
+        assert part.headers["hx-redirect"] == "/login?then=status"
         assert part.headers["www-authenticate"].startswith("Bearer")
         wrong = await service.http.get("/ui/status", headers={"Authorization": "Bearer s3nd-t0ken"})
-        assert (wrong.status_code, wrong.headers["hx-redirect"]) == (403, "/login")
-        await service.http.post("/login", data={"token": "r3ad-t0ken"})
+        assert (wrong.status_code, wrong.headers["hx-redirect"]) == (403, "/login?then=status")
+        signed_in = await service.http.post("/login?then=status", data={"token": "r3ad-t0ken"})
+        assert (signed_in.status_code, signed_in.headers["location"]) == (303, "/status")
         document = await status(service, "/status")
     assert "t0ken" not in document.html
     assert 'action="/ui/logout"' in document.html

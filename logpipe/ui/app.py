@@ -208,7 +208,7 @@ class _Page:
         token = form.get("token", "").strip()
         if not self._session.is_token(token):
             return self._login(request, "This token is not known here.", 403)
-        onward = RedirectResponse(_with_query("/", request.query_params), 303)
+        onward = RedirectResponse(_after_login(request.query_params), 303)
         if self._session.sign_in(request, onward, token).read:
             return onward
         again = self._login(request, "This token may send. To read needs another.", 403)
@@ -271,6 +271,10 @@ def _trouble_with_position(query: Mapping[str, str]) -> str:
     except Problem as problem:
         return problem.detail
     return ""
+
+
+def _after_login(query: Mapping[str, str]) -> str:
+    return "/status" if query.get("then") == "status" else _with_query("/", query)
 
 
 def _given(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:

@@ -26,6 +26,10 @@ MAX_SUBSCRIBERS = 50
 """Subscribers that the page lists: those with the greatest lag."""
 
 
+LOGIN = "/login?then=status"
+"""Where one signs in, and comes back from."""
+
+
 class Now(NamedTuple):
     """What changes of the page."""
 
@@ -52,7 +56,7 @@ class Status:
     async def page(self, request: Request) -> Response:
         """The whole page."""
         if not self._session.access(request).read:
-            return RedirectResponse("/login", 303)
+            return RedirectResponse(LOGIN, 303)
         return await self._rendered("status.html", settings=self._settings, every_s=EVERY_S)
 
     async def now(self, request: Request) -> Response:
@@ -82,5 +86,5 @@ def _now(watched: Sequence[Watched]) -> Now:
 
 def _to_login(problem: Problem) -> Problem:
     """The refusal, as one that htmx follows to the login."""
-    headers = {**problem.headers, "HX-Redirect": "/login"}
+    headers = {**problem.headers, "HX-Redirect": LOGIN}
     return Problem(problem.status, problem.detail, headers=headers)
