@@ -17,7 +17,7 @@ import time
 import weakref
 
 from logpipe.handler.outbox import QUEUE_FULL, Outbox
-from logpipe.handler.record import event_of
+from logpipe.handler.record import counted, event_of
 from logpipe.handler.sender import Sender, complain, here
 from logpipe.handler.transport import Transport
 
@@ -112,8 +112,8 @@ class LogpipeHandler(logging.Handler):
     def _put(self, record: logging.LogRecord) -> None:
         here.depth += 1
         try:
-            self._outbox.put(event_of(record, self._source, lambda: self._formatted(record)))
-            if self._thread is None:
+            event = event_of(record, self._source, lambda: self._formatted(record))
+            if self._outbox.put(event) and self._thread is None:
                 self._start()
         except Exception as error:  # noqa: BLE001 - a program must not fail because it logs
             self._outbox.drop(f"{type(error).__name__} in the handler")
@@ -126,7 +126,11 @@ class LogpipeHandler(logging.Handler):
     def _start(self) -> None:
         if self._starting.acquire(blocking=False):
             thread = threading.Thread(target=self._sender.run, name="logpipe-handler", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # too many threads, or too late for one: the next record tries
+                self._starting.release()
+                return
             self._thread = thread
             _flush_where_atexit_does_not_run()
 
@@ -160,7 +164,7 @@ class LogpipeHandler(logging.Handler):
 
     def _abandon(self) -> None:
         if left := self._outbox.abandon():
-            complain(f"{left} events were not sent before the end")
+            complain(f"{counted(left)} not sent before the end")
         self._sender.transport.abort()
 
     def _renew(self) -> None:

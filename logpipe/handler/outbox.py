@@ -79,21 +79,23 @@ class Outbox:
         """Whether the next event would be dropped."""
         return self.held >= self.capacity or self._bytes >= MAX_HELD_BYTES
 
-    def put(self, event: bytes) -> None:
-        """Takes the event in, or counts it as dropped."""
+    def put(self, event: bytes) -> bool:
+        """Takes the event in, or counts it as dropped; whether it was taken."""
         with self._changed:
             if self.closed:
                 self.drop("handler closed")
-            elif self.full or self._bytes + len(event) > MAX_HELD_BYTES:
+                return False
+            if self.full or self._bytes + len(event) > MAX_HELD_BYTES:
                 self.drop(QUEUE_FULL)
-            else:
-                self._events.append(event)
-                self._bytes += len(event)
-                self._added += 1
-                if len(self._events) == 1:
-                    self._since = time.monotonic()
-                if len(self._events) in (1, BATCH_EVENTS) or self._bytes >= BATCH_BYTES:
-                    self._changed.notify_all()
+                return False
+            self._events.append(event)
+            self._bytes += len(event)
+            self._added += 1
+            if len(self._events) == 1:
+                self._since = time.monotonic()
+            if len(self._events) in (1, BATCH_EVENTS) or self._bytes >= BATCH_BYTES:
+                self._changed.notify_all()
+            return True
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Counts events as dropped; a later batch tells it."""

@@ -49,7 +49,7 @@ def event_of(record: logging.LogRecord, source: str | None, message: Callable[[]
     words = _message(record, message, metadata)
     metadata |= _extra(record)
     event = Event(
-        source=(source or text(record.name))[:MAX_SOURCE] or "root",
+        source=text(source or record.name)[:MAX_SOURCE] or "root",
         message=words,
         level=_level(record, metadata),
         ts_unix_ms=_moment(record.created),
@@ -128,14 +128,14 @@ def _level(record: logging.LogRecord, metadata: dict[str, Any]) -> str:
         return name
     try:
         return LEVELS[max(0, min(record.levelno // 10, 5))]
-    except (TypeError, ValueError):
+    except Exception:  # noqa: BLE001 - a made-up record may hold anything
         return "INFO"
 
 
 def _moment(created: float) -> int:
     try:
         return max(0, min(int(created * 1000), MAX_TS_UNIX_MS))
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # noqa: BLE001 - a made-up record may hold anything
         return time.time_ns() // 1_000_000
 
 
@@ -250,9 +250,9 @@ def notice_of(count: int, reason: str, source: str | None, since_ms: int) -> byt
     """The event that says what the handler had to drop since that time."""
     return _encode(
         Event(
-            source=source or "logpipe.handler",
+            source=text(source or "logpipe.handler")[:MAX_SOURCE],
             level="WARN",
-            message=f"logpipe handler dropped {count} event{'s'[: count != 1]}: {reason}",
+            message=f"logpipe handler dropped {counted(count)}: {reason}",
             ts_unix_ms=time.time_ns() // 1_000_000,
             metadata={
                 "logpipe.dropped": count,
@@ -261,6 +261,11 @@ def notice_of(count: int, reason: str, source: str | None, since_ms: int) -> byt
             },
         )
     )
+
+
+def counted(events: int) -> str:
+    """As people say it."""
+    return "1 event" if events == 1 else f"{events} events"
 
 
 def joined(events: Iterable[bytes]) -> bytes:

@@ -7,7 +7,7 @@ import sys
 import threading
 
 from logpipe.handler.outbox import Batch, Loss, Outbox, batch
-from logpipe.handler.record import joined, notice_of
+from logpipe.handler.record import counted, joined, notice_of
 from logpipe.handler.transport import Answer, Transport
 
 BACKOFF_S = 0.25
@@ -39,12 +39,9 @@ class Sender:
     def run(self) -> None:
         """Until the outbox is closed and empty, or abandoned."""
         here.sending = True
-        try:
-            while (taken := self.outbox.take()) is not None:
-                self._send(taken)
-        finally:
-            here.sending = False
-            self.transport.close()
+        while (taken := self.outbox.take()) is not None:
+            self._send(taken)
+        self.transport.close()
 
     def _send(self, taken: Batch) -> None:
         waiting = [taken]
@@ -109,7 +106,7 @@ class Sender:
         if part.events:
             self.outbox.drop(reason, len(part.events))
             self.outbox.settle(part.events)
-            self._complain(f"dropped {len(part.events)} events: {reason}")
+            self._complain(f"dropped {counted(len(part.events))}: {reason}")
 
     def _waits(self, trouble: str) -> None:
         self.outbox.flowing = False

@@ -61,6 +61,9 @@ class Transport:
             raise ValueError(f"{url!r} is no collector's address: http[s]://HOST[:PORT][/PATH]")
         if token and not (token.isascii() and token.isprintable()):
             raise ValueError("the token has characters that no header can hold")
+        # Asked of the codec here, too, because the first to use it imports it: a fork while the
+        # thread is in there would leave the child without that import's lock for ever.
+        parts.hostname.encode("idna")
         self._host, self._port, self._tls = parts.hostname, parts.port, parts.scheme == "https"
         path = parts.path.rstrip("/")
         self._path = path if path.endswith("/ingest") else f"{path}/ingest"
@@ -161,11 +164,10 @@ def retry_after_of(value: str | None) -> float | None:
     """Seconds, from a header that has seconds or a date; None when it has neither."""
     if value is None:
         return None
+    if value.isascii() and value.isdigit():
+        return min(float(value[:10]), MAX_RETRY_AFTER_S)
     try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError):
-            return None
+        seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    except (TypeError, ValueError):
+        return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
