@@ -11,6 +11,8 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,25 @@ async def test_it_is_configured_by_a_dict_of_texts(valkey: Valkey) -> None:
 def test_a_bad_argument_is_an_error_at_once(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         LogpipeHandler(**{"url": "http://logs.example", **given})
+
+
+def test_a_worker_of_multiprocessing_is_given_a_last_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such a process ends without `atexit`: what it registers flushes all handlers."""
+    last: list[Callable[[], None]] = []
+    monkeypatch.setattr("multiprocessing.process.parent_process", object)
+    monkeypatch.setattr(
+        "multiprocessing.util.Finalize", lambda _, function, exitpriority: last.append(function)
+    )
+    monkeypatch.setattr("logpipe.handler._exit_began", [])
+    with Scripted() as collector:
+        handler = LogpipeHandler(collector.url, interval=60)
+        logger_of(handler).info("last words")
+        assert len(last) == 1
+        last[0]()
+        assert collector.messages == ["last words"]
+        handler.close()
 
 
 # -- odd company -----------------------------------------------------------------------------------
@@ -439,6 +460,31 @@ async def test_https_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert collector.messages == ["with a context", "by default"]
 
 
+@pytest.mark.parametrize(
+    ("step", "dropped"),
+    [(Step(), 0), (Step(HANG), 1), (Step(503, {"Retry-After": "60"}), 1), (Step(403), 1)],
+)
+def test_without_a_thread_who_closes_sends_within_the_deadline(
+    step: Step, dropped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Scripted(step) as collector:
+        handler = LogpipeHandler(collector.url, flush_timeout=0.5)
+        log = logger_of(handler)
+        monkeypatch.setattr("threading.Thread.start", _no_more_threads)
+        log.info("one")
+        begun = time.monotonic()
+        with monkeypatch.context() as patch:
+            patch.setattr("socketserver.ThreadingMixIn.process_request", _in_place)
+            assert not handler.flush()
+            handler.close()
+        assert time.monotonic() - begun < 5
+        assert handler.dropped == dropped
+        log.info("too late")
+        assert handler.dropped == dropped + 1
+        collector.ended.set()
+    assert collector.messages == ["one"]
+
+
 async def test_a_thread_that_cannot_be_had_is_asked_for_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -451,6 +497,11 @@ async def test_a_thread_that_cannot_be_had_is_asked_for_again(
             log.info("two")
             assert await flushed(handler.flush)
     assert collector.messages == ["one", "two"]
+
+
+def _in_place(server: Any, request: Any, address: Any) -> None:
+    """The collector's own threads are none of this."""
+    server.process_request_thread(request, address)
 
 
 def _no_more_threads(_: object) -> None:

@@ -110,6 +110,14 @@ async def test_refused_events_of_a_taken_batch_are_counted_and_told_at_once() ->
     assert notice["metadata"]["logpipe.dropped"] == 1
 
 
+async def test_a_loss_of_the_last_batch_is_told_before_the_end() -> None:
+    partly = b'{"accepted": 0, "rejected": 1, "errors": []}'
+    with Scripted(Step(202, body=partly), Step()) as collector:
+        async with handling(collector.url) as (log, _):
+            log.info("last")
+    assert collector.messages[1].startswith("logpipe handler dropped 1 event: refused")
+
+
 async def test_a_batch_that_is_too_large_is_halved_until_it_fits() -> None:
     large = Step(413, {"Connection": "close"})
     with Scripted(large, large, Step(), Step(), Step()) as collector:

@@ -114,7 +114,7 @@ class LogpipeHandler(logging.Handler):
         try:
             event = event_of(record, self._source, lambda: self._formatted(record))
             if self._outbox.put(event) and self._thread is None:
-                self._start()
+                self._started()
         except Exception as error:  # noqa: BLE001 - a program must not fail because it logs
             self._outbox.drop(f"{type(error).__name__} in the handler")
         finally:
@@ -123,29 +123,36 @@ class LogpipeHandler(logging.Handler):
     def _formatted(self, record: logging.LogRecord) -> str:
         return self.formatter.format(record) if self.formatter else record.getMessage()
 
-    def _start(self) -> None:
-        if self._starting.acquire(blocking=False):
-            thread = threading.Thread(target=self._sender.run, name="logpipe-handler", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # too many threads, or too late for one: the next record tries
-                self._starting.release()
-                return
-            self._thread = thread
-            _flush_where_atexit_does_not_run()
+    def _started(self) -> bool:
+        """Starts the thread unless that was done; whether there is one."""
+        if not self._starting.acquire(blocking=False):
+            return True
+        thread = threading.Thread(target=self._sender.run, name="logpipe-handler", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # too many threads, or too late for one
+            self._starting.release()
+            return False
+        self._thread = thread
+        _flush_where_atexit_does_not_run()
+        return True
 
     def flush(self, timeout: float | None = None) -> bool:  # type: ignore[override] # says more
         """Waits until what was logged before is stored or refused; whether that was done in time.
 
         At most `timeout` seconds (`flush_timeout` unless given), and not beyond the end's deadline.
         """
-        if here.sending:
+        if here.sending or (self._outbox.held and not self._started()):
             return False
-        seconds = self.flush_timeout if timeout is None else timeout
-        done = self._outbox.wait(min(time.monotonic() + seconds, _exit_deadline(self)))
+        done = self._outbox.wait(self._deadline(timeout))
         if not done:
             self._gave_up_at = self._outbox.progress
         return done
+
+    def _deadline(self, timeout: float | None = None) -> float:
+        seconds = self.flush_timeout if timeout is None else timeout
+        end = _exit_began[0] + self.flush_timeout if _exit_began else float("inf")
+        return min(time.monotonic() + seconds, end)
 
     def close(self) -> None:
         """Sends what is left, for at most `flush_timeout`; what is not stored then is dropped.
@@ -156,16 +163,24 @@ class LogpipeHandler(logging.Handler):
         if self._outbox.closed:
             return
         self._outbox.close()
+        deadline = self._deadline()
+        if self._outbox.held and not self._started():
+            # Python 3.12 has no new thread for what is first logged at the interpreter's end.
+            self._sender.run_until(deadline)
         # `logging.shutdown` flushes first: what was waited for in vain is not waited for again.
-        if self._gave_up_at == self._outbox.progress or not self.flush():
-            self._abandon()
+        elif self._gave_up_at != self._outbox.progress and self.flush():
+            self._join(deadline - time.monotonic())  # it may still have a loss to tell
+        self._abandon()
+        self._join(ABORT_S)
+
+    def _join(self, seconds: float) -> None:
         if self._thread is not None and not here.sending:
-            self._thread.join(ABORT_S)
+            self._thread.join(max(0.0, seconds))
 
     def _abandon(self) -> None:
         if left := self._outbox.abandon():
             complain(f"{counted(left)} not sent before the end")
-        self._sender.transport.abort()
+            self._sender.transport.abort()
 
     def _renew(self) -> None:
         """In a forked process: what the parent has is the parent's to send.
@@ -197,10 +212,6 @@ def _number(name: str, value: float | str) -> float:
 def _begin_exit() -> None:
     """From now on each handler has its `flush_timeout`, however often it is flushed."""
     _exit_began.append(time.monotonic())
-
-
-def _exit_deadline(handler: LogpipeHandler) -> float:
-    return _exit_began[0] + handler.flush_timeout if _exit_began else float("inf")
 
 
 def _after_fork() -> None:

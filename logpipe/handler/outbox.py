@@ -52,7 +52,8 @@ class Outbox:
         self.interval = interval
         self.dropped = 0
         self.closed = False
-        self.abandoned = False
+        self.deadline = float("inf")  # after it (monotonic), nothing is sent any more
+        self._given_up = False
         self.flowing = False  # the last request was taken: a loss can be told at once
         self._events: deque[bytes] = deque()
         self._bytes = 0  # of the events held
@@ -68,6 +69,11 @@ class Outbox:
     def held(self) -> int:
         """How many events wait or are being sent."""
         return self._added - self._done
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether what is held is not to be sent any more."""
+        return self._given_up or time.monotonic() >= self.deadline
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -151,7 +157,7 @@ class Outbox:
     def settle(self, events: list[bytes]) -> None:
         """These events of the batch last taken need no more room: they are stored or dropped."""
         with self._changed:
-            if not self.abandoned:
+            if not self._given_up:
                 self._done += len(events)
                 self._bytes -= sum(map(len, events))
                 self._changed.notify_all()
@@ -163,7 +169,8 @@ class Outbox:
         """
         with self._changed:
             return self._changed.wait_for(
-                lambda: self.abandoned or (hurry and self._waiting > 0), seconds
+                lambda: self.abandoned or (hurry and self._waiting > 0),
+                min(seconds, max(0.0, self.deadline - time.monotonic())),
             )
 
     def wait(self, deadline: float) -> bool:
@@ -188,7 +195,7 @@ class Outbox:
     def abandon(self) -> int:
         """Gives up what is held, and counts it as dropped. Returns how many events that were."""
         with self._changed:
-            self.closed = self.abandoned = True
+            self.closed = self._given_up = True
             left = self.held
             self.dropped += left
             self._done = self._added

@@ -5,6 +5,7 @@ import logging
 import random
 import sys
 import threading
+import time
 
 from logpipe.handler.outbox import Batch, Loss, Outbox, batch
 from logpipe.handler.record import counted, joined, notice_of
@@ -39,9 +40,18 @@ class Sender:
     def run(self) -> None:
         """Until the outbox is closed and empty, or abandoned."""
         here.sending = True
-        while (taken := self.outbox.take()) is not None:
-            self._send(taken)
-        self.transport.close()
+        try:
+            while (taken := self.outbox.take()) is not None:
+                self._send(taken)
+        finally:
+            here.sending = False
+            self.transport.close()
+
+    def run_until(self, deadline: float) -> None:
+        """The same in the caller's thread, of a closed outbox; what is left then, stays."""
+        self.outbox.deadline = deadline
+        self.transport.timeout = max(0.01, min(self.transport.timeout, deadline - time.monotonic()))
+        self.run()
 
     def _send(self, taken: Batch) -> None:
         waiting = [taken]

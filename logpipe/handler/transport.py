@@ -68,7 +68,7 @@ class Transport:
         path = parts.path.rstrip("/")
         self._path = path if path.endswith("/ingest") else f"{path}/ingest"
         self._token = token
-        self._timeout = timeout
+        self.timeout = timeout
         self._context = context
         self._connection: http.client.HTTPConnection | None = None
         self._used = 0.0
@@ -109,10 +109,10 @@ class Transport:
 
     def _opened(self) -> http.client.HTTPConnection:
         if not self._tls:
-            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+            return http.client.HTTPConnection(self._host, self._port, timeout=self.timeout)
         self._context = self._context or ssl.create_default_context()
         return http.client.HTTPSConnection(
-            self._host, self._port, timeout=self._timeout, context=self._context
+            self._host, self._port, timeout=self.timeout, context=self._context
         )
 
     def close(self) -> None:
