@@ -9,6 +9,7 @@ from email.utils import formatdate
 import pytest
 
 from logpipe.handler import LogpipeHandler
+from logpipe.handler.outbox import Outbox
 from logpipe.handler.sender import complain
 from logpipe.handler.transport import MAX_RETRY_AFTER_S, answer_of, retry_after_of
 from tests.handling import flushed, handling, logger_of
@@ -116,6 +117,36 @@ async def test_a_loss_of_the_last_batch_is_told_before_the_end() -> None:
         async with handling(collector.url) as (log, _):
             log.info("last")
     assert collector.messages[1].startswith("logpipe handler dropped 1 event: refused")
+
+
+async def test_a_notice_that_is_refused_alone_waits_for_the_next_events() -> None:
+    partly = Step(202, body=b'{"accepted": 0, "rejected": 1, "errors": []}')
+    with Scripted(partly, Step(403), Step()) as collector:
+        async with handling(collector.url) as (log, handler):
+            log.info("one")
+            await wait_until(lambda: len(collector.posts) == 2, "the notice")
+            await wait_until(lambda: not handler._outbox.flowing, "its refusal")
+            log.info("two")
+            assert await flushed(handler.flush)
+            assert handler.dropped == 1
+    assert [len(post.events) for post in collector.posts] == [1, 1, 2]
+
+
+async def test_attempts_become_rarer_while_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    real = Outbox.pause
+
+    def pause(self: Outbox, seconds: float, *, hurry: bool) -> bool:
+        waits.append(seconds)
+        return real(self, seconds / 1_000, hurry=hurry)
+
+    monkeypatch.setattr(Outbox, "pause", pause)
+    with Scripted(Step(503)) as collector:
+        async with handling(collector.url, flush_timeout=0.1) as (log, _):
+            log.info("x")
+            await wait_until(lambda: len(waits) > 10, "ten attempts")
+    for number, seconds in enumerate(waits[:10]):
+        assert 0.5 <= seconds / min(0.25 * 2**number, 30) <= 1
 
 
 async def test_a_batch_that_is_too_large_is_halved_until_it_fits() -> None:
