@@ -141,6 +141,8 @@ def _moment(created: float) -> int:
 
 def text(value: object) -> str:
     """`str(value)` whatever its code does, as UTF-8 can hold it (half characters spelled out)."""
+    if type(value) is str and value.isascii():
+        return value
     try:
         found = value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
         found = str.__str__(found)  # of a subclass: what it holds
@@ -151,6 +153,8 @@ def text(value: object) -> str:
 
 def plain(value: object) -> Any:
     """The value as JSON has it: containers are copied, everything else unknown is its text."""
+    if type(value) is str:
+        return text(value)
     return _Plain().of(value, ())
 
 
