@@ -126,6 +126,13 @@ async def test_a_collector_that_is_away_is_no_reason_to_fail() -> None:
     assert done.stderr.splitlines()[-1] == "logpipe handler: 1 event not sent before the end"
 
 
+async def test_a_program_that_fails_by_a_bad_argument_fails_by_nothing_else() -> None:
+    done = await run("", "logs.example:8080")
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert "ValueError: 'logs.example:8080' is no collector's address" in done.stderr
+
+
 # -- forks -----------------------------------------------------------------------------------------
 
 

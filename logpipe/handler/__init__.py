@@ -61,13 +61,13 @@ class LogpipeHandler(logging.Handler):
         flush_timeout: float | str = 5.0,
         context: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(level)
         self.flush_timeout = _number("flush_timeout", flush_timeout)
         self._capacity = int(_number("capacity", capacity))
         self._interval = _number("interval", interval)
         self._source = source or None
         self._connection = (url, token, _number("timeout", timeout), context)
         self._begin()
+        super().__init__(level)  # last: logging flushes at the end whatever it has heard of
         _handlers.add(self)
 
     def _begin(self) -> None:
