@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 from wcwidth import width
 
+from logpipe.client.connection import base_url
 from logpipe.continuity import Gap
 from logpipe.ids import StreamId
 from logpipe.messages import Start
 from logpipe.streaming import NDJSON
-from logpipe.tail import JsonLines, Totals, Wanted, base_url
+from logpipe.tail import JsonLines, Totals, Wanted
 from tests.helpers import wait_until
 from tests.hostile import HOSTILE
 from tests.impostor import HELLO, SSE_HEAD, Impostor, refusing
