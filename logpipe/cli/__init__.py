@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from logpipe import __version__
-from logpipe.cli import bench
+from logpipe.cli import bench, send
 from logpipe.cli.common import CONTEXT, fail, local_url, over_echo, settings_of, tell, url_option
 from logpipe.settings import BadSettingsError, Settings, fields, load
 
@@ -27,7 +27,7 @@ def main() -> None:
     \b
     On a laptop, with everything in one process:
       logpipe serve
-      curl -d '{"source": "demo", "message": "hello"}' http://127.0.0.1:8080/ingest
+      echo hello | logpipe send
       logpipe tail
     """
 
@@ -234,5 +234,5 @@ def _follow(wanted: "Wanted", shown: "Format", out: "Output") -> NoReturn:
     sys.exit(0)
 
 
-for each in (bench.command,):
+for each in (send.command, bench.command):
     main.add_command(each)
