@@ -67,10 +67,18 @@ def find(position: Position) -> Path | None:
 def _siblings(path: Path) -> Iterator[Path]:
     stem = path.name.partition(".")[0] or path.name
     try:
-        found = sorted(path.parent.iterdir())
+        found = [each for each in path.parent.iterdir() if each.name.startswith(stem)]
     except OSError:
         return
-    yield from (each for each in found if each.name.startswith(stem))
+    yield from sorted(found, key=_changed, reverse=True)
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written or renamed; of several that match, the newest is meant."""
+    try:
+        return path.stat().st_ctime_ns
+    except OSError:
+        return 0
 
 
 def _matches(path: Path, position: Position, *, by_inode: bool) -> bool:
