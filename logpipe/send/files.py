@@ -5,6 +5,7 @@ import os
 import select
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from logpipe.send.batch import Chunk
 from logpipe.send.lines import Line, Splitter
-from logpipe.send.position import MARK_BYTES, Position, find, holds, mark
+from logpipe.send.position import MARK_BYTES, Position, find, holds, later, mark
 
 READ_BYTES = 64 * 1024
 POLL_S = 0.1
@@ -21,6 +22,8 @@ POLL_S = 0.1
 ROTATED_S = 5.0
 """A file that lost its name is followed until it has been silent for so long: its writer may not
 have noticed yet."""
+PAST = 8
+"""Files of a name that were read to their end and are remembered, the newest."""
 DRAIN_S = 1.0
 """A pipe is read on for so long when the sender is told to end: what writes to it may have been
 told so, too, and its last words are worth having."""
@@ -171,6 +174,10 @@ class Reader:
         except OSError:
             return None
 
+    def written_ns(self) -> int:
+        """When it was last written."""
+        return os.fstat(self._file).st_mtime_ns
+
     def remaining(self) -> int:
         """Bytes up to the end as it is now."""
         return max(0, os.fstat(self._file).st_size - self.offset)
@@ -197,6 +204,8 @@ class Log:
         self._tell = tell
         self._current: Reader | None = None
         self._old: list[Reader] = []
+        self._past: deque[Position] = deque(maxlen=PAST)
+        self._left_ns: int | None = None
         self._told = ""
         self.ended = False
 
@@ -213,7 +222,7 @@ class Log:
             elif self._current is None and reader.is_at(self._path):
                 self._current = reader
             else:
-                self._retire(reader)
+                self._retire(reader, left=not position.rotated)
 
     def open(self, *, at_end: bool = False) -> None:
         """Opens the file unless it is open. Raises OSError."""
@@ -225,6 +234,7 @@ class Log:
             self._current = Reader(file, self._path, self._source)
             if at_end:
                 self._current.skip()
+            self._retire_unseen()
 
     def _found(self, position: Position) -> Reader | None:
         try:
@@ -239,14 +249,29 @@ class Log:
             return None
         return Reader(file, self._path, self._source, position)
 
-    def _retire(self, reader: Reader) -> None:
+    def _retire(self, reader: Reader, *, left: bool = False) -> None:
+        """Reads on in a file that lost the name; it may be the one that was `left` for another."""
         reader.silent_at = time.monotonic() + ROTATED_S
         self._old.append(reader)
+        if left:
+            self._left_ns = reader.written_ns()
+
+    def _retire_unseen(self) -> None:
+        """Reads the files between the one that was left and the current one: a log may be renamed
+        more than once before anyone looks."""
+        if self._left_ns is None:
+            return
+        for path in later(Path(self._path).absolute(), self._left_ns, self.positions()):
+            with suppress(OSError):
+                reader = Reader(os.open(path, os.O_RDONLY), self._path, self._source)
+                self._retire(reader)
+        self._left_ns = None
 
     def _finish(self, reader: Reader) -> Chunk:
-        """The last line of a file that lost its name; from now on it is none of ours."""
+        """The last line of a file that lost its name. That it was read is remembered."""
         rest = reader.rest()
         self._old.remove(reader)
+        self._past.append(reader.position(rotated=True))
         reader.close()
         return rest
 
@@ -271,10 +296,11 @@ class Log:
 
     def next(self) -> Chunk | None:
         """What was written since; None where nothing was."""
+        is_open = self._is_open()  # first: with the new file, files between it and the old show
         for old in list(self._old):
             if chunk := self._next_of_old(old):
                 return chunk
-        return self._next_of_current() if self._is_open() else None
+        return self._next_of_current() if is_open else None
 
     def _next_of_old(self, reader: Reader) -> Chunk | None:
         chunk = None
@@ -299,7 +325,7 @@ class Log:
             self._on_emptied(reader)
             return self.next()
         if chunk is None and renamed:
-            self._retire(reader)
+            self._retire(reader, left=True)
             self._current = None
             return self.next()
         return chunk
@@ -310,8 +336,9 @@ class Log:
         if copy is not None and copy.is_at(self._path):
             copy.close()
         elif copy is not None:
-            self._retire(copy)
+            self._retire(copy, left=True)
         reader.restart()
+        self._retire_unseen()
 
     def _is_open(self) -> bool:
         try:
@@ -325,8 +352,8 @@ class Log:
         return True
 
     def positions(self) -> list[Position]:
-        """Of all files that are open, those that lost the name first."""
-        found = [reader.position(rotated=True) for reader in self._old]
+        """Of all files, those that lost the name first."""
+        found = [*self._past, *(reader.position(rotated=True) for reader in self._old)]
         return [*found, self._current.position(rotated=False)] if self._current else found
 
     def size(self) -> int | None:

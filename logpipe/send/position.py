@@ -7,7 +7,8 @@ device is left out, because its number may change when a machine starts anew.
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -64,6 +65,17 @@ def find(position: Position) -> Path | None:
     return None
 
 
+def later(path: Path, since_ns: int, known: Iterable[Position]) -> list[Path]:
+    """The files that had this name after the one last written then, and lost it before anyone
+    looked, oldest first: those whose name has a number or a date added, and that nobody knows."""
+    added = re.compile(re.escape(path.name) + r"[.-]\d[\d.:T_-]*")
+    found = [each for each in _siblings(path) if added.fullmatch(each.name)]
+    found = [each for each in found if _written(each) >= since_ns]
+    known = list(known)
+    new = (each for each in found if not any(_matches(each, one, by_inode=True) for one in known))
+    return sorted(new, key=_written)
+
+
 def _siblings(path: Path) -> Iterator[Path]:
     stem = path.name.partition(".")[0] or path.name
     try:
@@ -71,6 +83,13 @@ def _siblings(path: Path) -> Iterator[Path]:
     except OSError:
         return
     yield from sorted(found, key=_changed, reverse=True)
+
+
+def _written(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _changed(path: Path) -> int:

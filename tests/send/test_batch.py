@@ -50,8 +50,8 @@ def test_it_is_full_with_its_bound_of_events() -> None:
     assert not builder.full
     builder.add(Chunk("log", "log", 1, [Line(b"x", 2)]), 0)
     assert builder.full
-    builder.take([])
-    assert not builder.full
+    assert builder.take([]).events == BATCH_EVENTS
+    assert builder.size == 0
 
 
 def test_it_comes_back_from_json_as_it_was() -> None:

@@ -132,7 +132,8 @@ def test_a_rotated_file_is_read_until_it_was_silent_for_a_while(
     for old in tail.log._old:
         old.silent_at = 0
     assert tail.read() == ["one", "new", "late", "last"]
-    assert [position.rotated for position in tail.log.positions()] == [False]
+    assert tail.log._old == []
+    assert Tail(path, tail.log.positions()).read() == []
 
 
 def test_a_log_that_was_emptied_and_has_grown_beyond_begins_anew(path: Path) -> None:
@@ -206,16 +207,47 @@ def test_a_log_that_is_gone_is_told_and_the_new_one_read_from_its_start(path: Pa
     ]
 
 
-def test_files_that_were_finished_are_not_looked_for_again(path: Path) -> None:
-    write(path, LONG, LONG)
+@pytest.mark.parametrize("rotate", [rename, copytruncate])
+def test_several_rotations_while_nobody_looks_lose_nothing(path: Path, rotate: Rotate) -> None:
+    write(path, *(f"{LONG}{n}" for n in range(2)))
+    tail = Tail(path)
+    tail.read()
+    for n in range(2, 10, 2):
+        write(path, *(f"{LONG}{n + i}" for i in range(2)))
+        rotate(path)
+        path.touch()
+    write(path, f"{LONG}10")
+    (path.parent / "app.log.bak").write_text("not a rotated log\n")
+    (path.parent / "app.log.3.gz").write_text("nor this\n")
+    again = Tail(path, tail.log.positions())
+    assert again.read() == [f"{LONG}{n}" for n in range(2, 11)]
+    assert tail.read() == [f"{LONG}{n}" for n in range(11)]
+
+
+def test_files_that_were_finished_are_remembered_within_a_bound(path: Path) -> None:
+    positions: list[Position] = []
+    for n in range(files.PAST + 5):
+        write(path, f"{LONG}{n}")
+        tail = Tail(path, positions)
+        tail.log.open()
+        assert tail.once() == [f"{LONG}{n}"]
+        positions = tail.log.positions()
+        path.rename(path.with_name(f"app.log.{n}"))
+    assert len(positions) == files.PAST + 1
+
+
+def test_a_finished_file_that_is_written_again_is_read_on(path: Path) -> None:
+    write(path, LONG)
     tail = Tail(path)
     tail.read()
     rename(path)
     write(path, "new")
-    again = Tail(path, tail.log.positions())
-    again.log.open()
-    assert again.once() == ["new"]
-    assert len(again.log.positions()) == 1
+    once = Tail(path, tail.log.positions())
+    once.log.open()
+    assert once.once() == ["new"]
+    write(path.with_name("app.log.1"), "late")
+    again = Tail(path, once.log.positions())
+    assert again.read() == ["late"]
 
 
 @settings(max_examples=60, deadline=None)
