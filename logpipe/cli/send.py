@@ -101,7 +101,7 @@ def _wanted(
     names = ("INGEST_TOKENS", "INGEST_TOKENS_FILE")
     settings = settings_of({name: os.environ[name] for name in names if name in os.environ})
     token = token or "".join(settings.ingest_tokens[:1])
-    files = () if files == ("-",) else files
+    files = () if files == ("-",) else tuple(dict.fromkeys(files))
     wanted = Wanted(url=url, token=token, files=files, source=source or "", **others)
     _check(wanted)
     return wanted

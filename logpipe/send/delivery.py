@@ -10,7 +10,7 @@ from logpipe.client.ingest import Later, Never, Taken, TooLarge, Verdict
 from logpipe.send.batch import Batch, halves
 from logpipe.send.progress import Totals
 from logpipe.send.stop import StoppedError
-from logpipe.terminal import printable, seconds
+from logpipe.terminal import seconds
 
 Post = Callable[[bytes, str, int], Verdict]
 
@@ -56,14 +56,13 @@ class Delivery:
                 for half in halves(batch):
                     self.deliver(half)
             case Never(reason, remedy):
-                raise UndeliverableError(f"{self._url} {printable(reason)}: {printable(remedy)}")
+                raise UndeliverableError(f"{self._url} {reason}: {remedy}")
 
     def _count(self, batch: Batch, taken: Taken) -> None:
         self._totals.sent += taken.accepted
         self._totals.refused += taken.rejected
         for each in taken.refused:
-            place = printable(batch.place(each.index))
-            self._tell(f"{place}: refused: {printable(each.error)}")
+            self._tell(f"{batch.place(each.index)}: refused: {each.error}")
         if untold := taken.rejected - len(taken.refused):
             self._tell(f"{untold:,} more after it were refused, and the collector does not say why")
 
@@ -78,7 +77,7 @@ class Delivery:
     def _on_trouble(self, verdict: Later) -> None:
         if self._trouble_since is None:
             self._trouble_since = time.monotonic()
-            self._tell(f"{self._url} {printable(verdict.reason)}; trying again")
+            self._tell(f"{self._url} {verdict.reason}; trying again")
 
     def _on_word(self) -> None:
         self._backoff.reset()
@@ -93,7 +92,7 @@ class Delivery:
         left = began + self._patience_s - time.monotonic()
         if left <= 0 or verdict.after_s > left:
             raise UndeliverableError(
-                f"{self._url} {printable(verdict.reason)}: given up after"
+                f"{self._url} {verdict.reason}: given up with a patience of"
                 f" {seconds(self._patience_s)}: --url names another, --patience waits longer"
             )
         return max(verdict.after_s, min(self._backoff.pause_s(), left))

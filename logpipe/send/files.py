@@ -185,7 +185,7 @@ class Reader:
     def position(self, *, rotated: bool) -> Position:
         """Where the lines given so far end."""
         return Position(
-            path=os.path.abspath(self.path),  # noqa: PTH100 - resolves no links
+            path=str(Path(self.path).absolute()),
             inode=os.fstat(self._file).st_ino,
             offset=self.offset,
             line=self._line,

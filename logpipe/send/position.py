@@ -52,12 +52,13 @@ def holds(file: int, position: Position) -> bool:
 def find(position: Position) -> Path | None:
     """The file that a position is in, whatever its name is now; None when it is not in its folder.
 
-    Copies are found, too, and that they are the same so far is all that counts.
+    Copies are found, too, and that they are the same so far is all that counts. The folder is that
+    which a link leads to.
     """
     known = Path(position.path)
     if _matches(known, position, by_inode=True):
         return known
-    names = list(_siblings(known))
+    names = list(_siblings(known.resolve()))
     for by_inode in (True, False):
         for path in names:
             if _matches(path, position, by_inode=by_inode):
@@ -68,6 +69,7 @@ def find(position: Position) -> Path | None:
 def later(path: Path, since_ns: int, known: Iterable[Position]) -> list[Path]:
     """The files that had this name after the one last written then, and lost it before anyone
     looked, oldest first: those whose name has a number or a date added, and that nobody knows."""
+    path = path.resolve()
     added = re.compile(re.escape(path.name) + r"[.-]\d[\d.:T_-]*")
     found = [each for each in _siblings(path) if added.fullmatch(each.name)]
     found = [each for each in found if _written(each) >= since_ns]

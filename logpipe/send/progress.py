@@ -4,11 +4,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
 from logpipe.output import Output
-from logpipe.terminal import bar, counted
+from logpipe.terminal import bar, counted, printable
 
 DRAW_S = 0.2
 RATE_S = 5.0
@@ -67,9 +68,9 @@ class Screen:
         self._thread = threading.Thread(target=self._draw_on, daemon=True)
 
     def tell(self, words: str) -> None:
-        """Writes a line."""
+        """Writes a line, of which a terminal obeys nothing."""
         with self._lock:
-            self._write(f"{self._wiped()}logpipe: {words}\n")
+            self._write(f"{self._wiped()}logpipe: {printable(words)}\n")
 
     def tell_sum(self, totals: Totals) -> None:
         """Writes what became of all, over what a terminal shows of a key that ended it."""
@@ -106,7 +107,8 @@ class Screen:
             self._over.wait(DRAW_S)
 
     def _write(self, text: str) -> None:
-        self._out.write(text.encode(errors="replace"))
+        with suppress(OSError):  # that nobody listens is no reason not to send
+            self._out.write(text.encode(errors="replace"))
 
 
 class Rate:

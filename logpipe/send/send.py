@@ -3,6 +3,7 @@
 import math
 import os
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from logpipe.send.resume import BadFileError, Journal
 from logpipe.send.shape import Kind, Shaper
 from logpipe.send.spool import Handover, Pending, Spool
 from logpipe.send.stop import Stop, StoppedError
-from logpipe.terminal import counted, printable
+from logpipe.terminal import counted
 
 STDIN = 0
 JOIN_S = 2.0
@@ -60,7 +61,7 @@ def send(wanted: Wanted, screen: Screen, stop: Stop) -> int:
     with ExitStack() as stack:
         if wanted.resume:
             stack.enter_context(_held(wanted.resume.with_name(f"{wanted.resume.name}.lock")))
-        paths = [os.path.abspath(path) for path in wanted.files]  # noqa: PTH100 - resolves no links
+        paths = [str(Path(path).absolute()) for path in wanted.files]
         journal = Journal(wanted.resume, paths)
         pending = _pending(wanted, screen.tell, stack)
         reading = Reading(wanted, journal, pending, screen.tell, totals, stop.asked)
@@ -190,7 +191,7 @@ class Reading:
                 self._began = now
             for number, reason in self._builder.add(chunk, time.time_ns() // 1_000_000):
                 self._totals.unfit += 1
-                self._tell(f"{printable(chunk.name)}:{number}: refused: {reason}")
+                self._tell(f"{chunk.name}:{number}: refused: {reason}")
             if self._builder.full:
                 self._put()
         self._put()
@@ -218,6 +219,8 @@ def _begin(journal: Journal, pending: Pending) -> list[Position]:
 def _input(wanted: Wanted, begin: Sequence[Position], tell: Callable[[str], None]) -> Input:
     """What is read, opened where that must be. Raises `BadUseError`."""
     if not wanted.files:
+        if sys.stdin is None:
+            raise BadUseError("standard input is closed: name FILEs")
         return Stream(STDIN, "stdin", wanted.source or "stdin")
     inputs = [_opened(path, wanted, begin, tell) for path in wanted.files]
     if not wanted.follow:
@@ -237,7 +240,7 @@ def _opened(
     except FileNotFoundError:
         pass
     log = Log(path, source, tell)
-    known = [each for each in begin if each.path == os.path.abspath(path)]  # noqa: PTH100
+    known = [each for each in begin if each.path == str(Path(path).absolute())]
     log.resume(known)
     try:
         log.open(at_end=wanted.from_end and not known)

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import msgspec
+import pytest
 
 from logpipe.send.batch import BATCH_EVENTS, Batch, Builder, Chunk, Run, halves
 from logpipe.send.lines import Line
@@ -44,13 +45,12 @@ def test_the_halves_are_all_of_it_in_order_under_keys_that_stay_the_same() -> No
     assert [each.key for each in halves(batch)] == [f"{batch.key}.0", f"{batch.key}.1"]
 
 
-def test_it_is_full_with_its_bound_of_events() -> None:
+@pytest.mark.parametrize(("events", "full"), [(BATCH_EVENTS - 1, False), (BATCH_EVENTS, True)])
+def test_it_is_full_with_its_bound_of_events(events: int, *, full: bool) -> None:
     builder = Builder(Shaper())
-    builder.add(Chunk("log", "log", 1, [Line(b"x", 2)] * (BATCH_EVENTS - 1)), 0)
-    assert not builder.full
-    builder.add(Chunk("log", "log", 1, [Line(b"x", 2)]), 0)
-    assert builder.full
-    assert builder.take([]).events == BATCH_EVENTS
+    builder.add(Chunk("log", "log", 1, [Line(b"x", 2)] * events), 0)
+    assert builder.full is full
+    assert builder.take([]).events == events
     assert builder.size == 0
 
 

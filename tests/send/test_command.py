@@ -243,6 +243,7 @@ async def test_a_body_that_is_too_large_is_sent_in_parts(valkey: Valkey) -> None
         (["--patience", "-1"], "--patience"),
         (["/nowhere"], "/nowhere: No such file or directory: --follow waits for it"),
         (["/"], "/: Is a directory"),
+        (["/dev/null", "-f", "--resume", "/dev"], "--resume"),
     ],
 )
 async def test_bad_usage_is_2_and_says_what_is_wrong(arguments: list[str], words: str) -> None:
@@ -268,7 +269,9 @@ async def test_no_collector_is_told_at_once_and_given_up_in_time() -> None:
     code, told = await sent("--url", url, "--patience=0.5", stdin=lines(0, 3))
     assert code == 1
     assert re.fullmatch(rf"logpipe: {url} cannot be reached: .*refused; trying again", told[0])
-    assert told[1].endswith("given up after 0.5 s: --url names another, --patience waits longer")
+    assert told[1].endswith(
+        "given up with a patience of 0.5 s: --url names another, --patience waits longer"
+    )
     assert told[2:] == ["0 lines sent (0 B), 3 not sent"]
 
 
@@ -296,6 +299,15 @@ async def test_an_answer_without_end_is_not_read_without_end() -> None:
     async with Impostor(answer) as other:
         code, told = await sent("--url", other.url, stdin=b"x\n")
     assert (code, "is no collector" in told[0]) == (1, True)
+
+
+async def test_a_closed_standard_input_is_told() -> None:
+    command = f"{' '.join(SEND)} --url http://127.0.0.1:1 <&-"
+    done = await asyncio.to_thread(
+        subprocess.run, ["bash", "-c", command], capture_output=True, timeout=20
+    )
+    assert done.returncode == 2
+    assert done.stderr == b"logpipe: standard input is closed: name FILEs\n"
 
 
 # -- trying again ------------------------------------------------------------------------------

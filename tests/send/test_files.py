@@ -224,6 +224,19 @@ def test_several_rotations_while_nobody_looks_lose_nothing(path: Path, rotate: R
     assert tail.read() == [f"{LONG}{n}" for n in range(11)]
 
 
+def test_a_link_is_followed_to_the_folder_of_its_file(path: Path, tmp_path: Path) -> None:
+    real = tmp_path / "pods" / "0.log"
+    real.parent.mkdir()
+    path.symlink_to(real)
+    write(real, "one", "two")
+    tail = Tail(path)
+    tail.read()
+    write(real, "three")
+    rename(real)
+    write(real, "four")
+    assert Tail(path, tail.log.positions()).read() == ["three", "four"]
+
+
 def test_files_that_were_finished_are_remembered_within_a_bound(path: Path) -> None:
     positions: list[Position] = []
     for n in range(files.PAST + 5):
