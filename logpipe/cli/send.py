@@ -10,7 +10,7 @@ import click
 from logpipe.cli.common import CONTEXT, fail, local_url, over_echo, settings_of, url_option
 
 if TYPE_CHECKING:
-    from logpipe.send.send import Wanted
+    from logpipe.send.wanted import Wanted
 
 
 @click.command("send", context_settings=CONTEXT)
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     default=60.0,
     show_default=True,
-    help="Try so long to reach the collector; with --follow for ever.",
+    help="Try so long in vain; with --follow for ever, with --spool counted once all is read.",
 )
 @click.option(
     "--token", metavar="TOKEN", help="Bearer token.  [default: the first of INGEST_TOKENS]"
@@ -73,14 +73,17 @@ def command(**asked: Any) -> None:
     from logpipe.output import Output
     from logpipe.send.progress import Screen
     from logpipe.send.resume import BadFileError
-    from logpipe.send.send import BadUseError, send
-    from logpipe.send.stop import Stop
+    from logpipe.send.send import send
+    from logpipe.send.stop import Stop, StoppedError
+    from logpipe.send.wanted import BadUseError
 
     wanted = _wanted(**asked)
     screen = Screen(Output(sys.stderr.buffer), over_echo())
     try:
         with Stop() as stop:
             sys.exit(send(wanted, screen, stop))
+    except StoppedError:  # before anything was read
+        sys.exit(1)
     except BadUseError as error:
         fail(str(error), 2)
     except BadFileError as error:
@@ -91,7 +94,7 @@ def _wanted(
     url: str | None, token: str | None, files: tuple[str, ...], source: str | None, **others: Any
 ) -> "Wanted":
     from logpipe.client.connection import base_url
-    from logpipe.send.send import Wanted
+    from logpipe.send.wanted import Wanted
 
     url = url or local_url()
     try:

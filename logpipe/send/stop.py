@@ -20,6 +20,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = threading.Event()
+        self._forgotten = False
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._on_signal) for number in HANDLED}
@@ -31,7 +32,14 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def forget(self) -> None:
+        """There is nothing left to interrupt: what is to come takes a moment."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._forgotten = True
+
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self._forgotten:
+            return
         if self.asked.is_set():
             raise StoppedError
         self.asked.set()

@@ -445,13 +445,14 @@ async def test_killed_at_any_moment_it_goes_on_with_every_line_once(
     path, state = tmp_path / "app.log", tmp_path / "state"
     path.touch()
     chance = random.Random(7)
-    total = 30_000
+    total = 0
     stop = threading.Event()
 
     def write() -> None:
-        for n in range(0, total, 50):
-            append(path, lines(n, n + 50))
-            stop.wait(0.012)
+        nonlocal total
+        while not stop.wait(0.012):
+            append(path, lines(total, total + 50))
+            total += 50
 
     writer = threading.Thread(target=write, daemon=True)
     async with spawned(tmp_path, REDIS_ADDR=valkey.url, TRIM_MAXLEN="1000000") as service:

@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logpipe.send import files
-from logpipe.send.files import Following, InOrder, Log, Stream
+from logpipe.send import log, reader
+from logpipe.send.log import Log
 from logpipe.send.position import Position
 
 Rotate = Callable[[Path], None]
@@ -62,11 +63,6 @@ def copytruncate(path: Path) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "app.log"
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "ROTATED_S", 0.0)
 
 
 LONG = "a line that is long enough to be known again "
@@ -149,7 +145,7 @@ def test_a_log_that_was_emptied_and_has_grown_beyond_begins_anew(path: Path) -> 
 def test_a_line_without_end_takes_no_more_memory_than_its_bound(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "READ_BYTES", 1000)
+    monkeypatch.setattr(reader, "READ_BYTES", 1000)
     path.write_bytes(b"first\n" + b"x" * 3_000_000 + b"\nlast\n")
     tail = Tail(path)
     while chunk := tail.log.next():
@@ -159,6 +155,14 @@ def test_a_line_without_end_takes_no_more_memory_than_its_bound(
     (position,) = tail.log.positions()
     again = Tail(path, [position])
     assert again.read() == []
+
+
+def test_from_the_end_is_only_what_comes_later(path: Path) -> None:
+    write(path, "old")
+    tail = Tail(path)
+    tail.log.open(at_end=True)
+    write(path, "new")
+    assert tail.read() == ["new"]
 
 
 # -- going on ----------------------------------------------------------------------------------
@@ -239,14 +243,23 @@ def test_a_link_is_followed_to_the_folder_of_its_file(path: Path, tmp_path: Path
 
 def test_files_that_were_finished_are_remembered_within_a_bound(path: Path) -> None:
     positions: list[Position] = []
-    for n in range(files.PAST + 5):
+    for n in range(log.PAST + 5):
         write(path, f"{LONG}{n}")
         tail = Tail(path, positions)
         tail.log.open()
         assert tail.once() == [f"{LONG}{n}"]
         positions = tail.log.positions()
         path.rename(path.with_name(f"app.log.{n}"))
-    assert len(positions) == files.PAST + 1
+    assert len(positions) == log.PAST + 1
+
+
+def test_a_new_file_with_the_number_of_a_removed_one_is_read_once(path: Path) -> None:
+    write(path, LONG)
+    tail = Tail(path)
+    tail.read()
+    (position,) = tail.log.positions()
+    reused = msgspec.structs.replace(position, rotated=True)
+    assert Tail(path, [reused, position]).read() == []
 
 
 def test_a_finished_file_that_is_written_again_is_read_on(path: Path) -> None:
@@ -294,66 +307,3 @@ def test_whatever_happens_in_whatever_order_each_line_comes_once(
     tail.read()
     numbers = [line.replace("half", "").strip() for line in seen + tail.seen]
     assert numbers == [*map(str, range(count)), "end"]
-
-
-# -- several, and streams ----------------------------------------------------------------------
-
-
-def test_files_are_read_one_after_the_other_or_followed_in_turns(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in ("a", "b")]
-    for path in paths:
-        write(path, path.name, path.name)
-    logs = [Log(str(path), "s", print) for path in paths]
-    for log in logs:
-        log.open()
-    assert InOrder(logs).size() == 8
-    stop = threading.Event()
-    following = Following(logs)
-    names = []
-    for chunk in following.chunks(stop):
-        if chunk is None:
-            stop.set()
-        else:
-            names.append(Path(chunk.name).name)
-    assert names == ["a", "b"]
-    assert [each.line for each in following.positions()] == [2, 2]
-    assert following.size() is None
-
-
-def test_from_the_end_is_only_what_comes_later(path: Path) -> None:
-    write(path, "old")
-    tail = Tail(path)
-    tail.log.open(at_end=True)
-    write(path, "new")
-    assert tail.read() == ["new"]
-
-
-def test_a_stream_is_read_to_its_end_and_knows_its_size_where_it_is_a_file(path: Path) -> None:
-    write(path, "a", "b", "c", end="")
-    file = os.open(path, os.O_RDONLY)
-    stream = Stream(file, "stdin", "stdin")
-    assert stream.size() == 5
-    chunks = [chunk for chunk in stream.chunks(threading.Event()) if chunk]
-    assert [line.text for chunk in chunks for line in chunk.lines] == [b"a", b"b", b"c"]
-    assert stream.ended
-    os.close(file)
-
-
-def test_a_stream_that_has_nothing_says_so_and_one_that_is_stopped_is_not_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(files, "DRAIN_S", 0.0)
-    reader, writer = os.pipe()
-    stream = Stream(reader, "stdin", "stdin")
-    stop = threading.Event()
-    chunks = stream.chunks(stop)
-    os.write(writer, b"a\nb")
-    first = next(chunks)
-    assert first is not None
-    assert [line.text for line in first.lines] == [b"a"]
-    assert next(chunks) is None
-    stop.set()
-    assert [line.text for chunk in chunks if chunk for line in chunk.lines] == [b"b"]
-    assert not stream.ended
-    os.close(reader)
-    os.close(writer)
