@@ -64,7 +64,7 @@ class Delivery:
         for each in taken.refused:
             self._tell(f"{batch.place(each.index)}: refused: {each.error}")
         if untold := taken.rejected - len(taken.refused):
-            self._tell(f"{untold:,} more after it were refused, and the collector does not say why")
+            self._tell(f"{untold:,} more were refused, and the collector does not say which")
 
     def _insist(self, batch: Batch) -> Verdict:
         while isinstance(verdict := self._post(batch.body, batch.key, batch.events), Later):
