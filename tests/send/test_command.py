@@ -171,6 +171,18 @@ async def test_a_line_is_sent_while_the_pipe_stays_open(valkey: Valkey) -> None:
         assert send.told == ["3 lines sent (6 B)"]
 
 
+async def test_a_named_pipe_is_read_like_a_file_but_once(valkey: Valkey, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for option in (["--follow"], ["--resume", tmp_path / "state"]):
+        code, told = await sent(pipe, *option)
+        assert (code, "is a pipe, which is read once" in told[0]) == (2, True)
+    async with serving(redis_addr=valkey.url) as service, sending(pipe, URL=service.url) as send:
+        await asyncio.to_thread(pipe.write_bytes, lines(0, 3))
+        assert await send.exit_status() == 0
+    assert [event["source"] for event in stored(valkey)] == ["pipe"] * 3
+
+
 async def test_a_long_line_is_cut_and_told(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url) as service:
         text = b"x" * 3_000_000

@@ -165,6 +165,27 @@ def test_from_the_end_is_only_what_comes_later(path: Path) -> None:
     assert tail.read() == ["new"]
 
 
+def test_a_log_that_is_emptied_while_it_is_read_once_is_told(path: Path) -> None:
+    write(path, "one")
+    tail = Tail(path)
+    tail.log.open()
+    chunks = tail.log.chunks(threading.Event())
+    assert next(chunks) is not None
+    path.write_text("")
+    assert [chunk.lines for chunk in chunks if chunk] == [[]]
+    assert tail.told == [f"{path}: was emptied while it was read"]
+
+
+def test_an_emptied_log_without_a_copy_begins_anew(path: Path) -> None:
+    write(path, LONG)
+    tail = Tail(path)
+    tail.read()
+    path.write_text("")
+    assert tail.read() == [LONG]
+    write(path, "new")
+    assert tail.read() == [LONG, "new"]
+
+
 # -- going on ----------------------------------------------------------------------------------
 
 
