@@ -19,6 +19,7 @@ from logpipe.client.connection import http_client
 from logpipe.client.distributor import RemoteDistributor, query_of
 from logpipe.collector import app as collector
 from logpipe.collector.appender import Appender
+from logpipe.collector.receivers.table import SEGMENTS
 from logpipe.collector.submit import LocalCollector
 from logpipe.engine import Engine
 from logpipe.groups import Groups
@@ -83,7 +84,7 @@ def _remote_tail(remote: RemoteDistributor) -> ui.Tail:
 
 
 ROLES: Mapping[Role, RoleSpec] = {
-    "collector": RoleSpec(("ingest",), _collector),
+    "collector": RoleSpec(("ingest", *SEGMENTS), _collector),
     "distributor": RoleSpec(("subscribe", "events", "subscribers"), _distributor),
     "ui": RoleSpec(("", "ui", "static", "login"), _ui),
 }
