@@ -4,6 +4,7 @@ Resources live on one exit stack here and are handed to the roles; a role is a S
 that knows nothing of the others.
 """
 
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -19,6 +20,8 @@ from logpipe.client.connection import http_client
 from logpipe.client.distributor import RemoteDistributor, query_of
 from logpipe.collector import app as collector
 from logpipe.collector.appender import Appender
+from logpipe.collector.receivers.intake import Process
+from logpipe.collector.receivers.syslog_tcp import SyslogListener
 from logpipe.collector.receivers.table import SEGMENTS
 from logpipe.collector.submit import LocalCollector
 from logpipe.engine import Engine
@@ -27,6 +30,7 @@ from logpipe.hub import Hub
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, respond
 from logpipe.redis_address import RedisAddress
+from logpipe.server import bind
 from logpipe.settings import Role, Settings
 from logpipe.stream import Stream
 from logpipe.subscription import HubSubscription
@@ -111,26 +115,35 @@ class Dispatch:
 
 
 class Running(NamedTuple):
-    """A process's application, the farewell to its streams, and its background tasks."""
+    """A process's application, the farewell to its streams, its background tasks, and its listener
+    for syslog over TCP where it has one."""
 
     app: ASGIApp
     farewell: Callable[[], None]
     background: Background
+    syslog: SyslogListener | None
 
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Running]:
     """Opens what the roles of `settings` need, and closes it at the end.
 
-    Raises `EngineError` when the embedded engine cannot start; Redis may be away.
+    Raises `EngineError` when the embedded engine cannot start, and `PortTakenError` before, for
+    SYSLOG_TCP; Redis may be away.
     """
     async with AsyncExitStack() as stack:
+        port = _syslog_port(settings, stack)
         metrics = Metrics()
         background = Background()
         stream = None
         if settings.redis is not None:
             stream = await _open_stream(settings, settings.redis, stack, background)
         parts = await _open_parts(settings, metrics, stream, stack, background)
+        syslog = None
+        if port is not None and parts.appender is not None:
+            syslog = SyslogListener(Process(settings, parts.appender, metrics), port)
+            stack.push_async_callback(syslog.aclose)
+            await syslog.start()
         # The last to enter is the first to leave: tasks end before what they use is closed.
         await stack.enter_async_context(background)
 
@@ -148,8 +161,20 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 parts.groups.close()
             if parts.remote is not None:
                 parts.remote.close()
+            if syslog is not None:
+                syslog.stop()
 
-        yield Running(Dispatch(apps), farewell, background)
+        yield Running(Dispatch(apps), farewell, background, syslog)
+
+
+def _syslog_port(settings: Settings, stack: AsyncExitStack) -> socket.socket | None:
+    """The listening socket of SYSLOG_TCP, where a collector is asked for it."""
+    if settings.syslog_tcp < 0 or "collector" not in settings.roles:
+        return None
+    shared = settings.workers > 1
+    return stack.enter_context(
+        bind(settings.host, settings.syslog_tcp, variable="SYSLOG_TCP", shared=shared)
+    )
 
 
 async def _open_stream(

@@ -18,6 +18,9 @@ MAX_GROWTH = 4
 """Times MAX_BODY_BYTES that the events of a request may have together: what many share, such as
 the attributes of a resource, is written once in a request and with every event here."""
 
+LEAST_BODY_BYTES = 1024 * 1024
+"""Where MAX_BODY_BYTES is less, the events of a request may grow as if it were this."""
+
 CUT = "log.truncated_from_bytes"
 """In the metadata of an event that was cut to MAX_MESSAGE_BYTES: its size before."""
 
@@ -32,6 +35,7 @@ class Packed(NamedTuple):
 def pack(items: Iterable[Item], max_event: int, max_body: int, now_ms: int) -> Packed:
     """Encodes. Raises a 413 `Problem` for more than one request may bring."""
     packed = Packed([], [])
+    limit = MAX_GROWTH * max(max_body, LEAST_BODY_BYTES)
     size = 0
     for item in items:
         if len(packed.problems) >= MAX_EVENTS:
@@ -41,8 +45,8 @@ def pack(items: Iterable[Item], max_event: int, max_body: int, now_ms: int) -> P
             continue
         whole = _encoded(item, now_ms)
         size += len(whole)
-        if size > MAX_GROWTH * max_body:
-            raise Problem(413, f"The events have over {MAX_GROWTH * max_body} bytes together.")
+        if size > limit:
+            raise Problem(413, f"The events have over {limit} bytes together.")
         event = whole if len(whole) <= max_event else _cut(item, len(whole), max_event)
         if event is not None:
             packed.events.append(event)

@@ -65,13 +65,14 @@ class Frames:
         del self._kept[:at]
         return frames
 
-    def end(self) -> list[Frame]:
-        """What is left when the stream ends: a line without its end, or part of a message."""
+    def end(self, *, cut: bool = False) -> list[Frame]:
+        """What is left when the stream ends: a line without its end, or part of a message. `cut`
+        says that the line would have gone on."""
         rest, self._kept = bytes(self._kept), bytearray()
         if self._skipping or self._skipping_line or not rest.strip(b"\r\n \0"):
             return []
         counted = _COUNT.match(rest)
-        return [Frame(rest[counted.end() :] if counted else rest, counted is not None)]
+        return [Frame(rest[counted.end() :] if counted else rest, cut or counted is not None)]
 
     def _next(self, at: int) -> tuple[Frame | None, int] | None:
         """A step from `at`: a frame or something skipped, and where the next begins; or None."""
