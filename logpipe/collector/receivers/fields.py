@@ -69,6 +69,9 @@ Decoded = TypeVar("Decoded")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"\d{1,20}(\.\d{0,20})?", re.ASCII)
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
 _decode = msgspec.json.Decoder().decode
 _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -253,11 +256,19 @@ def present(**values: Any) -> dict[str, Any]:
 
 
 def decoded(decode: Callable[[bytes], Decoded], body: bytes) -> Decoded:
-    """What a typed decoder makes of a body, bytes that are not UTF-8 replaced."""
+    """What a decoder makes of a body. Bytes that are not UTF-8 are replaced, and so is half a
+    surrogate pair, as JavaScript writes it where a text was cut."""
     try:
         return decode(body)
     except UnicodeDecodeError:
         return decode(body.decode(errors="replace").encode())
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        mended = _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)
+        if mended == body:
+            raise
+        return decode(mended)
 
 
 def json_values(body: bytes) -> Iterator[Any]:

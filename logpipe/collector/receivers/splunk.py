@@ -57,7 +57,7 @@ def _items(body: bytes) -> Iterator[Item]:
 
 def _event(envelope: dict[str, Any]) -> Event:
     inner = envelope.pop("event")
-    time = fields.pop(envelope, ("time",), fields.is_time)
+    ts_unix_ms = fields.ms_of(fields.pop(envelope, ("time",), fields.is_time))
     added = envelope.pop("fields", None)
     metadata = fields.named(added) if isinstance(added, dict) else fields.present(fields=added)
     level = fields.pop(metadata, fields.LEVELS, fields.is_level)
@@ -68,7 +68,8 @@ def _event(envelope: dict[str, Any]) -> Event:
         event = generic.event_of(inner, _NAMES, "")
         inner_source = "" if event.source == "unknown" else event.source
         message, metadata = event.message, fields.merge(metadata, event.metadata, "event.")
-        level, time = level or event.level, time or event.ts_unix_ms
+        level = level or event.level
+        ts_unix_ms = event.ts_unix_ms if ts_unix_ms is None else ts_unix_ms
     else:
         inner_source, message = "", fields.text_of(inner)
     origin = _text(envelope.pop("source", None))
@@ -90,7 +91,7 @@ def _event(envelope: dict[str, Any]) -> Event:
         or "splunk"
     )
     fields.merge(metadata, told, "splunk.")
-    return fields.event_of(name, message, level, fields.ms_of(time), metadata)
+    return fields.event_of(name, message, level, ts_unix_ms, metadata)
 
 
 def _text(value: Any) -> str:

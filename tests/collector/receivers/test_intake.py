@@ -1,8 +1,10 @@
 """What holds for every protocol."""
 
 import gzip
+import sys
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -15,8 +17,12 @@ from tests.collector.receivers.samples import (
     stored,
     texts,
 )
-from tests.collector.test_app import zstd
 from tests.servers import Valkey, serving
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 every = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES.keys())
 each_text = pytest.mark.parametrize(
@@ -82,23 +88,19 @@ async def test_only_who_has_a_token_may_send(valkey: Valkey, sample: Sample) -> 
         without = await sample.sent(service)
         assert without.status_code == 401
         assert "www-authenticate" in without.headers
-        wrong = {name: value.replace(TOKEN, "x") for name, value in sample.token.items()}
-        if "Basic" in str(wrong) or "ApiKey" in str(wrong):
-            wrong = {"Authorization": "Bearer x"}
-        assert (
-            await sample._replace(headers=sample.headers | wrong).sent(service)
-        ).status_code == 403
+        wrong = await sample.sent(service, authorization="Bearer x")
+        assert wrong.status_code == 403
         assert texts(valkey) == ()
-        allowed = sample._replace(headers=sample.headers | sample.token)
+        allowed = sample._replace(headers={**sample.headers, **sample.token})
         assert (await allowed.sent(service)).status_code == sample.status
-        bearer = sample._replace(headers=sample.headers | {"Authorization": f"Bearer {TOKEN}"})
+        bearer = sample._replace(headers={**sample.headers, "Authorization": f"Bearer {TOKEN}"})
         assert (await bearer.sent(service)).status_code == sample.status
         assert texts(valkey) == sample.texts * 2
 
 
 @pytest.mark.parametrize(
     "authorization",
-    ["Basic", "Basic !!!", "Basic Og==", "ApiKey", "Bearer", "Bearer  ", "Digest x", "x", ""],
+    ["Basic", "Basic !!!", "Basic Og==", "ApiKey", "Bearer", "Digest x", "x", ""],
 )
 async def test_an_authorization_without_a_token_is_none(valkey: Valkey, authorization: str) -> None:
     async with collecting(valkey, ingest_tokens=TOKEN) as service:
@@ -141,13 +143,10 @@ async def test_a_body_is_too_large_by_what_it_unpacks_to(
     refused = 400 if sample.protocol == "loki" else 413
     async with collecting(valkey, max_body_bytes=max(limit, 64)) as service:
         for body, status in (
-            (sample.body + b"\n" * (max(limit, 64) - limit), sample.status),
+            (sample.body, sample.status),
             (sample.body + b"\n" * (max(limit, 64) - limit + 1), refused),
             (sample.body + b"\n" * 1_000_000, refused),
         ):
-            if sample.content_type == "application/x-protobuf" and body != sample.body:
-                if status != refused:
-                    continue
             packed = with_body(sample, PACKINGS[coding](body))
             answer = await packed.sent(service, content_encoding=coding)
             assert answer.status_code == status, answer.text
@@ -187,7 +186,8 @@ async def test_an_event_of_the_largest_size_is_whole_and_a_larger_one_is_cut_and
         assert len(whole["message"].encode()) == 1000 - shell
         assert cut["metadata"] == {"log.truncated_from_bytes": 1001}
         assert far["metadata"] == {"log.truncated_from_bytes": 5000}
-        found = [len(fields[b"event"]) for _, fields in valkey.client.xrange("logs")]  # type: ignore[union-attr]
+        entries: Any = valkey.client.xrange("logs")
+        found = [len(entry[b"event"]) for _, entry in entries]
         assert found == [1000, 1000, 1000]
 
 
