@@ -97,7 +97,7 @@ def actions_of(body: bytes, index: str) -> Iterator[Action]:
         yield Action(
             verb,
             name if isinstance(name, str) else index or "logs",
-            str(id_) if isinstance(id_, str | int) else None,
+            str(id_) if isinstance(id_, str | int) and id_ != "" else None,
             document,
         )
 

@@ -40,6 +40,9 @@ LEVELS = (
 SYSLOG_LEVELS = ("FATAL", "FATAL", "FATAL", "ERROR", "WARN", "INFO", "INFO", "DEBUG")
 """By syslog's severities, 0 to 7."""
 
+SYSLOG_SEVERITY = "syslog.severity.code"
+
+_PINO_NUMBERS = range(10, 70, 10)
 _PINO_LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")
 """By the tens of bunyan's and pino's numbers, from 10."""
 
@@ -86,8 +89,9 @@ def event_of(
     word = level_of(level)
     # Capitals may be longer than what they are of: ß is SS.
     stored = level_name(word[:MAX_LEVEL])[:MAX_LEVEL]
-    if stored != word.upper():
-        metadata = {LEVEL_TEXT: word, **metadata}
+    said = _said(level, metadata) or word
+    if stored != said.upper():
+        metadata = {LEVEL_TEXT: said, **metadata}
     return Event(
         source=name[:MAX_SOURCE] or "unknown",
         message=message,
@@ -95,6 +99,14 @@ def event_of(
         ts_unix_ms=ts_unix_ms,
         metadata=shallow(metadata),
     )
+
+
+def _said(level: object, metadata: Mapping[str, Any]) -> str | None:
+    """A number that says more than the level that it becomes."""
+    if isinstance(level, bool) or not isinstance(level, int | float):
+        return None
+    exact = level in _PINO_NUMBERS or SYSLOG_SEVERITY in metadata
+    return None if exact else str(level)
 
 
 def level_of(value: object) -> str:

@@ -120,7 +120,7 @@ class Receiver:
         return [problem or next(given) for problem in packed.problems]
 
     def _key(self, key: str | None) -> str | None:
-        return None if key is None else f"{self._name}\n{key}"
+        return None if key is None else f"{self._name}\nitem\n{key}"
 
     async def _append(self, appends: Sequence[Append]) -> list[Outcome]:
         """An outcome for each event; once Redis has refused some, the rest is not tried."""
@@ -169,10 +169,15 @@ def admit(protocol: Protocol, request: Request, tokens: Sequence[str]) -> None:
 
 
 def _once(protocol: Protocol, request: Request) -> str | None:
-    """The request's idempotency key; no two protocols share one. Raises a 400 `Problem`."""
-    if (own := protocol.key(request)) is not None:
+    """The request's idempotency key: the protocol's own, else the header's. Raises a 400 `Problem`.
+
+    The word before it keeps the kinds apart: a header's line end would have been refused.
+    """
+    if own := protocol.key(request):
         return f"own\n{own}"
     key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
+    if key is None:
+        return None
+    if not 0 < len(key) <= MAX_KEY_LENGTH:
         raise Problem(400, f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters.")
-    return key
+    return f"key\n{key}"

@@ -149,7 +149,7 @@ def priority(text: str, metadata: dict[str, Any]) -> tuple[int | None, str]:
     metadata |= {
         "syslog.facility.code": facility,
         "syslog.facility.name": FACILITIES[facility],
-        "syslog.severity.code": severity,
+        fields.SYSLOG_SEVERITY: severity,
     }
     return severity, text[pri.end() :]
 

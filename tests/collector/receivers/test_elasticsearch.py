@@ -4,8 +4,10 @@ from typing import Any
 import httpx
 import pytest
 
+from logpipe.collector.appender import Appender
 from logpipe.collector.receivers.elasticsearch import actions_of, parse
-from logpipe.problems import Problem
+from logpipe.problems import Problem, Unavailable
+from logpipe.stream import Append, Appended
 from tests.collector.receivers.parsing import event, items
 from tests.collector.receivers.samples import TOKEN, basic, collecting, texts
 from tests.servers import Service, Valkey, serving
@@ -137,6 +139,51 @@ async def test_a_batch_that_comes_again_adds_no_document_that_has_an_id(valkey: 
         await post(service, *lines, {"create": {"_index": "i", "_id": "50"}}, {"message": "50"})
         await post(service, {"create": {"_index": "j", "_id": "50"}}, {"message": "other"})
         assert texts(valkey)[50:] == ("50", "other")
+
+
+async def test_empty_ids_are_none(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        for number in range(2):
+            answer = await post(service, {"create": {"_id": ""}}, {"message": str(number)})
+            assert answer.json()["errors"] is False
+        assert texts(valkey) == ("0", "1")
+
+
+async def test_a_requests_key_is_never_a_documents(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        one = bulk({"index": {"_index": "k", "_id": "0"}}, {"message": "one"})
+        both = bulk(
+            {"index": {}}, {"message": "two"}, {"index": {"_id": "x"}}, {"message": "three"}
+        )
+        for body in (one, both):
+            await service.http.post(BULK, content=body, headers={"Idempotency-Key": "k"})
+        assert texts(valkey) == ("one", "two", "three")
+
+
+async def test_what_redis_took_and_what_it_did_not_is_said_of_each(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, failing = Appender.append, True
+
+    async def half(self: Appender, request: Append) -> Appended:
+        if failing and request.events[0].find(b'"two"') >= 0:
+            raise Unavailable("away", "no confirmation in time")
+        return await append(self, request)
+
+    monkeypatch.setattr(Appender, "append", half)
+    async with collecting(valkey) as service:
+        lines = [
+            {"index": {"_id": "1"}}, {"message": "one"},
+            {"index": {"_id": "2"}}, {"message": "two"},
+        ]  # fmt: skip
+        answer = await post(service, *lines)
+        assert answer.status_code == 200
+        assert b'"errors":true' in answer.content
+        assert [item["index"]["status"] for item in answer.json()["items"]] == [201, 503]
+        failing = False
+        answer = await post(service, *lines)
+        assert answer.json()["errors"] is False
+        assert texts(valkey) == ("one", "two")
 
 
 async def test_documents_with_and_without_an_id_keep_their_order(valkey: Valkey) -> None:

@@ -69,6 +69,10 @@ def test_a_level_is_a_word_or_a_number_of_syslog_or_of_pino(value: object, level
 @pytest.mark.parametrize(
     ("word", "metadata"),
     [
+        (30, {}),
+        (35, {"severity_text": "35"}),
+        (5, {"severity_text": "5"}),
+        (None, {}),
         ("info", {}),
         ("FATAL", {}),
         ("custom", {}),
@@ -78,7 +82,7 @@ def test_a_level_is_a_word_or_a_number_of_syslog_or_of_pino(value: object, level
     ],
 )
 def test_a_levels_own_word_is_kept_where_the_level_says_it_otherwise(
-    word: str, metadata: dict[str, str]
+    word: object, metadata: dict[str, str]
 ) -> None:
     assert fields.event_of("a", "b", word, None, {}).metadata == metadata
 

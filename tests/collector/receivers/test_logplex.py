@@ -56,6 +56,15 @@ async def test_a_frame_that_comes_again_adds_nothing(valkey: Valkey) -> None:
         assert texts(valkey) == ("a", "b")
 
 
+async def test_an_empty_id_is_no_id(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        for text in (b"a", b"b"):
+            await service.http.post(
+                "/logplex", content=counted(b"<14>" + text), headers={"Logplex-Frame-Id": ""}
+            )
+        assert texts(valkey) == ("a", "b")
+
+
 async def test_nothing_is_a_success(valkey: Valkey) -> None:
     async with collecting(valkey) as service:
         assert (await service.http.post("/logplex")).status_code == 204
