@@ -4,7 +4,6 @@ Resources live on one exit stack here and are handed to the roles; a role is a S
 that knows nothing of the others.
 """
 
-import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -132,7 +131,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     SYSLOG_TCP; Redis may be away.
     """
     async with AsyncExitStack() as stack:
-        port = _syslog_port(settings, stack)
+        port = None
+        if settings.syslog_tcp >= 0 and "collector" in settings.roles:
+            several = settings.workers > 1
+            port = bind(settings.host, settings.syslog_tcp, variable="SYSLOG_TCP", shared=several)
+            stack.enter_context(port)
         metrics = Metrics()
         background = Background()
         stream = None
@@ -165,16 +168,6 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 syslog.stop()
 
         yield Running(Dispatch(apps), farewell, background, syslog)
-
-
-def _syslog_port(settings: Settings, stack: AsyncExitStack) -> socket.socket | None:
-    """The listening socket of SYSLOG_TCP, where a collector is asked for it."""
-    if settings.syslog_tcp < 0 or "collector" not in settings.roles:
-        return None
-    shared = settings.workers > 1
-    return stack.enter_context(
-        bind(settings.host, settings.syslog_tcp, variable="SYSLOG_TCP", shared=shared)
-    )
 
 
 async def _open_stream(
