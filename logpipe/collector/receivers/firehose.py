@@ -3,21 +3,18 @@
 import base64
 import binascii
 import time
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from logpipe.collector.answer import Answer
-from logpipe.collector.body import too_large
 from logpipe.collector.receivers import fields, generic
 from logpipe.collector.receivers.protocol import Batch, Item, Request, always
+from logpipe.collector.receivers.unpacking import by_its_first_bytes
 from logpipe.problems import Problem
 
 PATHS = ("/firehose",)
-
-GZIP = b"\x1f\x8b"
 
 
 class Record(msgspec.Struct, gc=False):
@@ -49,7 +46,7 @@ def _items(delivery: Delivery, request: Request) -> Iterator[Item]:
     shared = _attributes(request) | fields.present(cloud__resource_id=arn)
     room = request.limit
     for record in delivery.records:
-        data = _unpacked(_bytes(record.data), room)
+        data = by_its_first_bytes(_bytes(record.data), room)
         room -= len(data)
         for item in _of_record(data, stream):
             if not isinstance(item, Problem):
@@ -70,19 +67,6 @@ def _bytes(data: str) -> bytes:
         return base64.b64decode(data, validate=True)
     except (ValueError, binascii.Error):
         return data.encode(errors="replace")  # a text that was not packed, contrary to the rules
-
-
-def _unpacked(data: bytes, room: int) -> bytes:
-    """A record's own gzip undone. Raises a 413 `Problem` when all together are too large."""
-    if data[:2] == GZIP:
-        inner = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        try:
-            data = inner.decompress(data, room + 1)
-        except zlib.error as error:
-            raise Problem(400, f"A record is no gzip: {error}") from None
-    if len(data) > room:
-        raise too_large(room)
-    return data
 
 
 def _of_record(data: bytes, stream: str) -> Iterator[Item]:

@@ -16,8 +16,8 @@ from logpipe.collector.body import read_body
 from logpipe.collector.ingest import MAX_KEY_LENGTH
 from logpipe.collector.receivers.packing import Packed, appends_of, pack
 from logpipe.collector.receivers.protocol import Batch, Outcome, Protocol, Request
-from logpipe.collector.receivers.snappy import unpacked
 from logpipe.collector.receivers.tokens import token_of
+from logpipe.collector.receivers.unpacking import by_its_first_bytes, from_snappy
 from logpipe.event import NOT_DECODED
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
@@ -85,9 +85,14 @@ class Receiver:
     async def _body(self, request: Request, receive: Receive) -> bytes:
         coding = request.headers.get("content-encoding", "").strip().lower()
         length = request.headers.get("content-length", "")
-        if coding != "snappy":
-            return await read_body(receive, coding, length, request.limit)
-        return unpacked(await read_body(receive, "", length, request.limit), request.limit)
+        limit = request.limit
+        told = self._protocol.tells_packing
+        if told and "," in coding:
+            coding = ""  # a list of what might be, as one sender has it
+        if coding == "snappy":
+            return from_snappy(await read_body(receive, "", length, limit), limit)
+        body = await read_body(receive, coding, length, limit)
+        return by_its_first_bytes(body, limit) if told else body
 
     async def _take(self, request: Request, once: str | None) -> Answer:
         self._metrics.body_bytes.inc(len(request.body))

@@ -11,7 +11,7 @@ from logpipe.collector.answer import Answer
 from logpipe.collector.receivers import fields
 from logpipe.collector.receivers.protobuf import each, message, parsed
 from logpipe.collector.receivers.protocol import Batch, Item, Request, always
-from logpipe.collector.receivers.snappy import unpacked
+from logpipe.collector.receivers.unpacking import from_snappy
 from logpipe.event import Event
 from logpipe.problems import Problem
 
@@ -84,7 +84,7 @@ def _of_value(labels: Mapping[str, Any], value: list[Any], tenant: str) -> Item:
 def _of_protobuf(request: Request, tenant: str) -> Iterator[Item]:
     body = request.body
     if request.headers.get("content-encoding", "").strip().lower() in ("", "identity"):
-        body = unpacked(body, request.limit)  # packed, whether a header says so or not
+        body = from_snappy(body, request.limit)  # packed, whether a header says so or not
     push = parsed(message("PushRequest"), body)
     for stream in each(message("Stream"), push.streams):
         labels = labels_of(_text(stream.labels))

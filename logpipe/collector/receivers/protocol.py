@@ -54,7 +54,8 @@ class Protocol(NamedTuple):
 
     `parse` raises a `Problem` and nothing else but what msgspec raises for what is no JSON;
     `refused` is a `Problem` in the protocol's own words; `token` and `key` look where the protocol
-    has a token or a key of the request besides the usual headers.
+    has a token or a key of the request besides the usual headers; `tells_packing` says that bodies
+    tell by their first bytes how they are packed, where the header does not.
     """
 
     paths: Sequence[str]
@@ -63,6 +64,7 @@ class Protocol(NamedTuple):
     token: Callable[[Request], str | None] = lambda _: None
     key: Callable[[Request], str | None] = lambda _: None
     methods: Sequence[str] = ("POST",)
+    tells_packing: bool = False
 
 
 def always(answer: Answer) -> Callable[[Sequence[Outcome]], Answer]:

@@ -21,6 +21,7 @@ CUT = "log.truncated"
 
 _COUNT = re.compile(rb"([1-9]\d{0,8}) ")
 _MAYBE_COUNT = re.compile(rb"[1-9]\d{0,8}\Z")
+_END = re.compile(rb"[\n\0]")
 _PRI = re.compile(r"<(\d{1,3})>")
 HEADER = re.compile(
     r"(?P<version>[1-9]\d?) (?P<time>\S+) (?P<host>\S+) (?P<app>\S+) (?P<proc>\S+)"
@@ -44,7 +45,8 @@ class Frame(NamedTuple):
 
 class Frames:
     """Takes a byte stream apart by both framings of RFC 6587, told apart message by message: a
-    count of bytes, or a line end. Holds at most `limit` bytes of a message.
+    count of bytes, or an end: of a line, or the zero byte that Python's own handler writes. Holds
+    at most `limit` bytes of a message.
     """
 
     def __init__(self, limit: int) -> None:
@@ -82,9 +84,9 @@ class Frames:
             self._skipping -= step
             return (None, at + step) if step else None
         if self._skipping_line:
-            end = kept.find(b"\n", at)
-            self._skipping_line = end < 0
-            return (None, size if end < 0 else end + 1) if at < size else None
+            found = _END.search(kept, at)
+            self._skipping_line = found is None
+            return (None, found.end() if found else size) if at < size else None
         if counted := _COUNT.match(kept, at):
             return self._counted(counted.end(), int(counted[1]))
         if _MAYBE_COUNT.match(kept, at):
@@ -103,9 +105,9 @@ class Frames:
         return Frame(bytes(self._kept[start:end]), True), end
 
     def _line(self, at: int) -> tuple[Frame, int] | None:
-        end = self._kept.find(b"\n", at, at + self._limit + 2)
-        if end >= 0 and end - at <= self._limit:
-            return Frame(bytes(self._kept[at:end])), end + 1
+        found = _END.search(self._kept, at, at + self._limit + 1)
+        if found:
+            return Frame(bytes(self._kept[at : found.start()])), found.end()
         if len(self._kept) - at <= self._limit:
             return None
         self._skipping_line = True

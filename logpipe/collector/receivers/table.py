@@ -47,7 +47,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "splunk-raw": Protocol(splunk.RAW_PATHS, splunk.parse_raw, splunk.refused, splunk.token),
     "datadog": Protocol(datadog.PATHS, datadog.parse, datadog.refused, datadog.token),
     "datadog-v1": Protocol(datadog.V1_PATHS, datadog.parse_v1, datadog.refused, datadog.token),
-    "gelf": Protocol(gelf.PATHS, gelf.parse, gelf.refused),
+    "gelf": Protocol(gelf.PATHS, gelf.parse, gelf.refused, tells_packing=True),
     "logplex": Protocol(logplex.PATHS, logplex.parse, logplex.refused, key=logplex.key),
     "firehose": Protocol(
         firehose.PATHS, firehose.parse, firehose.refused, firehose.token, firehose.key

@@ -1,4 +1,7 @@
+import gzip
 import json
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,6 +68,23 @@ async def test_what_is_no_message_is_a_400(valkey: Valkey, body: bytes) -> None:
         answer = await service.http.post("/gelf", content=body)
         assert answer.status_code == 400
         assert stored(valkey) == []
+
+
+@pytest.mark.parametrize("coding", ["", "gzip,deflate"])
+@pytest.mark.parametrize("pack", [zlib.compress, gzip.compress, bytes])
+async def test_a_message_tells_by_its_first_bytes_how_it_is_packed(
+    valkey: Valkey, pack: Callable[[bytes], bytes], coding: str
+) -> None:
+    """pygelf names two codings and uses one."""
+    async with collecting(valkey, max_body_bytes=1000) as service:
+        headers = {"Content-Encoding": coding} if coding else {}
+        for text, status in (("m", 202), ("x" * 1000, 413)):
+            body = pack(json.dumps({"short_message": text}).encode())
+            answer = await service.http.post("/gelf", content=body, headers=headers)
+            assert answer.status_code == status
+        damaged = pack(b'{"short_message":"m"}')[:-1]
+        assert (await service.http.post("/gelf", content=damaged)).status_code == 400
+        assert texts(valkey) == ("m",)
 
 
 async def test_success_is_202_without_a_body_and_options_are_answered(valkey: Valkey) -> None:

@@ -104,9 +104,9 @@ def test_one_regular_expression_does_not_take_for_ever() -> None:
 
 
 def test_both_framings_are_told_apart_message_by_message() -> None:
-    body = counted(b"<14>a\nb") + b"<14>c\r\n\n" + counted(b"d") + b"\ne\n5 f"
+    body = counted(b"<14>a\nb") + b"<14>c\r\n\n" + counted(b"d") + b"\ne\0g\n5 f"
     assert [each.data for each in frames_of(body, 100)] == [
-        b"<14>a\nb", b"<14>c\r", b"d", b"e", b"f",
+        b"<14>a\nb", b"<14>c\r", b"d", b"e", b"g", b"f",
     ]  # fmt: skip
 
 
@@ -115,6 +115,7 @@ def test_both_framings_are_told_apart_message_by_message() -> None:
     [
         (b"x" * 10 + b"\n", [(10, False)]),
         (b"x" * 11 + b"\n", [(10, True)]),
+        (b"x" * 11 + b"\0yy\n", [(10, True), (2, False)]),
         (b"x" * 10, [(10, False)]),
         (b"x" * 11, [(10, True)]),
         (b"x" * 100 + b"\nyy\n", [(10, True), (2, False)]),
@@ -135,8 +136,10 @@ def test_a_message_over_the_limit_is_cut_and_says_so(
     assert one("x", cut=True).metadata == {"log.truncated": True}
 
 
-@given(st.lists(st.sampled_from([b"3 abc", b"\n", b"x", b"12 ", b"<1>y\n", b"9", b" ", b"z" * 30])),
-       st.lists(st.integers(1, 7), min_size=1))  # fmt: skip
+PARTS = [b"3 abc", b"\n", b"x", b"12 ", b"\0", b"<1>y\n", b"9", b" ", b"z" * 30]
+
+
+@given(st.lists(st.sampled_from(PARTS)), st.lists(st.integers(1, 7), min_size=1))
 def test_it_does_not_matter_in_which_pieces_a_stream_comes(
     parts: list[bytes], sizes: list[int]
 ) -> None:
