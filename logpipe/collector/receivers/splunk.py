@@ -23,9 +23,14 @@ PATHS = (BASE, f"{BASE}/event", f"{BASE}/event/1.0")
 RAW_PATHS = (f"{BASE}/raw", f"{BASE}/raw/1.0")
 HEALTH_PATHS = (f"{BASE}/health", f"{BASE}/health/1.0")
 
-CARRIED = ("host", "source", "sourcetype", "index")
-"""What an envelope says for those after it, too."""
-
+# What an envelope says for those after it, too.
+_KNOWN = {
+    "host": "host.name",
+    "source": "com.splunk.source",
+    "sourcetype": "com.splunk.sourcetype",
+    "index": "com.splunk.index",
+}
+_ORIGINS = ("com.splunk.source", "com.splunk.sourcetype", "host.name")
 _NAMES = generic.Names(source=("service.name", "service", "tag"))
 
 
@@ -51,56 +56,51 @@ def _items(body: bytes) -> Iterator[Item]:
             raise _bad(12, "Event field is required", number)
         if envelope["event"] == "":
             raise _bad(13, "Event field cannot be blank", number)
-        carried |= {name: envelope[name] for name in CARRIED if name in envelope}
+        carried |= {name: envelope[name] for name in _KNOWN if name in envelope}
         yield _event({**envelope, **carried})
 
 
 def _event(envelope: dict[str, Any]) -> Event:
-    inner = envelope.pop("event")
+    event = _inner(envelope.pop("event"))
     ts_unix_ms = fields.ms_of(fields.pop(envelope, ("time",), fields.is_time))
     added = envelope.pop("fields", None)
     metadata = fields.named(added) if isinstance(added, dict) else fields.present(fields=added)
     level = fields.pop(metadata, fields.LEVELS, fields.is_level)
-    source = metadata.get("service.name")
-    if isinstance(inner, dict):
-        if inner.get("source") in ("stdout", "stderr"):  # Docker's
-            inner["log.iostream"] = inner.pop("source")
-        event = generic.event_of(inner, _NAMES, "")
-        inner_source = "" if event.source == "unknown" else event.source
-        message, metadata = event.message, fields.merge(metadata, event.metadata, "event.")
-        level = level or event.level
-        ts_unix_ms = event.ts_unix_ms if ts_unix_ms is None else ts_unix_ms
-    else:
-        inner_source, message = "", fields.text_of(inner)
-    origin = _text(envelope.pop("source", None))
-    kind, host = _text(envelope.pop("sourcetype", None)), _text(envelope.pop("host", None))
-    told = {
-        "host.name": host,
-        "com.splunk.source": origin,
-        "com.splunk.sourcetype": kind,
-        "com.splunk.index": _text(envelope.pop("index", None)),
-        **envelope,
-    }
-    told = {name: value for name, value in told.items() if value not in (None, "")}
-    name = (
-        (source if fields.is_text(source) else "")
-        or inner_source
-        or origin
-        or kind
-        or host
-        or "splunk"
+    about = _about(envelope)
+    origins = [metadata.get("service.name"), event.source, *map(about.get, _ORIGINS)]
+    fields.merge(metadata, event.metadata, "event.")
+    fields.merge(metadata, about, "splunk.")
+    return fields.event_of(
+        next(filter(fields.is_text, origins), "splunk"),
+        event.message,
+        level or event.level,
+        event.ts_unix_ms if ts_unix_ms is None else ts_unix_ms,
+        metadata,
     )
-    fields.merge(metadata, told, "splunk.")
-    return fields.event_of(name, message, level, ts_unix_ms, metadata)
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else fields.text_of(value)
+def _inner(value: Any) -> Event:
+    """What an envelope holds, as far as it tells an event by itself; without a source it is ``."""
+    if not isinstance(value, dict):
+        return Event("", fields.text_of(value))
+    if value.get("source") in ("stdout", "stderr"):  # Docker's
+        value["log.iostream"] = value.pop("source")
+    source = fields.first(value, _NAMES.source, fields.is_text)
+    event = generic.event_of(value, _NAMES, "splunk")
+    event.source = source or ""
+    return event
+
+
+def _about(envelope: dict[str, Any]) -> dict[str, Any]:
+    """What an envelope says besides, by the names that OpenTelemetry gives it."""
+    about = {known: envelope.pop(name, None) for name, known in _KNOWN.items()}
+    told = {name: fields.text_of(value) for name, value in about.items() if value is not None}
+    return fields.present(**told) | envelope
 
 
 def parse_raw(request: Request) -> Batch:
     """Each line is an event; parameters say of all what an envelope says of one."""
-    about = {name: request.query[name] for name in CARRIED if request.query.get(name)}
+    about = {name: request.query[name] for name in _KNOWN if request.query.get(name)}
     lines = request.body.decode(errors="replace").split("\n")
     items = (_event({**about, "event": line}) for each in lines if (line := each.rstrip("\r")))
     return Batch(items, _answer)
