@@ -41,7 +41,7 @@ def parse(request: Request) -> Batch:
 
 
 def _items(delivery: Delivery, request: Request) -> Iterator[Item]:
-    arn = request.headers.get("x-amz-firehose-source-arn", "")
+    arn = request.text("x-amz-firehose-source-arn")
     stream = arn.rpartition("/")[2] or "firehose"
     shared = _attributes(request) | fields.present(cloud__resource_id=arn)
     room = request.limit
@@ -56,8 +56,8 @@ def _items(delivery: Delivery, request: Request) -> Iterator[Item]:
 
 def _attributes(request: Request) -> dict[str, Any]:
     """What the delivery stream says of all its records."""
-    text = request.headers.get("x-amz-firehose-common-attributes", "")
-    told = fields.json_value(text.encode("latin-1", "replace")) if text else {}
+    text = request.text("x-amz-firehose-common-attributes")
+    told = fields.json_value(text.encode()) if text else {}
     inner = told.get("commonAttributes") if isinstance(told, dict) else None
     return inner if isinstance(inner, dict) else fields.present(commonAttributes=text)
 
@@ -117,7 +117,7 @@ def refused(request: Request, problem: Problem) -> Answer:
 
 def _told(request: Request, status: int, request_id: str, **members: Any) -> Answer:
     told = {
-        "requestId": request.headers.get("x-amz-firehose-request-id", request_id),
+        "requestId": request.text("x-amz-firehose-request-id") or request_id,
         "timestamp": time.time_ns() // 1_000_000,
     }
     return Answer(status, "application/json", msgspec.json.encode(told | members))

@@ -63,8 +63,7 @@ def names_of(request: Request) -> Names:
     such as `X-Logpipe-Message-Field`, and the guesses where it chooses none."""
 
     def chosen(name: str) -> str:
-        value = request.query.get(name) or request.headers.get(f"x-logpipe-{name}", "")
-        return value or request.headers.get(f"x-logpipe-{name.replace('_', '-')}", "")
+        return request.query.get(name) or request.text(f"x-logpipe-{name.replace('_', '-')}")
 
     def names(name: str, guesses: Sequence[str]) -> Sequence[str]:
         return tuple(each[:MAX_NAME] for each in chosen(name).split(",") if each) or guesses

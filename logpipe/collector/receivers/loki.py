@@ -25,9 +25,10 @@ SOURCES = (
 )  # fmt: skip
 """Labels by which Loki itself tells services, most telling first."""
 
-TENANT = "loki.tenant"
+MAX_KNOWN_LABELS = 1024
+"""Characters of labels that are remembered: a sender repeats its own with every push."""
 
-_LABEL = re.compile(r'\s*([^\s={},"]+)\s*=\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)', re.DOTALL)
+_LABEL = re.compile(r'\s*([^\s={},"]+)\s*=\s*"((?:[^"\\]++|\\.)*+)"\s*(?:,|$)', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 
@@ -52,7 +53,7 @@ _decode = msgspec.json.Decoder(JsonPush).decode
 
 def parse(request: Request) -> Batch:
     """Each value of each stream is an event."""
-    tenant = request.headers.get("x-scope-orgid", "")
+    tenant = request.text("x-scope-orgid")
     if request.media_type == "application/json":
         items = _of_json(fields.decoded(_decode, request.body), tenant)
     else:
@@ -113,9 +114,17 @@ def _event(
     return fields.event_of(source or "loki", line, level, fields.ms_within(ts), metadata)
 
 
-@functools.lru_cache(maxsize=1024)
 def labels_of(text: str) -> Mapping[str, str]:
     """The labels of `{a="b", c="d"}`; a text that is written otherwise is a label by itself."""
+    return _known_labels(text) if len(text) <= MAX_KNOWN_LABELS else _labels(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_labels(text: str) -> Mapping[str, str]:
+    return _labels(text)
+
+
+def _labels(text: str) -> Mapping[str, str]:
     inner = text.strip().removeprefix("{").removesuffix("}").strip()
     labels, at = {}, 0
     while at < len(inner):

@@ -33,6 +33,8 @@ MAX_RECORD_BYTES = 1024 * 1024
 MAX_DEPTH = 64
 """Levels of values within values; more of them are cut off. Protobuf's own bound is 100."""
 
+TOO_DEEP = f"(nested over {MAX_DEPTH} levels)"
+
 _CODES = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 503: 14}
 """gRPC's codes for HTTP's."""
 
@@ -223,8 +225,10 @@ def _attributes(pairs: Any, depth: int = MAX_DEPTH) -> dict[str, Any]:
 def _value(value: Any, depth: int = MAX_DEPTH) -> Any:
     """What an AnyValue stands for, as JSON has it."""
     kind = value.WhichOneof("value") if value is not None else None
-    if kind is None or depth == 0:
+    if kind is None:
         return None
+    if depth == 0:
+        return TOO_DEEP
     inner = getattr(value, kind)
     if kind == "array_value":
         return [_value(each, depth - 1) for each in inner.values]

@@ -30,6 +30,10 @@ class Request(NamedTuple):
     limit: int = 16_777_216
     method: str = "POST"
 
+    def text(self, name: str) -> str:
+        """A header as text: servers decode it as Latin-1, and senders write UTF-8."""
+        return self.headers.get(name, "").encode("latin-1", "replace").decode(errors="replace")
+
     @property
     def media_type(self) -> str:
         """The Content-Type without its parameters."""

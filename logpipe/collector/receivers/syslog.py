@@ -32,7 +32,7 @@ _BSD = re.compile(
     r"(?P<app>[^\s:\[]{1,64})(?:\[(?P<proc>[^\]\s]{1,64})\])?: ?"
 )
 _SD_ID = re.compile(r'\[([^\s=\]"]{1,256})')
-_SD_PARAM = re.compile(r' +([^\s=\]"]{1,256})="((?:[^"\\]|\\.)*)"', re.DOTALL)
+_SD_PARAM = re.compile(r' +([^\s=\]"]{1,256})="((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _SD_ESCAPE = re.compile(r'\\(["\\\]])')
 
 

@@ -39,6 +39,12 @@ def test_labels_are_read_with_their_escapes(text: str, labels: dict[str, str]) -
     assert labels_of(text) == labels
 
 
+def test_labels_of_any_length_take_their_time_once() -> None:
+    for hostile in ('{a="' + "\\x" * 500_000, '{a="b' + " " * 1_000_000, "{" + "a" * 1_000_000):
+        assert labels_of(hostile) == {"labels": hostile}
+    assert labels_of('{a="' + "b" * 1_000_000 + '"}') == {"a": "b" * 1_000_000}
+
+
 def test_labels_and_structured_metadata_are_metadata_and_tell_source_and_level() -> None:
     labels = {"job": "j", "service_name": "s", "level": "warn", "pod": "p", "a": "1"}
     extra = {"traceID": "t", "a": "2"}

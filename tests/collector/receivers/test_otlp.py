@@ -172,7 +172,7 @@ def test_what_is_nested_too_deeply_is_cut_off() -> None:
     inner, depth = found.metadata["k"], 0
     while isinstance(inner, list):
         (inner,), depth = inner, depth + 1
-    assert (inner, depth) == (None, otlp.MAX_DEPTH)
+    assert (inner, depth) == (otlp.TOO_DEEP, otlp.MAX_DEPTH)
 
 
 @pytest.mark.parametrize("level", range(3))
