@@ -63,6 +63,18 @@ class Metrics:
         self.events_accepted = events.labels("accepted")
         self.events_rejected = events.labels("rejected")
         self.events_repeated = events.labels("repeated")
+        self.receiver_requests = Counter(
+            "logpipe_receiver_requests_total",
+            "Requests in the protocols of other shippers.",
+            ["protocol", "status"],
+            registry=registry,
+        )
+        self.receiver_events = Counter(
+            "logpipe_receiver_events_total",
+            "Events of such requests by outcome: accepted, repeated, rejected, failed.",
+            ["protocol", "outcome"],
+            registry=registry,
+        )
         self.body_bytes = Counter(
             "logpipe_ingest_bytes_total", "Body bytes, decompressed.", registry=registry
         )
@@ -165,7 +177,27 @@ class Metrics:
             ["group"],
             registry=registry,
         )
+        # Of the stream and of its Redis; all processes see the same ones.
+        self.stream_entries = self._common("logpipe_stream_entries", "Entries in the stream.")
+        self.stream_max_entries = self._common(
+            "logpipe_stream_max_entries", "Entries at which a collector trims the stream, about."
+        )
+        self.stream_bytes = self._common(
+            "logpipe_stream_bytes", "Memory of the stream in Redis, estimated from some entries."
+        )
+        self.redis_memory_bytes = self._common(
+            "logpipe_redis_memory_bytes", "Memory that Redis uses, for everything in it."
+        )
+        self.redis_max_memory_bytes = self._common(
+            "logpipe_redis_max_memory_bytes", "Memory that Redis may use; 0: no limit."
+        )
         self._group_labels: set[str] = set()
+
+    def _common(self, name: str, text: str) -> Gauge:
+        """A gauge that any process may set; NaN where it is not known."""
+        gauge = Gauge(name, text, multiprocess_mode="livemostrecent", registry=self.registry)
+        gauge.set(math.nan)
+        return gauge
 
     @property
     def shared(self) -> bool:
