@@ -1,6 +1,8 @@
 """The page as it looks: its looks, its states, and how each state comes about."""
 
 import contextlib
+import json
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -66,8 +68,6 @@ _KINDS: tuple[dict[str, Any], ...] = (
 
 def history(valkey: Valkey, minutes: int = 45) -> None:
     """A past: some events of each of the last minutes, as other writers leave them."""
-    import json
-
     seconds, _ = valkey.client.time()
     pipe = valkey.client.pipeline()
     for minute in range(minutes, 0, -1):
@@ -81,6 +81,15 @@ def history(valkey: Valkey, minutes: int = 45) -> None:
     pipe.execute()
 
 
+def _just_now(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events, as of the last seconds."""
+    now = time.time_ns() // 1_000_000
+    return [
+        {**event, "ts_unix_ms": now - (len(events) - n) * 411 - n * n % 97}
+        for n, event in enumerate(events)
+    ]
+
+
 async def _empty(shown: Window, service: Service) -> None:
     await shown.state("connected")
 
@@ -88,8 +97,7 @@ async def _empty(shown: Window, service: Service) -> None:
 async def _busy(shown: Window, service: Service) -> None:
     await shown.state("connected")
     await shown["#rows > .row"].first.wait_for()
-    for _ in range(2):
-        await service.post(list(_KINDS) * 2)
+    await service.post(_just_now(list(_KINDS) * 4))
     await shown["#send-message"].fill("hello <b>world</b>")
     await shown["#send .primary"].click()
     await shown["#answer .stored"].wait_for()
