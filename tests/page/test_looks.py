@@ -9,13 +9,12 @@ import pytest
 from playwright.async_api import Browser
 
 from tests.page.looks import LOOKS, STATES, arranged
-from tests.page.window import BROWSER, Window
+from tests.page.window import BROWSER, SCREENSHOTS, Window
 from tests.servers import Service, Valkey
 
 pytestmark = BROWSER
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
-SCREENSHOTS = Path(__file__).parent.parent / "screenshots"
 
 # What can be clicked and is seen, but not all of it in the window's width.
 STICKS_OUT = """() => [...document.querySelectorAll("button, .button, a, input, select, summary")]

@@ -12,6 +12,7 @@ from tests.helpers import wait_until
 from tests.servers import Service
 
 CHROMIUM = Path("/usr/bin/chromium")
+SCREENSHOTS = Path(__file__).parent.parent / "screenshots"
 ARGUMENTS = (
     "--no-sandbox",
     "--disable-quic",
