@@ -17,8 +17,9 @@ from tests.servers import Valkey, free_port, spawned
 SECONDS = float(os.environ.get("PAGE_LOAD_SECONDS", "10"))
 PER_SECOND = 5_000
 BATCH = 500
-BOUND_MS = float(os.environ.get("PAGE_ANSWER_MS", "250"))
-"""For the 95th percentile, on a machine whose two cores also make the load. 100 ms is the aim."""
+ANSWER_MS = float(os.environ.get("PAGE_ANSWER_MS", "100"))
+"""For the median; five times that for 95 %, since the cores that draw may also make the load, run
+the server, and be shared. The slowest is Wrap, which lays out a thousand rows anew."""
 
 pytestmark = [*BROWSER, pytest.mark.timeout(120 + SECONDS)]
 
@@ -104,12 +105,14 @@ async def test_five_thousand_events_a_second_leave_the_page_quick_and_its_rows_b
             figures = (
                 f"{taken / SECONDS:,.0f} events/s for {SECONDS:.0f} s; {len(answers)} inputs,"
                 f" answered within {middle:.0f} ms (median), {high:.0f} ms (95 %),"
-                f" {answers[-1]:.0f} ms (all; the slowest: {', '.join(slowest)}); at most {most} rows; heap {heap:.1f} MB"
+                f" {answers[-1]:.0f} ms (all; the slowest: {', '.join(slowest)});"
+                f" at most {most} rows; heap {heap:.1f} MB"
             )
             print(figures)
             record_property("page under load", figures)
             assert taken > SECONDS * PER_SECOND * 0.5
-            assert high < BOUND_MS, figures
+            assert middle < ANSWER_MS, figures
+            assert high < 5 * ANSWER_MS, figures
             assert most <= 1002
             assert heap < 60
             assert any(each.startswith("showing ") and "/s: filter" in each for each in said), said

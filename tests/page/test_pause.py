@@ -171,3 +171,31 @@ async def test_rows_scrolled_far_away_come_again_on_going_on(
         messages = await shown.messages()
         assert messages == texts[-len(messages) :]
         assert len(messages) > 900
+
+
+async def test_a_pause_leaves_the_rows_in_view_where_they_are(
+    service: Service, browser: Browser
+) -> None:
+    await send(service, 0, 90, metadata={"lines": "a long value " * 40})
+    await send(service, 90, 100)
+    async with window(browser, service.url) as shown:
+        await shown.has("#rows > .row", 100)
+        await shown.at_end()
+        row = shown["#rows > .row"].nth(97)
+        before = await row.evaluate("row => row.getBoundingClientRect().top")
+        await shown.page.keyboard.press("Space")
+        await shown.mode("paused")
+        assert abs(await row.evaluate("row => row.getBoundingClientRect().top") - before) < 60
+        await shown["#log"].evaluate("log => { log.scrollTop = log.scrollTop - 100; }")
+        assert abs(await row.evaluate("row => row.getBoundingClientRect().top") - before) < 160
+        await shown["#continue"].click()
+        await shown.mode("live")
+        await shown["#log"].hover()
+        await shown.page.mouse.wheel(0, -300)
+        await shown.mode("paused")
+
+        async def moved() -> bool:
+            top: float = await row.evaluate("row => row.getBoundingClientRect().top")
+            return abs(top - before - 300) < 60
+
+        await wait_until(moved, "the rows have moved as far as the wheel")
