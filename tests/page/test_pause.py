@@ -182,7 +182,7 @@ async def test_a_pause_leaves_the_rows_in_view_where_they_are(
         await shown.has("#rows > .row", 100)
         await shown.at_end()
         row = shown["#rows > .row"].nth(97)
-        before = await row.evaluate("row => row.getBoundingClientRect().top")
+        before: float = await row.evaluate("row => row.getBoundingClientRect().top")
         await shown.page.keyboard.press("Space")
         await shown.mode("paused")
         assert abs(await row.evaluate("row => row.getBoundingClientRect().top") - before) < 60
