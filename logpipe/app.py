@@ -12,6 +12,7 @@ import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import distributor, probes, ui
+from logpipe.access import Access
 from logpipe.background import Background
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.connection import http_client
@@ -147,7 +148,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             if parts.remote is not None:
                 parts.remote.close()
 
-        yield Running(Dispatch(apps), farewell, background)
+        yield Running(Access(Dispatch(apps)), farewell, background)
 
 
 async def _open_stream(

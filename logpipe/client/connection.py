@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import httpx
 
+from logpipe import request_ids
+
 CONNECT_TIMEOUT_S = 3.0
 
 
@@ -13,7 +15,14 @@ def http_client() -> httpx.AsyncClient:
         limits=httpx.Limits(max_connections=None),
         timeout=httpx.Timeout(10.0, connect=CONNECT_TIMEOUT_S),
         trust_env=False,
+        event_hooks={"request": [_pass_on]},
     )
+
+
+async def _pass_on(request: httpx.Request) -> None:
+    """What is asked of another role for a request is logged there under the same id."""
+    if id_ := request_ids.current():
+        request.headers.setdefault(request_ids.HEADER, id_)
 
 
 def bearer(tokens: Sequence[str]) -> dict[str, str]:

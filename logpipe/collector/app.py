@@ -27,7 +27,13 @@ LARGE_BYTES = 1024 * 1024
 """A larger body is read in a thread: one of 16 MiB would stop everything else for a fifth of a
 second."""
 
-HEADERS_ALLOWED = ("Authorization", "Content-Type", "Content-Encoding", "Idempotency-Key")
+HEADERS_ALLOWED = (
+    "Authorization",
+    "Content-Type",
+    "Content-Encoding",
+    "Idempotency-Key",
+    "X-Request-ID",
+)
 
 HEADERS_READ = frozenset(
     {
