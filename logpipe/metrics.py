@@ -49,6 +49,18 @@ class Metrics:
             multiprocess_mode="livemostrecent",
             registry=registry,
         )
+        self.ready = Gauge(
+            "logpipe_ready",
+            "1 while /healthz says so.",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self.event_loop_lag_seconds = Histogram(
+            "logpipe_event_loop_lag_seconds",
+            "How late a timer of the event loop is, ten times a second.",
+            buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=registry,
+        )
 
         self.requests = Counter(
             "logpipe_ingest_requests_total", "Ingest requests.", ["status"], registry=registry
@@ -180,6 +192,28 @@ class Metrics:
             "logpipe_redis_max_memory_bytes", "Memory that Redis may use; 0: no limit."
         )
         self._group_labels: set[str] = set()
+
+        self.canary_sent = Counter(
+            "logpipe_canary_sent_total",
+            "Canaries that this collector has appended, as Redis has confirmed.",
+            registry=registry,
+        )
+        self.canary_received = Counter(
+            "logpipe_canary_received_total",
+            "Canaries of all collectors that came to this distributor.",
+            registry=registry,
+        )
+        self.canary_lost = Counter(
+            "logpipe_canary_lost_total",
+            "Canaries that were confirmed and did not come, though a later one did.",
+            registry=registry,
+        )
+        self.canary_latency_seconds = Histogram(
+            "logpipe_canary_latency_seconds",
+            "Age of a canary when it comes, by the clocks of both processes.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=registry,
+        )
 
     def _common(self, name: str, text: str) -> Gauge:
         """A gauge that any process may set; NaN where it is not known."""

@@ -56,7 +56,7 @@ def create(
         [
             Route("/livez", _livez),
             Route("/healthz", healthz),
-            Route("/metrics", _metrics(metrics, redis)),
+            Route("/metrics", _metrics(metrics, redis, state)),
         ]
     )
 
@@ -65,11 +65,14 @@ async def _livez(_: Request) -> Response:
     return _json({"status": "ok"}, 200)
 
 
-def _metrics(metrics: Metrics, redis: RedisHealth | None) -> Callable[[Request], Response]:
+def _metrics(
+    metrics: Metrics, redis: RedisHealth | None, state: Callable[[], Health]
+) -> Callable[[Request], Response]:
     # A plain function: Starlette runs it in a thread, so that a scrape never holds up the loop.
     def answer(_: Request) -> Response:
         if redis is not None:
             metrics.redis_up.set(redis.kind == "ok")
+        metrics.ready.set(state().status == "ok")
         return Response(metrics.exposition(), media_type=MEDIA_TYPE)
 
     return answer
