@@ -22,6 +22,9 @@ from logpipe.client.log import RemoteLog
 from logpipe.client.process import RemoteProcess
 from logpipe.collector import app as collector
 from logpipe.collector.appender import Appender
+from logpipe.collector.receivers.intake import Process
+from logpipe.collector.receivers.syslog_tcp import SyslogListener
+from logpipe.collector.receivers.table import SEGMENTS
 from logpipe.collector.submit import LocalCollector
 from logpipe.engine import Engine
 from logpipe.groups import Groups
@@ -30,6 +33,7 @@ from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, respond
 from logpipe.redis_address import RedisAddress
+from logpipe.server import bind
 from logpipe.settings import Role, Settings
 from logpipe.stream import Stream
 from logpipe.watch import Look, Watch, look_here
@@ -85,7 +89,7 @@ def _ui(parts: Parts) -> ASGIApp:
 
 
 ROLES: Mapping[Role, RoleSpec] = {
-    "collector": RoleSpec(("ingest",), _collector),
+    "collector": RoleSpec(("ingest", *SEGMENTS), _collector),
     "distributor": RoleSpec(("subscribe", "events", "subscribers"), _distributor),
     "ui": RoleSpec(("", "ui", "static", "login", "status"), _ui),
 }
@@ -112,20 +116,28 @@ class Dispatch:
 
 
 class Running(NamedTuple):
-    """A process's application, the farewell to its streams, and its background tasks."""
+    """A process's application, the farewell to its streams, its background tasks, and its listener
+    for syslog over TCP where it has one."""
 
     app: ASGIApp
     farewell: Callable[[], None]
     background: Background
+    syslog: SyslogListener | None
 
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Running]:
     """Opens what the roles of `settings` need, and closes it at the end.
 
-    Raises `EngineError` when the embedded engine cannot start; Redis may be away.
+    Raises `EngineError` when the embedded engine cannot start, and `PortTakenError` before, for
+    SYSLOG_TCP; Redis may be away.
     """
     async with AsyncExitStack() as stack:
+        port = None
+        if settings.syslog_tcp >= 0 and "collector" in settings.roles:
+            several = settings.workers > 1
+            port = bind(settings.host, settings.syslog_tcp, variable="SYSLOG_TCP", shared=several)
+            stack.enter_context(port)
         metrics = Metrics()
         background = Background()
         stream = None
@@ -134,6 +146,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         parts = await _open_parts(settings, metrics, stream, stack, background)
         background.start("lag", measure_lag(metrics))
         _start_canaries(parts, background)
+        syslog = None
+        if port is not None and parts.appender is not None:
+            syslog = SyslogListener(Process(settings, parts.appender, metrics), port)
+            stack.push_async_callback(syslog.aclose)
+            await syslog.start()
         # The last to enter is the first to leave: tasks end before what they use is closed.
         await stack.enter_async_context(background)
 
@@ -151,8 +168,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 parts.groups.close()
             if parts.remote is not None:
                 parts.remote.close()
+            if syslog is not None:
+                syslog.stop()
 
-        yield Running(Access(Dispatch(apps)), farewell, background)
+        yield Running(Access(Dispatch(apps)), farewell, background, syslog)
 
 
 async def _open_stream(

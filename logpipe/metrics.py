@@ -75,6 +75,18 @@ class Metrics:
         self.events_accepted = events.labels("accepted")
         self.events_rejected = events.labels("rejected")
         self.events_repeated = events.labels("repeated")
+        self.receiver_requests = Counter(
+            "logpipe_receiver_requests_total",
+            "Requests in the protocols of other shippers.",
+            ["protocol", "status"],
+            registry=registry,
+        )
+        self.receiver_events = Counter(
+            "logpipe_receiver_events_total",
+            "Events of such requests by outcome: accepted, repeated, rejected, failed.",
+            ["protocol", "outcome"],
+            registry=registry,
+        )
         self.body_bytes = Counter(
             "logpipe_ingest_bytes_total", "Body bytes, decompressed.", registry=registry
         )

@@ -63,6 +63,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, setting("Largest request body, decompressed.", ge=64)] = (
         16_777_216
     )
+    syslog_tcp: Annotated[
+        int, setting("Port for syslog over TCP; none unless given.", ge=0, le=65535)
+    ] = -1
     trim_maxlen: Annotated[
         int, setting("Entries that the stream keeps, about.", ge=1, le=10**12)
     ] = 50_000

@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "stream_name": ("events", "events"),
     "max_message_bytes": ("1000", 1000),
     "max_body_bytes": ("2000", 2000),
+    "syslog_tcp": ("5514", 5514),
     "trim_maxlen": ("3000", 3000),
     "consumer_group": ("g", "g"),
     "consumer_name": ("c", "c"),

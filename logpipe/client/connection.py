@@ -33,3 +33,17 @@ def bearer(tokens: Sequence[str]) -> dict[str, str]:
 def shown(error: Exception) -> str:
     """The words of an error; its kind where it has none, as httpx's time limits."""
     return str(error) or type(error).__name__
+
+
+def base_url(text: str) -> str:
+    """A base URL without its last slash; http where it names no scheme. Raises ValueError."""
+    url = text.strip()
+    if "://" not in url:
+        url = f"http://{url}"
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(str(error)) from None
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ValueError("must be a URL like http://127.0.0.1:8080")
+    return url.rstrip("/")

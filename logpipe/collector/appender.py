@@ -13,7 +13,7 @@ from typing import cast
 
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
-from logpipe.stream import Append, Appended, Stream
+from logpipe.stream import Append, Appended, RedisHealth, Stream
 
 MAX_SHARED_BYTES = 256 * 1024
 """One append takes requests up to this size together; a larger request goes alone. Few enough that
@@ -91,6 +91,11 @@ class Appender:
         self._waiting_bytes = 0
         self._answers = _Answers()
         self._lanes: set[asyncio.Task[None]] = set()
+
+    @property
+    def health(self) -> RedisHealth:
+        """What Redis was like when it was last asked."""
+        return self._stream.health
 
     async def append(self, request: Append) -> Appended:
         """Appends a request's events; returns when Redis has confirmed them.
