@@ -5,6 +5,7 @@ million times a second nobody asks for it. At level debug it goes by the message
 """
 
 import logging
+import re
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,9 @@ log = logging.getLogger("logpipe.access")
 
 MAX_PATH_SHOWN = 200
 """Characters of a path that the log repeats. Of the query nothing: tokens may be in it."""
+
+_TOKEN = re.compile(r"(?<=/v1/input/).+", re.DOTALL)
+"""The one path that ends with a token: Datadog's older one."""
 
 _FIELD = request_ids.HEADER.lower().encode()
 
@@ -52,9 +56,14 @@ class Access:
             await self._answered(scope, receive, identified)
         finally:
             took_ms = (time.perf_counter() - started) * 1000
-            path = scope["path"][:MAX_PATH_SHOWN]
             status = identified.status or "unanswered"
+            path = shown(scope["path"])
             log.debug("%s %s %s in %.1f ms", scope["method"], path, status, took_ms)
+
+
+def shown(path: str) -> str:
+    """A path as the log may repeat it."""
+    return _TOKEN.sub("(hidden)", path)[:MAX_PATH_SHOWN]
 
 
 class _Identified:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from logpipe import __version__
+from logpipe.continuity import Reason
 
 # One series more for each counter, that nobody asks for.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -45,7 +47,7 @@ class Metrics:
         ).labels(__version__).set(1)
         self.redis_up = Gauge(
             "logpipe_redis_up",
-            "1 while Redis serves.",
+            "1 while Redis serves; NaN where none is needed.",
             multiprocess_mode="livemostrecent",
             registry=registry,
         )
@@ -66,6 +68,7 @@ class Metrics:
             "logpipe_ingest_requests_total", "Ingest requests.", ["status"], registry=registry
         )
         self.requests_accepted = self.requests.labels(202)
+        self.requests.labels(503)  # what alerts ask for is there before it happens
         events = Counter(
             "logpipe_ingest_events_total",
             "Events by outcome: accepted, rejected, repeated.",
@@ -125,6 +128,9 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        for reason in get_args(Reason):  # the first would be none to `increase` else
+            self.gaps.labels(reason)
+            self.gap_events.labels(reason)
         self.feed_events = Counter(
             "logpipe_feed_events_total", "Entries read into the window.", registry=registry
         )

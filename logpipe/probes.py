@@ -1,5 +1,6 @@
 """What every role answers: `/livez`, `/healthz` and `/metrics`."""
 
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -70,8 +71,7 @@ def _metrics(
 ) -> Callable[[Request], Response]:
     # A plain function: Starlette runs it in a thread, so that a scrape never holds up the loop.
     def answer(_: Request) -> Response:
-        if redis is not None:
-            metrics.redis_up.set(redis.kind == "ok")
+        metrics.redis_up.set(redis.kind == "ok" if redis is not None else math.nan)
         metrics.ready.set(state().status == "ok")
         return Response(metrics.exposition(), media_type=MEDIA_TYPE)
 

@@ -10,7 +10,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from logpipe import request_ids
-from logpipe.access import MAX_PATH_SHOWN, Access
+from logpipe.access import MAX_PATH_SHOWN, Access, shown
+from logpipe.collector.receivers.table import PROTOCOLS
 from logpipe.consumer import Consumer
 from logpipe.group import Group
 from logpipe.logs import JsonFormatter, TextFormatter
@@ -140,6 +141,18 @@ async def test_at_level_debug_a_taken_event_is_answered_with_the_id_as_all_other
     async with serving(redis_addr=valkey.url, role="collector") as service:
         answer = await service.post(EVENT, **{"X-Request-ID": "in"})
         assert (answer.status_code, answer.headers["x-request-id"]) == (202, "in")
+
+
+def test_a_token_in_a_path_is_not_logged() -> None:
+    """Every path that may hold one is known to the log."""
+    paths = {path for protocol in PROTOCOLS.values() for path in protocol.paths if "{" in path}
+    holding = [path.replace("{token}", "s3cr3t") for path in paths if "{token}" in path]
+    assert holding
+    for path in holding:
+        for asked in (path, f"/insert{path}", f"{path}/more", f"{path}\nmore/s3cr3t"):
+            assert "s3cr3t" not in shown(asked)
+            assert shown(asked).endswith("/(hidden)")
+    assert shown("/v1/logs") == "/v1/logs"
 
 
 async def test_at_level_info_requests_are_not_logged(
