@@ -1,17 +1,20 @@
 """What is around every request: its id, its line in the log at level debug, the answer to a fault.
 
-An event that was taken in is answered past ASGI's messages (`wire.py`) and so without the id: a
-million times a second nobody asks for it. At level debug it goes by the messages like all others.
+An event that was taken in is answered past ASGI's messages (`wire.py`) and so without the id, which
+nobody asks for then. At level debug it goes by the messages like all others.
 """
 
 import logging
 import re
 import time
+from collections.abc import Awaitable
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import request_ids
+from logpipe.collector.app import PATH as INGEST
 from logpipe.problems import FAULT, respond
+from logpipe.request_ids import Identified
 
 log = logging.getLogger("logpipe.access")
 
@@ -21,24 +24,24 @@ MAX_PATH_SHOWN = 200
 _TOKEN = re.compile(r"(?<=/v1/input/).+", re.DOTALL)
 """The one path that ends with a token: Datadog's older one."""
 
-_FIELD = request_ids.HEADER.lower().encode()
-
 
 class Access:
     """An ASGI application around the one that answers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._logs = log.isEnabledFor(logging.DEBUG)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answers one request. No coroutine of its own: each costs as much as all of the rest."""
         request_ids.serve(scope)
-        if log.isEnabledFor(logging.DEBUG):
-            await self._logged(scope, receive, send)
-        else:
-            await self._answered(scope, receive, _Identified(send))
+        if self._logs:
+            return self._logged(scope, receive, send)
+        if scope["path"] == INGEST and scope["method"] == "POST":
+            return self._app(scope, receive, send)
+        return self._answered(scope, receive, Identified(send))
 
-    async def _answered(self, scope: Scope, receive: Receive, send: "_Identified") -> None:
+    async def _answered(self, scope: Scope, receive: Receive, send: Identified) -> None:
         try:
             await self._app(scope, receive, send)
         except Exception:
@@ -51,7 +54,7 @@ class Access:
         if scope["method"] == "POST":
             scope["extensions"] = {}  # what goes by the wire would not be seen here
         started = time.perf_counter()
-        identified = _Identified(send)
+        identified = Identified(send)
         try:
             await self._answered(scope, receive, identified)
         finally:
@@ -64,20 +67,3 @@ class Access:
 def shown(path: str) -> str:
     """A path as the log may repeat it."""
     return _TOKEN.sub("(hidden)", path)[:MAX_PATH_SHOWN]
-
-
-class _Identified:
-    """Sends with the id of the request in the head; `status` is that of an answer begun, or 0."""
-
-    __slots__ = ("_send", "status")
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 0
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            id_ = request_ids.current().encode()
-            message["headers"] = [*message.get("headers", ()), (_FIELD, id_)]
-        await self._send(message)

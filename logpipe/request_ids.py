@@ -10,6 +10,8 @@ from collections.abc import MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
+from starlette.types import Message, Send
+
 HEADER = "X-Request-ID"
 MAX_LENGTH = 64
 """Characters of an id that is taken over; another is replaced, not cut: half an id is none."""
@@ -38,3 +40,20 @@ def current() -> str:
 def chosen(given: str) -> str:
     """The id that a client gave, where it is sane, else one of its own."""
     return given if _SANE.fullmatch(given) else secrets.token_hex(8)
+
+
+class Identified:
+    """Sends with the id of the request in the head; `status` is that of an answer begun, or 0."""
+
+    __slots__ = ("_send", "status")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            others = [field for field in message.get("headers", ()) if field[0] != _NAME]
+            message["headers"] = [*others, (_NAME, current().encode())]
+        await self._send(message)

@@ -96,12 +96,12 @@ async def test_two_requests_on_one_connection_have_an_id_each(valkey: Valkey) ->
 async def test_a_page_asks_other_roles_under_the_id_that_it_was_asked_under(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.handler.setFormatter(JsonFormatter())
+    caplog.set_level(logging.DEBUG, "logpipe.access")
     async with (
         serving(redis_addr=valkey.url, role="distributor") as distributor,
         serving(role="ui", distributor_url=distributor.url) as ui,
     ):
-        caplog.handler.setFormatter(JsonFormatter())
-        caplog.set_level(logging.DEBUG, "logpipe.access")
         await ui.http.get("/ui/rows", headers={"X-Request-ID": "page-3"})
     lines = [json.loads(line) for line in caplog.text.splitlines()]
     of_page = {
@@ -202,9 +202,12 @@ async def ask(answers: Any) -> tuple[list[Message], Exception | None]:
         await answers(send)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"x-request-id", b"r-1")]}
+
+    async def serve() -> None:
+        await Access(app)(scope, receive, send)
+
     try:
-        # In a task, as a server does: the context is its own.
-        await asyncio.create_task(Access(app)(scope, receive, send))
+        await asyncio.create_task(serve())  # as a server does: the context is its own
     except RuntimeError as error:
         return sent, error
     return sent, None
