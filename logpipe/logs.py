@@ -7,6 +7,7 @@ import time
 from typing import IO
 
 from logpipe import request_ids
+from logpipe.outlet import Outlet, may_block
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}
@@ -28,7 +29,7 @@ def _handler(style: str, out: IO[str] | None) -> logging.Handler:
         return logging.NullHandler()
     terminal = out.isatty()
     as_text = style == "text" or (style == "auto" and terminal)
-    handler = logging.StreamHandler(out)
+    handler = Outlet(out.fileno()) if may_block(out) else logging.StreamHandler(out)
     handler.setFormatter(TextFormatter(colour=terminal) if as_text else JsonFormatter())
     return handler
 
