@@ -1,7 +1,7 @@
 """The canary: a small event that goes all the way, from a collector to a subscriber.
 
-Each collector process appends one every CANARY_S, numbered; each distributor process reads the
-stream as any subscriber does and notes how old they are when they come, and which do not come.
+Each collector process appends one every CANARY_S, numbered; each distributor process notes how old
+they are when its live readers have had them, and which do not come.
 They are events of the users' stream like others: `-source:logpipe.canary` hides them.
 """
 
@@ -15,13 +15,10 @@ from typing import Annotated
 import msgspec
 
 from logpipe.event import Event, StoredEvent, encode
-from logpipe.filters import EVERYTHING
 from logpipe.hub import Hub
-from logpipe.messages import Batch, Start
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
 from logpipe.stream import Append, Appended
-from logpipe.subscription import HubSubscription
 
 SOURCE = "logpipe.canary"
 
@@ -64,18 +61,24 @@ async def send_canaries(
 
 
 async def await_canaries(hub: Hub, metrics: Metrics) -> None:
-    """Notes, for ever, the canaries that come by the feed of this process."""
+    """Notes, for ever, the canaries that come by the feed of this process.
+
+    It reads the window behind the live readers, when they have been written to, and never the
+    stream: a distributor that is behind has no more to do for being measured. (A window smaller
+    than one read, SUBSCRIBER_QUEUE_LEN below BATCH_COUNT, may hide some.)
+    """
     heard = Heard(metrics)
-    # Not counted among the subscribers: they are people's, and the hub paces itself by them.
-    subscription = HubSubscription(hub, Start(), EVERYTHING)
-    while (items := await subscription.next()) is not None:
-        for item in items:
-            if isinstance(item, Batch):
-                now_ms = time.time_ns() // 1_000_000
-                for entry in item.entries:
-                    if entry.event.source == SOURCE:
-                        heard.note(entry.event, now_ms)
-    await asyncio.Event().wait()  # the hub closes, which is no fault of this task
+    number = hub.window.next_number
+    while True:
+        change = hub.change
+        number = max(number, hub.window.first_number)
+        now_ms = time.time_ns() // 1_000_000
+        while (batch := hub.window.get(number)) is not None:
+            for entry in batch.entries:
+                if entry.event.source == SOURCE:
+                    heard.note(entry.event, now_ms)
+            number += 1
+        await change.wait()
 
 
 class Heard:

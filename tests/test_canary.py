@@ -235,6 +235,17 @@ async def test_the_reader_of_canaries_is_no_subscriber(valkey: Valkey) -> None:
         assert not count("logpipe_subscribers", {"delivery": "broadcast"})
 
 
+async def test_whoever_measures_reads_nothing_from_the_stream_himself(valkey: Valkey) -> None:
+    """A distributor that is behind shall not be held up by its canary."""
+    async with stream_at(address_of(valkey)) as stream, running(stream) as hub, awaiting(hub):
+        await add(stream, 30)
+        await stream.append([Append([canary(Mark("a", 1))])])
+        valkey.client.delete(stream.name)  # the feed begins anew, and its window with it
+        await stream.append([Append([canary(Mark("a", 2))])])
+        await wait_until(lambda: figures(hub.metrics)[0] >= 1, "the last has come")
+        assert hub.metrics.registry.get_sample_value("logpipe_catchup_reads_total") == 0
+
+
 async def test_the_end_of_the_hub_is_no_fault(valkey: Valkey) -> None:
     """A task that ends by itself would end the process with an error."""
     async with (
