@@ -37,6 +37,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "block_ms": ("10", 10),
     "subscriber_queue_len": ("1", 1),
     "cors_allow_origins": ("http://a, http://b", ("http://a", "http://b")),
+    "allowed_hosts": ("logs.example, b", ("logs.example", "b")),
     "collector_url": ("https://c", "https://c"),
     "distributor_url": ("http://[::1]:1/p", "http://[::1]:1/p"),
     "ingest_tokens": ("t1,t2", ("t1", "t2")),

@@ -9,8 +9,8 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
 from tests.helpers import wait_until
+from tests.page.window import ARGUMENTS, CHROMIUM, SCREENSHOTS
 from tests.servers import Service, Valkey, free_port, serving, subscribed
-from tests.test_page import ARGUMENTS, CHROMIUM, SCREENSHOTS
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),  # one loop, so that one browser serves all tests
