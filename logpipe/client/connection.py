@@ -7,10 +7,9 @@ from typing import Any
 import httpx
 import msgspec
 
+from logpipe import request_ids
 from logpipe.event import NOT_DECODED
 from logpipe.problems import Problem
-
-from logpipe import request_ids
 
 CONNECT_TIMEOUT_S = 3.0
 
