@@ -12,7 +12,9 @@ import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import distributor, probes, ui
+from logpipe.access import Access
 from logpipe.background import Background
+from logpipe.canary import await_canaries, send_canaries
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.connection import http_client
 from logpipe.client.distributor import RemoteDistributor
@@ -27,6 +29,7 @@ from logpipe.collector.submit import LocalCollector
 from logpipe.engine import Engine
 from logpipe.groups import Groups
 from logpipe.hub import Hub
+from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, respond
 from logpipe.redis_address import RedisAddress
@@ -141,6 +144,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         if settings.redis is not None:
             stream = await _open_stream(settings, settings.redis, stack, background)
         parts = await _open_parts(settings, metrics, stream, stack, background)
+        background.start("lag", measure_lag(metrics))
+        _start_canaries(parts, background)
         syslog = None
         if port is not None and parts.appender is not None:
             syslog = SyslogListener(Process(settings, parts.appender, metrics), port)
@@ -166,7 +171,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             if syslog is not None:
                 syslog.stop()
 
-        yield Running(Dispatch(apps), farewell, background, syslog)
+        yield Running(Access(Dispatch(apps)), farewell, background, syslog)
 
 
 async def _open_stream(
@@ -241,6 +246,15 @@ async def _open_parts(
         watch = Watch([here, *_looks_elsewhere(settings, http)])
         background.start("watch", watch.run())
     return Parts(settings, metrics, appender, hub, groups, remote, http, watch)
+
+
+def _start_canaries(parts: Parts, background: Background) -> None:
+    settings, metrics = parts.settings, parts.metrics
+    if settings.canary_s and parts.appender is not None:
+        sending = send_canaries(parts.appender.append, metrics, settings.canary_s)
+        background.start("canary", sending)
+    if settings.canary_s and parts.hub is not None:
+        background.start("canaries", await_canaries(parts.hub, metrics))
 
 
 def _looks_elsewhere(settings: Settings, http: httpx.AsyncClient | None) -> Iterator[Look]:

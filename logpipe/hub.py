@@ -5,6 +5,7 @@ import contextlib
 import math
 import random
 import time
+from contextvars import Context
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
 from logpipe.ids import StreamId
@@ -183,7 +184,7 @@ class Hub:
         Subscribers that ask at the same time share one answer: thousands may come back at once.
         """
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
+            self._looking = asyncio.create_task(self._look(), context=Context())
         return await asyncio.shield(self._looking)
 
     async def _look(self) -> Bounds:

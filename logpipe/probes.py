@@ -1,5 +1,6 @@
 """What every role answers: `/livez`, `/healthz` and `/metrics`."""
 
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -56,7 +57,7 @@ def create(
         [
             Route("/livez", _livez),
             Route("/healthz", healthz),
-            Route("/metrics", _metrics(metrics, redis)),
+            Route("/metrics", _metrics(metrics, redis, state)),
         ]
     )
 
@@ -65,11 +66,13 @@ async def _livez(_: Request) -> Response:
     return _json({"status": "ok"}, 200)
 
 
-def _metrics(metrics: Metrics, redis: RedisHealth | None) -> Callable[[Request], Response]:
+def _metrics(
+    metrics: Metrics, redis: RedisHealth | None, state: Callable[[], Health]
+) -> Callable[[Request], Response]:
     # A plain function: Starlette runs it in a thread, so that a scrape never holds up the loop.
     def answer(_: Request) -> Response:
-        if redis is not None:
-            metrics.redis_up.set(redis.kind == "ok")
+        metrics.redis_up.set(redis.kind == "ok" if redis is not None else math.nan)
+        metrics.ready.set(state().status == "ok")
         return Response(metrics.exposition(), media_type=MEDIA_TYPE)
 
     return answer

@@ -97,6 +97,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                interface="asgi3",
                 http=BoundedProtocol,
                 lifespan="off",
                 ws="none",
@@ -104,6 +105,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                reset_contextvars=True,  # of two requests on a connection, each has its own id
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
             )

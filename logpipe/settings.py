@@ -111,6 +111,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: Annotated[
         float, setting("Seconds between heartbeats on an idle subscription.", gt=0, le=86_400)
     ] = 15.0
+    canary_s: Annotated[
+        float,
+        setting(
+            "Seconds between two canaries: events of logpipe's own that measure the way from"
+            " collector to subscriber. 0: none.",
+            ge=0,
+            le=86_400,
+        ),
+    ] = 0.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], setting("Least level of logpipe's own log.")
     ] = "info"

@@ -18,7 +18,8 @@ from logpipe.collector.ingest import answer_of, append_of, take_in
 from logpipe.collector.receivers import table as receivers
 from logpipe.collector.receivers.intake import Process
 from logpipe.metrics import Metrics
-from logpipe.problems import Problem
+from logpipe.problems import FAULT, Problem
+from logpipe.request_ids import Identified
 from logpipe.settings import Settings
 from logpipe.subapp import sub_app
 from logpipe.wire import Wire, wire_of
@@ -29,7 +30,13 @@ LARGE_BYTES = 1024 * 1024
 """A larger body is read in a thread: one of 16 MiB would stop everything else for a fifth of a
 second."""
 
-HEADERS_ALLOWED = ("Authorization", "Content-Type", "Content-Encoding", "Idempotency-Key")
+HEADERS_ALLOWED = (
+    "Authorization",
+    "Content-Type",
+    "Content-Encoding",
+    "Idempotency-Key",
+    "X-Request-ID",
+)
 
 HEADERS_READ = frozenset(
     {
@@ -101,8 +108,12 @@ class Ingest:
             return
         except Problem as problem:
             self._metrics.requests.labels(problem.status).inc()
-            await give(problem_answer(problem), receive, send, body_read=body_read)
+            await give(problem_answer(problem), receive, Identified(send), body_read=body_read)
             return
+        except Exception:
+            self._metrics.requests.labels(500).inc()
+            await give(problem_answer(FAULT), receive, Identified(send), body_read=body_read)
+            raise  # to be logged by the server
         self._metrics.requests_accepted.inc()
         if wire is not None:
             wire.respond(202, b"application/json", answer)

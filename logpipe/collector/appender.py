@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context
 from typing import cast
 
 from logpipe.metrics import Metrics
@@ -108,7 +109,8 @@ class Appender:
         self._waiting.append(_Waiting(request, size, done))
         self._waiting_bytes += size
         if len(self._lanes) < LANES:
-            self._lanes.add(asyncio.create_task(self._work()))
+            # For many requests: what it logs is not of the one that began it.
+            self._lanes.add(asyncio.create_task(self._work(), context=Context()))
         return await done
 
     async def _work(self) -> None:

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import jinja2
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
@@ -20,7 +20,7 @@ from logpipe.settings import Settings
 from logpipe.subapp import sub_app
 from logpipe.ui import reading
 from logpipe.ui.assets import Assets
-from logpipe.ui.details import details
+from logpipe.ui.download import download
 from logpipe.ui.feed import FeedResponse
 from logpipe.ui.log import Log
 from logpipe.ui.security import require_same_origin, secured
@@ -156,22 +156,18 @@ class _Page:
         return Response(counted, 200, {"Cache-Control": "no-store"}, "application/json")
 
     async def details(self, request: Request) -> Response:
-        """The event of a row, as a tree. The row has all of it: the stream may have it no more."""
+        """The event of a row, as a tree. The row has all of it: the stream may have it no more.
+
+        A POST because it is large; it changes nothing, and so may come from anywhere.
+        """
         self._require_reader(request)
         form = dict(await form_of(request, self._settings.max_message_bytes))
-        return _fragment(details(reading.posted_event(form.get("event", ""))))
+        return _fragment(reading.details_of(form.get("event", "")))
 
     async def download(self, request: Request) -> Response:
         """All that matches, as a file."""
         self._require_reader(request)
-        query = request.query_params
-        format_ = query.get("format", "ndjson")
-        media_type, parts = reading.download(self._log, query, format_)
-        headers = {
-            "Content-Disposition": f'attachment; filename="logpipe.{format_}"',
-            "Cache-Control": "no-store",
-        }
-        return StreamingResponse(parts, 200, headers, media_type)
+        return await download(self._log, request.query_params)
 
     # -- sending ------------------------------------------------------------------------------
 
