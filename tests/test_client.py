@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+from logpipe.client import backoff
 from logpipe.client import distributor as client
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.connection import http_client
@@ -239,8 +240,8 @@ async def test_a_token_that_the_distributor_refuses_is_told(
 
 
 async def test_a_trouble_that_lasts_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "LAST_RETRY_S", 0.01)
-    monkeypatch.setattr(client, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(backoff, "LAST_RETRY_S", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_RETRY_S", 0.01)
     async with (
         Impostor("HTTP/1.1 500 Oops\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") as other,
         remote(other.url, heartbeat_s=0.05) as distributor,

@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "stream_name": ("events", "events"),
     "max_message_bytes": ("1000", 1000),
     "max_body_bytes": ("2000", 2000),
+    "syslog_tcp": ("5514", 5514),
     "trim_maxlen": ("3000", 3000),
     "consumer_group": ("g", "g"),
     "consumer_name": ("c", "c"),
@@ -42,6 +43,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "ingest_tokens": ("t1,t2", ("t1", "t2")),
     "read_tokens": ("t3", ("t3",)),
     "heartbeat_s": ("0.5", 0.5),
+    "canary_s": ("2.5", 2.5),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
 }
@@ -141,6 +143,7 @@ BAD = [
     ("heartbeat_s", "-5", "must be a number above 0 to 86400"),
     ("heartbeat_s", "nan", "must be a number above 0 to 86400"),
     ("heartbeat_s", "inf", "must be a number above 0 to 86400"),
+    ("canary_s", "-1", "must be a number from 0 to 86400"),
     ("heartbeat_s", "15s", "must be a number above 0 to 86400"),
     ("host", " ", "must be a text that is not empty"),
     ("stream_name", "  ", "must be a text that is not empty"),

@@ -26,6 +26,8 @@ from logpipe.ui.log import Log
 from logpipe.ui.security import require_same_origin, secured
 from logpipe.ui.sending import COUNTS, errors_by_field, events_of, form_of
 from logpipe.ui.session import Session, refusal, sign_out
+from logpipe.ui.status import Status
+from logpipe.watch import Watch
 
 Submit = Callable[[bytes], Awaitable[Stored]]
 """Takes the JSON of events; returns what was stored, or raises a `Problem`."""
@@ -45,9 +47,9 @@ SINCE_CHOICES = (
 )
 
 
-def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics) -> ASGIApp:
+def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch: Watch) -> ASGIApp:
     """The page's sub-app."""
-    page = _Page(settings, log, submit, metrics)
+    page = _Page(settings, log, submit, metrics, watch)
     routes = [
         Route("/", page.index),
         Route("/ui/stream", page.stream),
@@ -57,6 +59,8 @@ def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics) -> AS
         Route("/ui/details", page.details, methods=["POST"]),
         Route("/ui/download", page.download),
         Route("/ui/send", page.send, methods=["POST"]),
+        Route("/status", page.status.page),
+        Route("/ui/status", page.status.now),
         Route("/login", page.login),
         Route("/login", page.sign_in, methods=["POST"]),
         Route("/ui/logout", page.sign_out, methods=["POST"]),
@@ -66,10 +70,13 @@ def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics) -> AS
 
 
 class _Page:
-    def __init__(self, settings: Settings, log: Log, submit: Submit, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch: Watch
+    ) -> None:
         self.assets = Assets()
         self._settings = settings
         self._session = Session(settings)
+        self.status = Status(settings, self._session, self._html, watch)
         self._log = log
         self._submit = submit
         self._metrics = metrics
@@ -197,7 +204,7 @@ class _Page:
         token = form.get("token", "").strip()
         if not self._session.is_token(token):
             return self._login(request, "This token is not known here.", 403)
-        onward = RedirectResponse(_with_query("/", request.query_params), 303)
+        onward = RedirectResponse(_after_login(request.query_params), 303)
         if self._session.sign_in(request, onward, token).read:
             return onward
         again = self._login(request, "This token may send. To read needs another.", 403)
@@ -260,6 +267,10 @@ def _trouble_with_position(query: Mapping[str, str]) -> str:
     except Problem as problem:
         return problem.detail
     return ""
+
+
+def _after_login(query: Mapping[str, str]) -> str:
+    return "/status" if query.get("then") == "status" else _with_query("/", query)
 
 
 def _given(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
