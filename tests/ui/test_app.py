@@ -230,7 +230,9 @@ def kinds(html: str) -> set[tuple[str, frozenset[str]]]:
 
 async def test_hostile_text_in_the_url_stays_text(valkey: Valkey) -> None:
     names = ("q", "level", "source", "text", "since", "cols")
-    plain = ({"text": "x"}, {"q": "level: x"}, {"level": "A", "since": "1-1"}, {"q": "x"}, {})
+    plain: tuple[dict[str, str], ...] = (
+        {"text": "x"}, {"q": "level: x"}, {"level": "A", "since": "1-1"}, {"q": "x"}, {}
+    )  # fmt: skip
     async with serving(redis_addr=valkey.url) as service:
         known: set[tuple[str, frozenset[str]]] = set()
         for query in plain:
