@@ -249,17 +249,17 @@ async def test_who_leaves_leaves_no_task_and_no_error_behind(
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     before = asyncio.all_tasks()
-    for late in (None, RuntimeError("of nobody's interest any more")):
+    for late in (False, True):
         inner = Scripted([batch(1, 2)], [batch(2, 3)])
         with Paced(inner) as paced:
             await paced.next()
             await paced.next()
-            if late is not None:
-                inner.queue.put_nowait(late)
+            if late:
+                inner.queue.put_nowait(RuntimeError("of nobody's interest any more"))
                 await wait_until(inner.queue.empty, "the error has come")
                 await asyncio.sleep(0)
         await wait_until(lambda: asyncio.all_tasks() == before, "no task is left")
-        del paced
+        del paced, inner
         gc.collect()
     with Paced(Scripted()):
         pass  # it was never asked
