@@ -122,8 +122,20 @@ async def test_a_wrong_token_is_told_once(keeping: Valkey) -> None:
     assert not findings["protocols"]
     assert "wrong" not in states(findings)["probes"]
     assert [finding["state"] for finding in without["tokens"]] == ["wrong", "wrong"]
+    assert states(findings)["stream"] == {"ok"}
     assert "refused (401)" in without["tokens"][0]["detail"]
     assert stored(keeping) == []
+
+
+async def test_a_wrong_token_to_read_leaves_what_can_be_said_of_sending(keeping: Valkey) -> None:
+    async with guarded(keeping) as service:
+        wrong = ("--token", "other", "--ingest-token", "s3nd")
+        findings = await found(service.url, *wrong, code=1)
+    assert [finding["state"] for finding in findings["tokens"]] == ["ok", "wrong"]
+    assert not findings["stream"]
+    (protocols,) = findings["protocols"]
+    assert protocols["state"] == "ok"
+    assert "not read back" in protocols["detail"]
 
 
 async def test_tokens_of_the_environment_are_used(keeping: Valkey) -> None:
@@ -138,7 +150,6 @@ async def test_a_redis_that_may_evict_the_stream_is_wrong() -> None:
     with Valkey.started(*options) as evicting:
         async with guarded(evicting) as service:
             findings = await found(service.url, *TOKENS, code=1)
-            evicting.client.config_set("maxmemory", "0")
     policy, persistence = findings["redis"]
     assert policy["state"] == "wrong"
     assert "evict" in policy["detail"]
