@@ -90,12 +90,14 @@ def _way(facts: Facts, way: str, setting: str, option: str) -> Judged:
 
 
 def probes(facts: Facts) -> Iterator[Judged]:
-    """What senders ask before they send: a line a protocol."""
+    """What senders ask before they send: one line for all that is well, one a protocol for what is
+    not. What the token alone stands in the way of says nothing."""
     bad: dict[str, list[str]] = {}
     for probe, answer in facts.probes.items():
+        if answer.status in REFUSED and _refused(facts, "send"):
+            continue
         failed = bad.setdefault(probe.protocol, [])
-        refused = answer.status in REFUSED and _refused(facts, "send")
-        if answer.status != probe.status and not refused:
+        if answer.status != probe.status:
             failed.append(f"{probe.method} {probe.path}: {answer}")
     for name, failed in bad.items():
         if failed:
@@ -165,7 +167,7 @@ def _journey(facts: Facts, name: str) -> Judged:
     if name in facts.arrived:
         return _ok("taken, and came out of the stream")
     if _refused(facts, "read"):
-        return _ok("taken; not read back without a token")
+        return _ok("taken; not read back, for want of a token")
     stored = name in facts.stored
     where = "it is stored" if stored else "it is not found among what is stored"
     if facts.hello_s is not None:

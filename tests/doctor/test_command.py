@@ -120,7 +120,10 @@ async def test_a_wrong_token_is_told_once(keeping: Valkey) -> None:
     assert "refused (403)" in send["detail"]
     assert "INGEST_TOKENS" in send["remedy"]
     assert not findings["protocols"]
-    assert "wrong" not in states(findings)["probes"]
+    (probes,) = findings["probes"]
+    assert probes["state"] == "ok"
+    assert "loki" in probes["detail"]
+    assert "elasticsearch" not in probes["detail"]  # it asks for the token already there
     assert [finding["state"] for finding in without["tokens"]] == ["wrong", "wrong"]
     assert states(findings)["stream"] == {"ok"}
     assert "refused (401)" in without["tokens"][0]["detail"]
