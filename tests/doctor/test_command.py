@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from logpipe.doctor import look
+from logpipe.doctor import checks, look
 from logpipe.doctor.checks import CHECKS
 from logpipe.doctor.senders import SENDERS, SOURCE
 from tests.collector.receivers.samples import stored
+from tests.helpers import wait_until
 from tests.page.proxies import Buffering
 from tests.servers import Service, Valkey, free_port, serving
 from tests.test_cli import run
@@ -48,12 +49,24 @@ def keeping() -> Iterator[Valkey]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no finding."""
+    monkeypatch.setattr(checks, "SLOW_HELLO_S", 30)
+    for name in ("ANSWER_S", "HELLO_S", "ARRIVAL_S", "METRICS_S"):
+        monkeypatch.setattr(look, name, 30)
+
+
 @asynccontextmanager
 async def guarded(valkey: Valkey, **given: object) -> AsyncIterator[Service]:
-    """A deployment with tokens."""
-    async with serving(
-        redis_addr=valkey.url, ingest_tokens="s3nd", read_tokens="r3ad", **given
-    ) as service:
+    """A deployment with tokens, once it has found its Redis."""
+    tokens = {"ingest_tokens": "s3nd", "read_tokens": "r3ad"}
+    async with serving(redis_addr=valkey.url, **(tokens | given)) as service:
+
+        async def ready() -> bool:
+            return (await service.http.get("/healthz")).status_code == 200
+
+        await wait_until(ready, "it is ready")
         yield service
 
 
@@ -91,7 +104,7 @@ async def test_roles_apart_are_sound_with_both_urls(keeping: Valkey) -> None:
 
 
 async def test_without_tokens_it_warns_and_does_not_fail(keeping: Valkey) -> None:
-    async with serving(redis_addr=keeping.url) as service:
+    async with guarded(keeping, ingest_tokens="", read_tokens="") as service:
         findings = await found(service.url, code=0)
     assert states(findings)["tokens"] == {"warning"}
 
@@ -184,7 +197,11 @@ async def test_two_streams_are_not_one_pipeline(
     assert "STREAM_NAME" in findings["protocols"][0]["remedy"]
 
 
-async def test_a_redis_that_is_away_is_told_by_name(keeping: Valkey) -> None:
+async def test_a_redis_that_is_away_is_told_by_name(
+    keeping: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HELLO_S", "ARRIVAL_S", "METRICS_S"):
+        monkeypatch.setattr(look, name, 0.5)
     async with guarded(keeping) as service:
         keeping.kill()
         findings = await found(service.url, *TOKENS, code=1)
