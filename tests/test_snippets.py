@@ -1,5 +1,7 @@
 """`logpipe snippets`: each configuration parses, and names what the collector serves."""
 
+import asyncio
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +31,10 @@ NAMES = {
 }  # fmt: skip
 
 
+HAS_HTTP = any(Path("/usr/lib/syslog-ng").glob("*/libhttp.so"))
+SYSLOG_NG = (HAS_HTTP and shutil.which("syslog-ng", path=f"{os.environ['PATH']}:/usr/sbin")) or ""
+
+
 def served() -> set[str]:
     """Every path of a collector."""
     made = routes(cast("Any", Process(cast("Any", None), cast("Any", None), cast("Any", None))))
@@ -37,8 +43,8 @@ def served() -> set[str]:
 
 def paths(text: str) -> set[str]:
     """What a configuration names after its URL, or as a path of its own."""
-    named = rf'(?:{re.escape(URL)}|uri: "(?=/)|restpath="(?=/))(/[\w/.]*)'
-    return set(re.findall(named, text))
+    named = rf'(?:{re.escape(URL)}|uri: "(?=/)|restpath="())(/?[\w/.]*)'
+    return {"/" + path.lstrip("/") for _, path in re.findall(named, text) if path}
 
 
 def values(tree: Any) -> set[str]:
@@ -148,6 +154,30 @@ async def test_python_runs_and_its_event_arrives(valkey: Valkey, tmp_path: Path)
 @pytest.mark.skipif(not shutil.which("node"), reason="there is no Node.js")
 async def test_node_runs_and_its_event_arrives(valkey: Valkey, tmp_path: Path) -> None:
     await _runs(valkey, ["node"], tmp_path / "app.mjs", "node")
+
+
+@pytest.mark.skipif(not SYSLOG_NG, reason="there is no syslog-ng with its http module")
+async def test_syslog_ng_takes_it_and_its_lines_arrive(valkey: Valkey, tmp_path: Path) -> None:
+    async with serving(redis_addr=valkey.url, role="collector", ingest_tokens=TOKEN) as service:
+        config, lines = tmp_path / "syslog-ng.conf", tmp_path / "app.log"
+        lines.write_text("<11>Nov 25 10:00:00 web shop[7]: hello from syslog-ng\n")
+        source = f'source s_src {{ file("{lines}" follow-freq(1)); }};\n'
+        config.write_text(
+            '@version: 3.38\n@include "scl.conf"\n'
+            + source
+            + filled("syslog-ng", service.url, TOKEN)
+        )
+        own = [f"--{name}={tmp_path}/{name}" for name in ("persist-file", "pidfile", "control")]
+        running = subprocess.Popen([SYSLOG_NG, "-F", "--no-caps", "-f", config, *own], cwd=tmp_path)
+        try:
+            await wait_until(lambda: stored(valkey), "the line arrives", 20)
+        finally:
+            running.terminate()
+            await asyncio.to_thread(running.wait, 10)
+        (event,) = stored(valkey)
+        assert (event["message"], event["source"], event["level"]) == (
+            "hello from syslog-ng", "shop", "ERROR",
+        )  # fmt: skip
 
 
 async def _runs(valkey: Valkey, command: list[str], program: Path, name: str) -> None:

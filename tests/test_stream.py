@@ -783,6 +783,21 @@ async def test_the_size_of_the_stream_is_known_to_who_may_ask(valkey: Valkey) ->
         acl(valkey, "DELUSER", "frugal")
 
 
+async def test_what_redis_evicts_and_keeps_is_known_to_who_may_ask(valkey: Valkey) -> None:
+    acl(valkey, "SETUSER", "frugal", "on", ">pw", "~*", "+@all", "-info")
+    try:
+        async with stream_at(address_of(valkey)) as stream:
+            for policy, evicts in (("allkeys-lru", 1), ("volatile-lru", 0), ("noeviction", 0)):
+                valkey.client.config_set("maxmemory-policy", policy)
+                await stream._redis.check()
+                assert stream.keeping == (evicts, 0)
+        async with stream_at(address_of(valkey, username="frugal", password="pw")) as stream:
+            await stream._redis.check()
+            assert all(map(math.isnan, stream.keeping))
+    finally:
+        acl(valkey, "DELUSER", "frugal")
+
+
 async def test_a_user_without_permission_is_told_as_such(valkey: Valkey) -> None:
     acl(valkey, "SETUSER", "reader", "on", ">pw", "~*", "+@all", "-evalsha", "-eval", "-xadd")
     try:

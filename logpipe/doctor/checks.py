@@ -90,12 +90,14 @@ def _way(facts: Facts, way: str, setting: str, option: str) -> Judged:
 
 
 def probes(facts: Facts) -> Iterator[Judged]:
-    """What senders ask before they send: a line a protocol."""
+    """What senders ask before they send: one line for all that is well, one a protocol for what is
+    not. What the token alone stands in the way of says nothing."""
     bad: dict[str, list[str]] = {}
     for probe, answer in facts.probes.items():
+        if answer.status in REFUSED and _refused(facts, "send"):
+            continue
         failed = bad.setdefault(probe.protocol, [])
-        refused = answer.status in REFUSED and _refused(facts)
-        if answer.status != probe.status and not refused:
+        if answer.status != probe.status:
             failed.append(f"{probe.method} {probe.path}: {answer}")
     for name, failed in bad.items():
         if failed:
@@ -104,9 +106,9 @@ def probes(facts: Facts) -> Iterator[Judged]:
         yield _ok(", ".join(good))
 
 
-def _refused(facts: Facts) -> bool:
-    """Whether sending fails for the token, which is told once."""
-    answer = facts.ways.get(("send", "own"))
+def _refused(facts: Facts, way: str) -> bool:
+    """Whether it fails for the token, which is told once."""
+    answer = facts.ways.get((way, "own"))
     return answer is not None and answer.status in REFUSED
 
 
@@ -139,48 +141,52 @@ def _silence(facts: Facts) -> str:
 
 
 def protocols(facts: Facts) -> Iterator[Judged]:
-    """An event by each protocol and back: one line for all that are well."""
-    if not facts.sent or _refused(facts):
+    """An event by each protocol and back: one line for all that went alike."""
+    if not facts.sent or _refused(facts, "send"):
         return
-    problems = {name: _journey(facts, name) for name in SENDERS}
-    yield from filter(None, problems.values())
-    if well := [name for name, problem in problems.items() if not problem]:
-        yield _ok(f"an event by each came out of the stream: {', '.join(well)}")
+    alike: dict[Judged, list[str]] = {}
+    for name in SENDERS:
+        alike.setdefault(_journey(facts, name), []).append(name)
+    for (state, detail, remedy), names in alike.items():
+        yield state, f"{', '.join(names)}: {detail}", remedy
 
 
 def compression(facts: Facts) -> Iterator[Judged]:
     """A body packed by gzip."""
-    if facts.sent and not _refused(facts):
-        yield _journey(facts, "gzip") or _ok("gzip is taken")
+    if facts.sent and not _refused(facts, "send"):
+        state, detail, remedy = _journey(facts, "gzip")
+        yield state, f"gzip: {detail}", remedy
 
 
-def _journey(facts: Facts, name: str) -> Judged | None:
-    """What is wrong with an event's way; None where nothing is."""
+def _journey(facts: Facts, name: str) -> Judged:
+    """How an event went in and came out."""
     answer = facts.sent[name].answer
     wanted = SENDERS["json" if name == "gzip" else name].status
     if answer.status != wanted:
-        return _unwanted(name, answer, wanted)
+        return _unwanted(answer, wanted)
     if name in facts.arrived:
-        return None
+        return _ok("taken, and came out of the stream")
+    if _refused(facts, "read"):
+        return _ok("taken; not read back, for want of a token")
     stored = name in facts.stored
     where = "it is stored" if stored else "it is not found among what is stored"
     if facts.hello_s is not None:
-        return "wrong", f"{name}: taken, and did not come out of the stream; {where}", _ONE_REDIS
+        return "wrong", f"taken, and did not come out of the stream; {where}", _ONE_REDIS
     remedy = "the stream is what has to be mended" if stored else _ONE_REDIS
-    return "warning", f"{name}: taken; {where}; the stream told nothing", remedy
+    return "warning", f"taken; {where}; the stream told nothing", remedy
 
 
 _ONE_REDIS = "do collector and distributor have the same REDIS_ADDR and STREAM_NAME?"
 
 
-def _unwanted(name: str, answer: Answer, wanted: int) -> Judged:
+def _unwanted(answer: Answer, wanted: int) -> Judged:
     remedy = {
         0: "look at the proxy's time limits and the collector's log",
         404: "let the proxy pass the protocol's path on to the collector",
         413: "raise the proxy's limit of a body (nginx `client_max_body_size`)",
         503: "see /healthz of the collector: Redis",
     }.get(answer.status, "its senders take that for a failure: does a proxy answer?")
-    return "wrong", f"{name}: {answer}, {wanted} is wanted", remedy
+    return "wrong", f"{answer}, {wanted} is wanted", remedy
 
 
 def clock(facts: Facts) -> Iterator[Judged]:

@@ -103,6 +103,7 @@ class _Look:
         self._facts = facts
         self._target = facts.target
         self._http = http
+        self._began = 0.0  # asking for the stream, monotonic
 
     async def _ask(self, method: str, url: str, **given: Any) -> Answer:
         """The answer, whatever it is."""
@@ -166,7 +167,7 @@ class _Look:
             params={"text": self._facts.marker},
             headers=bearer(self._target.read_token) if self._target.read_token else {},
         )
-        started = time.monotonic()
+        self._began = time.monotonic()
         try:
             async with asyncio.timeout(HELLO_S):
                 response = await self._http.send(request, stream=True)
@@ -174,7 +175,6 @@ class _Look:
             self._facts.stream = Answer(0, shown(error))
             yield None
             return
-        self._began = started
         self._facts.stream = Answer(response.status_code, response.headers.get("content-type", ""))
         try:
             yield _events(response) if response.status_code == 200 else None

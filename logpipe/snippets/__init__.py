@@ -73,6 +73,7 @@ def _values(url: str, token: str) -> dict[str, str]:
         "HOST": parts.hostname or "",
         "PORT": str(port),
         "PATH": parts.path,
+        "RELATIVE": f"{parts.path[1:]}/" if parts.path else "",
         "ONOFF": "on" if parts.scheme == "https" else "off",
         "TOKEN": token,
         "KEY": token or "any",
