@@ -241,7 +241,8 @@ class _Look:
         self._facts.stored = frozenset(map(self._name_in, events))
 
     async def measures(self) -> None:
-        """The distributor's metrics, once they speak of Redis."""
+        """The distributor's metrics, once they speak of Redis; where there is none, as they are."""
+        streams = self._facts.stream.status == 200
         with suppress(TimeoutError):
             async with asyncio.timeout(METRICS_S):
                 while True:
@@ -249,7 +250,9 @@ class _Look:
                     with suppress(ValueError):
                         self._facts.metrics = read_sample(answer.text, time.monotonic())
                     sample = self._facts.metrics
-                    if not sample or KEPT not in sample.values or sample.value(KEPT) is not None:
+                    if not streams or not sample or KEPT not in sample.values:
+                        return
+                    if sample.value(KEPT) is not None:
                         return
                     await asyncio.sleep(POLL_S)
 
