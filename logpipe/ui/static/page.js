@@ -408,11 +408,20 @@ function trimEnd() {
   recount();
 }
 
-new ResizeObserver(() => mode === "live" && toEnd()).observe(log);
-
+// A window of another size scrolls the log by itself: nobody went up by that.
 let lastTop = 0;
+let lastSize = "";
+const size = () => `${log.clientWidth} x ${log.clientHeight}`;
+
+const resized = new ResizeObserver(() => {
+  lastSize = size();
+  if (mode === "live") toEnd();
+});
+resized.observe(log);
+resized.observe(rows);
+
 log.addEventListener("scroll", () => {
-  const up = log.scrollTop < lastTop;
+  const up = log.scrollTop < lastTop && size() === lastSize;
   const below = log.scrollHeight - log.scrollTop - log.clientHeight;
   lastTop = log.scrollTop;
   if (up && below > 40) pause({ scrolling: true });
