@@ -14,9 +14,11 @@ from logpipe import auth
 from logpipe.collector.answer import Answer, give, problem_answer
 from logpipe.collector.appender import Appender
 from logpipe.collector.body import read_body, too_large
-from logpipe.collector.ingest import answer_of, append_of, take_in
+from logpipe.collector.inflight import Held
+from logpipe.collector.ingest import Bounds, Intake, answer_of, append_of, hits_of, take_in
 from logpipe.collector.receivers import table as receivers
 from logpipe.collector.receivers.intake import Process
+from logpipe.limits import Rates, sender_of
 from logpipe.metrics import Metrics
 from logpipe.problems import FAULT, Problem
 from logpipe.request_ids import Identified
@@ -50,15 +52,18 @@ HEADERS_READ = frozenset(
 )
 
 
-def create(settings: Settings, appender: Appender, metrics: Metrics) -> ASGIApp:
+def create(
+    settings: Settings, appender: Appender, metrics: Metrics, rates: Rates | None = None
+) -> ASGIApp:
     """The collector's sub-app over the process's appender."""
-    ingest = Ingest(settings, appender, metrics)
+    process = Process(settings, appender, metrics, rates)
+    ingest = Ingest(process)
     cors = {
         "allow_origins": settings.cors_allow_origins,
         "allow_methods": ("POST",),
         "allow_headers": (*HEADERS_ALLOWED, *receivers.HEADERS),
     }
-    others = receivers.routes(Process(settings, appender, metrics))
+    others = receivers.routes(process)
     around = sub_app([Route(PATH, ingest, methods=["POST"]), *others], cors)
 
     async def collector(scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +71,7 @@ def create(settings: Settings, appender: Appender, metrics: Metrics) -> ASGIApp:
         if scope["method"] == "POST" and scope["path"] == PATH:
             headers = _headers(scope)
             if "origin" not in headers:
-                await ingest.answer(headers, receive, send, wire_of(scope))
+                await ingest.answer(scope, headers, receive, send, wire_of(scope))
                 return
         await around(scope, receive, send)
 
@@ -85,29 +90,37 @@ def _headers(scope: Scope) -> dict[str, str]:
 class Ingest:
     """The endpoint, as an ASGI application."""
 
-    def __init__(self, settings: Settings, appender: Appender, metrics: Metrics) -> None:
-        self._settings = settings
-        self._appender = appender
-        self._metrics = metrics
+    def __init__(self, process: Process) -> None:
+        self._settings, self._appender, self._metrics, self._rates = process
+        self._bounds = Bounds.of(self._settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request that came through Starlette."""
-        await self.answer(_headers(scope), receive, send, None)
+        await self.answer(scope, _headers(scope), receive, send, None)
 
     async def answer(
-        self, headers: dict[str, str], receive: Receive, send: Send, wire: Wire | None
+        self,
+        scope: Scope,
+        headers: dict[str, str],
+        receive: Receive,
+        send: Send,
+        wire: Wire | None,
     ) -> None:
         """Answers one request; every refusal is a problem document."""
         body_read = False
         try:
-            auth.require(headers.get("authorization"), self._settings.ingest_tokens)
-            body = await self._body(headers, receive, wire)
-            body_read = True
-            answer = await self._store(headers, body)
+            sender = self._admitted(scope, headers)
+            with Held(self._appender.inflight) as held:
+                body = await self._body(headers, receive, wire, held)
+                body_read = True
+                intake = await self._intake(headers, body)
+                del body  # not to be held, too, while its events wait for Redis
+            answer = await self._store(headers, intake, sender)
         except ClientDisconnect:
             return
         except Problem as problem:
             self._metrics.requests.labels(problem.status).inc()
+            self._metrics.count_limited(problem.hits)
             await give(problem_answer(problem), receive, Identified(send), body_read=body_read)
             return
         except Exception:
@@ -120,28 +133,48 @@ class Ingest:
         else:
             await give(Answer(202, "application/json", answer), receive, send)
 
-    async def _body(self, headers: dict[str, str], receive: Receive, wire: Wire | None) -> bytes:
+    def _admitted(self, scope: Scope, headers: dict[str, str]) -> str:
+        """Who sends, where that counts; raises a `Problem` for one who may not now."""
+        authorization, tokens = headers.get("authorization"), self._settings.ingest_tokens
+        auth.require(authorization, tokens)
+        if self._rates is None:
+            return ""
+        token = authorization.partition(" ")[2].strip() if tokens and authorization else None
+        sender = sender_of(scope, token)
+        self._rates.require(sender)
+        return sender
+
+    async def _body(
+        self, headers: dict[str, str], receive: Receive, wire: Wire | None, held: Held
+    ) -> bytes:
         limit = self._settings.max_body_bytes
         coding = headers.get("content-encoding", "")
         whole = wire.body() if wire is not None and not coding else None
         if whole is None:
-            return await read_body(receive, coding, headers.get("content-length", ""), limit)
+            length = headers.get("content-length", "")
+            return await read_body(receive, coding, length, limit, held)
         if len(whole) > limit:
             raise too_large(limit)
         return whole
 
-    async def _store(self, headers: dict[str, str], body: bytes) -> bytes:
+    async def _intake(self, headers: dict[str, str], body: bytes) -> Intake:
         self._metrics.body_bytes.inc(len(body))
-        asked = (body, headers.get("content-type", ""), self._settings.max_message_bytes)
+        content_type = headers.get("content-type", "")
         try:
-            if len(body) > LARGE_BYTES:
-                intake = await asyncio.to_thread(take_in, *asked)
-            else:
-                intake = take_in(*asked)
+            if len(body) <= LARGE_BYTES:
+                return take_in(body, content_type, self._bounds)
+            async with self._appender.inflight.reading:
+                return await asyncio.to_thread(take_in, body, content_type, self._bounds)
         except Problem as problem:
             self._metrics.events_rejected.inc(problem.members.get("rejected", 0))
             raise
+
+    async def _store(self, headers: dict[str, str], intake: Intake, sender: str) -> bytes:
         if intake.refusals:
             self._metrics.events_rejected.inc(len(intake.refusals))
+            self._metrics.count_limited(hits_of(intake.refusals))
+        if self._rates is not None:
+            self._rates.require(sender)
+            self._rates.spend(sender, len(intake.events) + len(intake.refusals))
         appended = await self._appender.append(append_of(intake, headers.get("idempotency-key")))
         return answer_of(appended)
