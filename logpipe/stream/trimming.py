@@ -105,7 +105,8 @@ class StreamTrimming:
 
     async def _trim(self, *how: str | int) -> int:
         async with self._redis.translated():
-            return int(await self._redis.reading.execute_command("XTRIM", self._key, *how))
+            redis: Any = self._redis.reading
+            return int(await redis.execute_command("XTRIM", self._key, *how))
 
 
 def _mean(entries: Sequence[Any]) -> float:
