@@ -20,8 +20,8 @@ STEP = 0.05
 """The part of the entries that is trimmed before the size is looked at again: how large entries
 further up are is not known."""
 
-LEAST_STEP = 100
-"""Entries: those of a node, since nothing less can go."""
+NODE_ENTRIES = 100
+"""Of a node of the stream, at the most, unless Redis is configured otherwise."""
 
 STEPS = 100
 """Of one look, at the most."""
@@ -64,5 +64,9 @@ class Trimmer:
         if excess <= 0:
             return 0
         needed = math.ceil(excess / max(1.0, size.oldest))
-        step = min(max(needed, 1), max(LEAST_STEP, int(size.entries * STEP)), AT_ONCE)
-        return await self._trimming.keep_newest(size.entries - step, max(step, LEAST_STEP))
+        step = min(needed, max(NODE_ENTRIES, int(size.entries * STEP)), AT_ONCE)
+        gone = 0
+        while not gone and step < size.entries:
+            gone = await self._trimming.keep_newest(size.entries - step, max(step, NODE_ENTRIES))
+            step *= 4  # only whole nodes go, and the first one has more than that
+        return gone
