@@ -11,7 +11,7 @@ import random
 
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
-from logpipe.stream.trimming import AT_ONCE, StreamTrimming
+from logpipe.stream.trimming import AT_ONCE, Size, StreamTrimming
 
 TRIM_S = 1.0
 """Between two looks; jitter keeps those of several collectors apart."""
@@ -51,22 +51,25 @@ class Trimmer:
             while gone := await self._trimming.drop_older(self._max_age_ms):
                 self._metrics.count_limited({"stream_age": gone})
         if self._max_bytes:
-            for _ in range(STEPS):
-                gone = await self._step()
-                if not gone:
-                    return
-                self._metrics.count_limited({"stream_bytes": gone})
+            await self._trim_to_budget()
 
-    async def _step(self) -> int:
-        """How many entries went; 0 when it is small enough, or one node."""
-        size = await self._trimming.size()
-        excess = size.bytes - self._max_bytes
-        if excess <= 0:
-            return 0
-        needed = math.ceil(excess / max(1.0, size.oldest))
-        step = min(needed, max(NODE_ENTRIES, int(size.entries * STEP)), AT_ONCE)
-        gone = 0
-        while not gone and step < size.entries:
+    async def _trim_to_budget(self) -> None:
+        step, before = 1, 0
+        for _ in range(STEPS):
+            size = await self._trimming.size()
+            if size.bytes <= self._max_bytes:
+                return
+            # Only whole nodes go. Where none did, the first one has more entries than were tried;
+            # unless there are fewer than before, because another collector was there first.
+            least = step * 4 if 0 < before <= size.entries else 1
+            step = max(least, self._step(size))
+            if step >= size.entries:
+                return
             gone = await self._trimming.keep_newest(size.entries - step, max(step, NODE_ENTRIES))
-            step *= 4  # only whole nodes go, and the first one has more than that
-        return gone
+            self._metrics.count_limited({"stream_bytes": gone})
+            before = 0 if gone else size.entries
+
+    def _step(self, size: Size) -> int:
+        """How many of the oldest entries to trim before the next look."""
+        needed = math.ceil((size.bytes - self._max_bytes) / max(1.0, size.oldest))
+        return min(needed, max(NODE_ENTRIES, int(size.entries * STEP)), AT_ONCE, size.entries - 1)
