@@ -121,14 +121,15 @@ class Dispatch:
 
 
 class Running(NamedTuple):
-    """A process's application, the farewell to its streams, its background tasks, its listener for
-    syslog over TCP where it has one, and its metrics."""
+    """A process's application, the farewell to its streams, its background tasks, its metrics, and
+    where it is a collector, its listener for syslog over TCP and what is under way in it."""
 
     app: ASGIApp
     farewell: Callable[[], None]
     background: Background
-    syslog: SyslogListener | None
     metrics: Metrics
+    syslog: SyslogListener | None
+    inflight: Inflight | None
 
 
 @asynccontextmanager
@@ -177,7 +178,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             if syslog is not None:
                 syslog.stop()
 
-        yield Running(Access(Dispatch(apps)), farewell, background, syslog, metrics)
+        inflight = parts.appender.inflight if parts.appender is not None else None
+        yield Running(Access(Dispatch(apps)), farewell, background, metrics, syslog, inflight)
 
 
 async def _open_stream(
