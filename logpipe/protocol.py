@@ -24,12 +24,13 @@ Limited = Callable[[Mapping[str, int]], None]
 """Is told which of `limits.NAMES` was hit, and how often."""
 
 
-class CountingState(ServerState):
+class BoundedState(ServerState):
     """What the connections of a server share."""
 
-    def __init__(self, limited: Limited) -> None:
+    def __init__(self, limited: Limited, most_connections: int) -> None:
         super().__init__()
         self.limited = limited
+        self.most_connections = most_connections
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -44,6 +45,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._state = cast("BoundedState", self.server_state)
+        if len(self.connections) > self._state.most_connections:
+            self._count("connections")
+            transport.abort()
+            return
         self._await("head", HEAD_S, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -80,7 +86,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = None
 
     def _count(self, limit: str) -> None:
-        cast("CountingState", self.server_state).limited({limit: 1})
+        self._state.limited({limit: 1})
 
     def _head_is_late(self) -> None:
         if self._unread:  # else it was opened in advance, as browsers do

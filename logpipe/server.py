@@ -4,13 +4,14 @@ import asyncio
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from logpipe.protocol import BoundedProtocol, CountingState, Limited
+from logpipe.protocol import BoundedProtocol, BoundedState, Limited
 
 log = logging.getLogger("logpipe")
 
@@ -109,6 +110,7 @@ class Server(uvicorn.Server):
         app: ASGIApp,
         farewell: Callable[[], None],
         limited: Limited = lambda _: None,
+        most_connections: int = sys.maxsize,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -126,7 +128,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
-        self.server_state = CountingState(limited)
+        self.server_state = BoundedState(limited, most_connections)
         self._farewell = farewell
 
     @contextmanager
