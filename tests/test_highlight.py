@@ -82,6 +82,10 @@ def test_what_must_be_absent_and_what_other_fields_hold_is_not_marked() -> None:
         assert highlight(parse_filter({"q": query}).query) is None
 
 
+def test_a_part_of_a_character_is_no_place() -> None:
+    assert found(r"/\B\C/", "aé") == []
+
+
 def test_words_that_overlap_or_touch_are_one_mark() -> None:
     assert found("abc OR bcd OR ef", "xabcdefx") == ["abcdef"]
 

@@ -118,8 +118,9 @@ class Bundles:
 
 
 def messages_of(html: str) -> list[str]:
-    """The messages of the rows of a fragment."""
-    found = re.findall(r'class="message">(.*?)</span></div>', html, re.DOTALL)
+    """The messages of the rows of a fragment, long ones unfolded."""
+    unfolded = re.sub(r'<button type="button" class="more".*?</button>', "", html)
+    found = re.findall(r'class="message">(.*?)</span></div>', unfolded, re.DOTALL)
     return [Seen(each).original for each in found]
 
 
