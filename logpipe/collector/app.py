@@ -108,23 +108,30 @@ class Ingest:
     ) -> None:
         """Answers one request; every refusal is a problem document."""
         body_read = False
+        held = None
         try:
-            sender = self._admitted(scope, headers)
-            with Held(self._appender.inflight) as held:
-                body = await self._body(headers, receive, wire, held)
+            authorization = headers.get("authorization")
+            auth.require(authorization, self._settings.ingest_tokens)
+            sender = self._sender(scope, authorization) if self._rates is not None else ""
+            whole = wire.body() if wire is not None and "content-encoding" not in headers else None
+            if whole is not None:
                 body_read = True
-                intake = await self._intake(headers, body)
-                del body  # not to be held, too, while its events wait for Redis
+                intake = self._read(headers, whole)
+            else:
+                held = Held(self._appender.inflight)
+                intake = await self._received(headers, receive, held)
             answer = await self._store(headers, intake, sender)
         except ClientDisconnect:
             return
         except Problem as problem:
             self._metrics.requests.labels(problem.status).inc()
             self._metrics.count_limited(problem.hits)
+            body_read = body_read or (held is not None and held.complete)
             await give(problem_answer(problem), receive, Identified(send), body_read=body_read)
             return
         except Exception:
             self._metrics.requests.labels(500).inc()
+            body_read = body_read or (held is not None and held.complete)
             await give(problem_answer(FAULT), receive, Identified(send), body_read=body_read)
             raise  # to be logged by the server
         self._metrics.requests_accepted.inc()
@@ -133,38 +140,32 @@ class Ingest:
         else:
             await give(Answer(202, "application/json", answer), receive, send)
 
-    def _admitted(self, scope: Scope, headers: dict[str, str]) -> str:
-        """Who sends, where that counts; raises a `Problem` for one who may not now."""
-        authorization, tokens = headers.get("authorization"), self._settings.ingest_tokens
-        auth.require(authorization, tokens)
-        if self._rates is None:
-            return ""
-        token = authorization.partition(" ")[2].strip() if tokens and authorization else None
-        sender = sender_of(scope, token)
+    def _sender(self, scope: Scope, authorization: str | None) -> str:
+        """Whose rate this counts for; raises a 429 `Problem` for one who has to wait."""
+        assert self._rates is not None
+        guarded = authorization and self._settings.ingest_tokens
+        sender = sender_of(scope, authorization.partition(" ")[2].strip() if guarded else None)
         self._rates.require(sender)
         return sender
 
-    async def _body(
-        self, headers: dict[str, str], receive: Receive, wire: Wire | None, held: Held
-    ) -> bytes:
+    async def _received(self, headers: dict[str, str], receive: Receive, held: Held) -> Intake:
+        """What is in a body that has still to come, or to be unpacked."""
         limit = self._settings.max_body_bytes
-        coding = headers.get("content-encoding", "")
-        whole = wire.body() if wire is not None and not coding else None
-        if whole is None:
-            length = headers.get("content-length", "")
-            return await read_body(receive, coding, length, limit, held)
-        if len(whole) > limit:
-            raise too_large(limit)
-        return whole
-
-    async def _intake(self, headers: dict[str, str], body: bytes) -> Intake:
-        self._metrics.body_bytes.inc(len(body))
-        content_type = headers.get("content-type", "")
-        try:
+        coding, length = headers.get("content-encoding", ""), headers.get("content-length", "")
+        with held:
+            body = await read_body(receive, coding, length, limit, held)
+            held.complete = True
             if len(body) <= LARGE_BYTES:
-                return take_in(body, content_type, self._bounds)
+                return self._read(headers, body)
             async with self._appender.inflight.reading:
-                return await asyncio.to_thread(take_in, body, content_type, self._bounds)
+                return await asyncio.to_thread(self._read, headers, body)
+
+    def _read(self, headers: dict[str, str], body: bytes) -> Intake:
+        if len(body) > self._settings.max_body_bytes:
+            raise too_large(self._settings.max_body_bytes)
+        self._metrics.body_bytes.inc(len(body))
+        try:
+            return take_in(body, headers.get("content-type", ""), self._bounds)
         except Problem as problem:
             self._metrics.events_rejected.inc(problem.members.get("rejected", 0))
             raise

@@ -114,27 +114,25 @@ class Appender:
     async def _work(self) -> None:
         """Appends until nothing waits."""
         while batch := self._next_batch():
-            await self._append(batch)
-            self.inflight.bytes -= sum(each.size for each in batch)
+            started = time.perf_counter()
+            try:
+                outcomes = await self._stream.append([each.request for each in batch])
+            except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
+                for each in batch:
+                    self.inflight.bytes -= each.size
+                    if not each.done.done():
+                        each.done.set_exception(error)
+                self._answers.forget_given()
+                continue
+            self._metrics.append_seconds.observe(time.perf_counter() - started)
+            for each, outcome in zip(batch, outcomes, strict=True):
+                self.inflight.bytes -= each.size
+                if not each.done.done():
+                    each.done.set_result(outcome)
+            self._answers.forget_given()
+            self._count(batch, outcomes)
         # At once: who comes after the last look must not rely on a lane that ends.
         self._lanes.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-
-    async def _append(self, batch: Sequence[_Waiting]) -> None:
-        started = time.perf_counter()
-        try:
-            outcomes = await self._stream.append([each.request for each in batch])
-        except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
-            for each in batch:
-                if not each.done.done():
-                    each.done.set_exception(error)
-            self._answers.forget_given()
-            return
-        self._metrics.append_seconds.observe(time.perf_counter() - started)
-        for each, outcome in zip(batch, outcomes, strict=True):
-            if not each.done.done():
-                each.done.set_result(outcome)
-        self._answers.forget_given()
-        self._count(batch, outcomes)
 
     def _count(self, batch: Sequence[_Waiting], outcomes: Sequence[Appended]) -> None:
         """Once an append, not once a request."""

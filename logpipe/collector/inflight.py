@@ -35,10 +35,12 @@ class Inflight:
 class Held:
     """What one request has under way, until the end of this context."""
 
-    __slots__ = ("_inflight", "size")
+    __slots__ = ("_inflight", "complete", "size")
 
     def __init__(self, inflight: Inflight) -> None:
         self._inflight = inflight
+        self.complete = False
+        """Whether all of its body has come."""
         self.size = 0
 
     def require(self, size: int) -> None:
