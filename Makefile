@@ -7,7 +7,7 @@ SECONDS ?= 60
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench check lint types format clean
+.PHONY: help run test senders soak bench check lint types format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,6 +17,9 @@ run: $(VENV)/.installed ## Set up and start the whole pipeline at http://127.0.0
 
 test: $(VENV)/.developing ## Set up and run all tests, with branch coverage
 	$(BIN)/pytest --cov=logpipe --cov-report=term-missing:skip-covered --cov-fail-under=95 $(PYTEST_FLAGS)
+
+senders: ## Fetch the senders of Node and Debian that tests run (as root, on Debian)
+	sh tests/senders/fetch.sh .senders
 
 soak: $(VENV)/.developing ## Kill everything under load for SECONDS, and judge; then the control, which must fail
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED)
@@ -39,7 +42,7 @@ format: $(VENV)/.developing ## Format the code
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .senders dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit("logpipe needs Python 3.11 or later; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

@@ -159,6 +159,9 @@ class Hub:
 
     async def _measure_memory(self) -> None:
         used, limit = self.stream.memory
+        evicts, append_only = self.stream.keeping
+        self.metrics.redis_evicts.set(evicts)
+        self.metrics.redis_append_only.set(append_only)
         self.metrics.redis_memory_bytes.set(used)
         self.metrics.redis_max_memory_bytes.set(limit)
         with contextlib.suppress(Unavailable):

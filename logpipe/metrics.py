@@ -217,6 +217,12 @@ class Metrics:
         self.redis_max_memory_bytes = self._common(
             "logpipe_redis_max_memory_bytes", "Memory that Redis may use; 0: no limit."
         )
+        self.redis_evicts = self._common(
+            "logpipe_redis_evicts", "1 where Redis may evict the stream (allkeys-...), else 0."
+        )
+        self.redis_append_only = self._common(
+            "logpipe_redis_append_only", "1 where Redis has an append-only file, else 0."
+        )
         self._group_labels: set[str] = set()
 
         self.canary_sent = Counter(

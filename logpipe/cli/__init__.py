@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from logpipe import __version__
-from logpipe.cli import bench, send
+from logpipe.cli import bench, doctor, send, snippets
 from logpipe.cli.common import CONTEXT, fail, local_url, over_echo, settings_of, tell, url_option
 from logpipe.settings import BadSettingsError, Settings, fields, load
 
@@ -234,5 +234,5 @@ def _follow(wanted: "Wanted", shown: "Format", out: "Output") -> NoReturn:
     sys.exit(0)
 
 
-for each in (send.command, bench.command):
+for each in (send.command, snippets.command, doctor.command, bench.command):
     main.add_command(each)

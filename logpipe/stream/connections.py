@@ -59,6 +59,14 @@ class Memory(NamedTuple):
     limit: float = math.nan
 
 
+class Keeping(NamedTuple):
+    """Whether Redis may evict keys without an expiry, as the stream is, and whether it has an
+    append-only file: 1 or 0, NaN where it does not say."""
+
+    evicts: float = math.nan
+    append_only: float = math.nan
+
+
 class Connections:
     """The connections to one Redis, apart by use, so that none waits for another's time limit.
 
@@ -74,7 +82,8 @@ class Connections:
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S)
         self.reading = _client(address, READ_TIMEOUT_S)
         self.memory = Memory()
-        """As of the monitor's last look."""
+        """As of the monitor's last look; so is `keeping`."""
+        self.keeping = Keeping()
         self._key = key
         self._trouble = trouble
 
@@ -107,6 +116,7 @@ class Connections:
                 raise ResponseError("WRONGTYPE")
         # A user that may not call INFO can still use the stream.
         self.memory = Memory() if isinstance(info, Exception) else _memory_in(info)
+        self.keeping = Keeping() if isinstance(info, Exception) else _keeping_in(info)
         trouble = None if isinstance(info, Exception) else _trouble_in(info, self.health.kind)
         self.health.report(*(trouble or ("ok",)))
         if trouble:
@@ -232,6 +242,12 @@ def _client(address: RedisAddress, timeout_s: float) -> aioredis.Redis:
 
 def _memory_in(info: dict[str, Any]) -> Memory:
     return Memory(info.get("used_memory", math.nan), info.get("maxmemory", math.nan))
+
+
+def _keeping_in(info: dict[str, Any]) -> Keeping:
+    policy = info.get("maxmemory_policy")
+    evicts = math.nan if policy is None else float(str(policy).startswith("allkeys"))
+    return Keeping(evicts, float(info.get("aof_enabled", math.nan)))
 
 
 def _trouble_in(info: dict[str, Any], before: Kind) -> tuple[Kind, str] | None:

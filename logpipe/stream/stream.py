@@ -24,7 +24,7 @@ from logpipe.stream.append import (
     outcome,
     outcomes,
 )
-from logpipe.stream.connections import Connections, Memory
+from logpipe.stream.connections import Connections, Keeping, Memory
 from logpipe.stream.entries import entry_of
 from logpipe.stream.exchange import exchange
 from logpipe.stream.groups import StreamGroups
@@ -74,6 +74,11 @@ class Stream:
     def memory(self) -> Memory:
         """The memory of Redis as of the last look at it."""
         return self._redis.memory
+
+    @property
+    def keeping(self) -> Keeping:
+        """How Redis keeps what it has, as of the last look at it."""
+        return self._redis.keeping
 
     async def monitor(self) -> None:
         """Keeps `health` true, for ever."""

@@ -1,0 +1,255 @@
+"""What the facts mean: a table of small judgements, each with its remedy. Pure."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
+
+import msgspec
+
+from logpipe.doctor.look import KEPT, Answer, Facts
+from logpipe.doctor.senders import SENDERS
+
+State = Literal["ok", "warning", "wrong"]
+
+SLOW_HELLO_S = 1.0
+"""A hello that takes longer was held back on its way."""
+SKEW_MS = 1_000
+"""Beyond it times of events and of ids tell another story."""
+MAX_SKEW_MS = 60_000
+"""Beyond it `since` with a time of this machine is refused as of the future."""
+REFUSED = (401, 403)
+
+EVICTS = "logpipe_redis_evicts"
+LIMIT = "logpipe_redis_max_memory_bytes"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line: what was looked at, how it is, in words, and what to do where it is not well."""
+
+    check: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+Judged = tuple[State, str, str]
+
+
+def _ok(detail: str) -> Judged:
+    return "ok", detail, ""
+
+
+def alive(facts: Facts) -> Iterator[Judged]:
+    """/livez of each process."""
+    for url, answer in facts.alive.items():
+        if answer.status == 200:
+            yield _ok(f"{url}/livez answers")
+        elif answer.status:
+            yield "wrong", f"{url}/livez: {answer}", "is this URL logpipe's, or a proxy's to it?"
+        else:
+            yield (
+                "wrong",
+                f"{url}: {answer}",
+                "start `logpipe serve` there, or give its URL; look at firewall and proxy",
+            )
+
+
+def ready(facts: Facts) -> Iterator[Judged]:
+    """/healthz of each process that lives, with its roles."""
+    for url in (url for url, answer in facts.alive.items() if answer.status):
+        health = facts.health[url]
+        roles = ", ".join(map(str, health.get("roles") or ()))
+        if health.get("status") == "ok":
+            yield _ok(f"{url}: {roles} (logpipe {health.get('version')})")
+        elif "roles" in health:
+            detail = f"{url}: {roles}: {health.get('detail')}"
+            yield "wrong", detail, "mend what it names; its log has the address"
+        else:
+            yield "wrong", f"{url}/healthz is not logpipe's", "let the proxy pass /healthz on"
+
+
+def tokens(facts: Facts) -> Iterator[Judged]:
+    """Own tokens are taken, others are not."""
+    if facts.ways:
+        yield _way(facts, "send", "INGEST_TOKENS", "--ingest-token")
+        yield _way(facts, "read", "READ_TOKENS", "--token")
+
+
+def _way(facts: Facts, way: str, setting: str, option: str) -> Judged:
+    own, none, wrong = (facts.ways[way, name] for name in ("own", "none", "wrong"))
+    if own.status in REFUSED:
+        return "wrong", f"to {way}: refused ({own.status})", f"{option} with one of {setting}"
+    if not 200 <= own.status < 300 and own.status != 400:
+        remedy = f"is the {'collector' if way == 'send' else 'distributor'} there?"
+        return "wrong", f"to {way}: {own}", remedy
+    if none.status not in REFUSED:
+        return "warning", f"to {way}: none is asked for", f"set {setting} where others may come"
+    if (none.status, wrong.status) != (401, 403):
+        detail = f"to {way}: {none.status} without one, {wrong.status} with a wrong one"
+        return "warning", detail, "a proxy answers in logpipe's place: 401 and 403 are wanted"
+    return _ok(f"to {way}: taken; 401 without, 403 with a wrong one")
+
+
+def probes(facts: Facts) -> Iterator[Judged]:
+    """What senders ask before they send: a line a protocol."""
+    bad: dict[str, list[str]] = {}
+    for probe, answer in facts.probes.items():
+        failed = bad.setdefault(probe.protocol, [])
+        refused = answer.status in REFUSED and _refused(facts)
+        if answer.status != probe.status and not refused:
+            failed.append(f"{probe.method} {probe.path}: {answer}")
+    for name, failed in bad.items():
+        if failed:
+            yield "wrong", f"{name}: {'; '.join(failed)}", "let the proxy pass path and method on"
+    if good := [name for name, failed in bad.items() if not failed]:
+        yield _ok(", ".join(good))
+
+
+def _refused(facts: Facts) -> bool:
+    """Whether sending fails for the token, which is told once."""
+    answer = facts.ways.get(("send", "own"))
+    return answer is not None and answer.status in REFUSED
+
+
+def stream(facts: Facts) -> Iterator[Judged]:
+    """/subscribe says hello at once."""
+    answer, hello_s = facts.stream, facts.hello_s
+    if not facts.ways or answer.status in REFUSED:
+        return
+    if answer.status in (404, 405):
+        remedy = "--distributor-url, or let the proxy pass /subscribe on to one"
+        yield "wrong", f"no distributor at {facts.target.distributor}: {answer}", remedy
+    elif answer.status not in (0, 200):
+        yield "wrong", f"/subscribe: {answer}", "see /healthz of the distributor"
+    elif hello_s is None:
+        yield "wrong", _silence(facts), _UNBUFFERED
+    elif hello_s > SLOW_HELLO_S:
+        yield "warning", f"the hello of /subscribe took {hello_s:.1f} s", _UNBUFFERED
+    else:
+        yield _ok(f"/subscribe says hello after {hello_s * 1000:.0f} ms")
+
+
+_UNBUFFERED = "switch buffering off: nginx `proxy_buffering off`, no compression of event streams"
+
+
+def _silence(facts: Facts) -> str:
+    plain = facts.ways["read", "own"].status
+    if plain == 200:
+        return "/subscribe gives nothing though plain requests answer: a proxy buffers the stream"
+    return "/subscribe gives nothing"
+
+
+def protocols(facts: Facts) -> Iterator[Judged]:
+    """An event by each protocol and back: one line for all that are well."""
+    if not facts.sent or _refused(facts):
+        return
+    problems = {name: _journey(facts, name) for name in SENDERS}
+    yield from filter(None, problems.values())
+    if well := [name for name, problem in problems.items() if not problem]:
+        yield _ok(f"an event by each came out of the stream: {', '.join(well)}")
+
+
+def compression(facts: Facts) -> Iterator[Judged]:
+    """A body packed by gzip."""
+    if facts.sent and not _refused(facts):
+        yield _journey(facts, "gzip") or _ok("gzip is taken")
+
+
+def _journey(facts: Facts, name: str) -> Judged | None:
+    """What is wrong with an event's way; None where nothing is."""
+    answer = facts.sent[name].answer
+    wanted = SENDERS["json" if name == "gzip" else name].status
+    if answer.status != wanted:
+        return _unwanted(name, answer, wanted)
+    if name in facts.arrived:
+        return None
+    stored = name in facts.stored
+    where = "it is stored" if stored else "it is not found among what is stored"
+    if facts.hello_s is not None:
+        return "wrong", f"{name}: taken, and did not come out of the stream; {where}", _ONE_REDIS
+    remedy = "the stream is what has to be mended" if stored else _ONE_REDIS
+    return "warning", f"{name}: taken; {where}; the stream told nothing", remedy
+
+
+_ONE_REDIS = "do collector and distributor have the same REDIS_ADDR and STREAM_NAME?"
+
+
+def _unwanted(name: str, answer: Answer, wanted: int) -> Judged:
+    remedy = {
+        0: "look at the proxy's time limits and the collector's log",
+        404: "let the proxy pass the protocol's path on to the collector",
+        413: "raise the proxy's limit of a body (nginx `client_max_body_size`)",
+        503: "see /healthz of the collector: Redis",
+    }.get(answer.status, "its senders take that for a failure: does a proxy answer?")
+    return "wrong", f"{name}: {answer}, {wanted} is wanted", remedy
+
+
+def clock(facts: Facts) -> Iterator[Judged]:
+    """The ids' milliseconds, which are Redis' clock, against own."""
+    skews = [_skew(facts, name, ms) for name, ms in facts.arrived.items() if name in facts.sent]
+    if not skews:
+        return
+    skew = min(skews, key=abs)
+    words = f"Redis is {abs(skew) / 1000:.1f} s {'ahead of' if skew > 0 else 'behind'} this machine"
+    remedy = "synchronise both clocks (NTP)"
+    if abs(skew) > MAX_SKEW_MS:
+        yield "wrong", words, remedy
+    elif abs(skew) > SKEW_MS:
+        yield "warning", words, remedy
+    else:
+        yield _ok("Redis and this machine agree within a second")
+
+
+def _skew(facts: Facts, name: str, ms: int) -> float:
+    """By how much an id is outside of the time in which it was made; negative: before it."""
+    sent = facts.sent[name]
+    return min(ms - sent.from_ms, 0) or max(ms - sent.to_ms, 0)
+
+
+def redis(facts: Facts) -> Iterator[Judged]:
+    """Eviction and persistence, as the distributor's metrics tell them."""
+    sample = facts.metrics
+    if sample is None or KEPT not in sample.values:
+        if facts.stream.status == 200:
+            yield "warning", "/metrics cannot be seen", "ask from where /metrics may be read"
+        return
+    evicts, kept, limit = (sample.value(name) for name in (EVICTS, KEPT, LIMIT))
+    if evicts is None or kept is None:
+        if facts.stream.status == 200:
+            yield "warning", "its policy cannot be seen", "let logpipe's user call INFO"
+        return
+    yield _policy(evicts, limit)
+    yield _persistence(kept)
+
+
+def _policy(evicts: float, limit: float | None) -> Judged:
+    remedy = "CONFIG SET maxmemory-policy noeviction, and TRIM_MAXLEN to bound the stream"
+    if evicts and limit:
+        return "wrong", "it may evict the whole stream when memory is short", remedy
+    if evicts:
+        return "warning", "its policy would evict the stream, once it has a maxmemory", remedy
+    return _ok("it does not evict the stream")
+
+
+def _persistence(kept: float) -> Judged:
+    if kept:
+        return _ok("it has an append-only file")
+    remedy = "CONFIG SET appendonly yes, unless what it confirmed may be lost"
+    return "warning", "no append-only file: a crash loses what it has confirmed", remedy
+
+
+CHECKS: Mapping[str, Callable[[Facts], Iterator[Judged]]] = {
+    "alive": alive,
+    "ready": ready,
+    "tokens": tokens,
+    "probes": probes,
+    "stream": stream,
+    "protocols": protocols,
+    "compression": compression,
+    "clock": clock,
+    "redis": redis,
+}
+
+
+def judge(facts: Facts) -> list[Finding]:
+    """All findings, in the table's order."""
+    return [Finding(name, *judged) for name, check in CHECKS.items() for judged in check(facts)]

@@ -1,0 +1,29 @@
+"""Elasticsearch's own client, by its bulk helper, each document with an `_id`: URL COUNT."""
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from elasticsearch import Elasticsearch, helpers
+
+
+def documents() -> Iterator[dict[str, Any]]:
+    for number in range(int(sys.argv[2])):
+        time.sleep(0.001)
+        yield {
+            "_op_type": "create",
+            "_index": "logs",
+            "_id": f"sender-{number}",
+            "_source": {"message": f"event {number}", "service.name": "sender"},
+        }
+
+
+client = Elasticsearch(f"{sys.argv[1]}/elasticsearch")
+# An answer of 503 is to be waited for as one of 429 is: the helper's own option.
+results = helpers.streaming_bulk(
+    client, documents(), chunk_size=100, max_retries=20, initial_backoff=0.2, max_backoff=2,
+    retry_on_status=(429, 503), raise_on_exception=False, raise_on_error=False,
+)  # fmt: skip
+for taken, item in results:
+    assert taken, item
