@@ -121,7 +121,11 @@ async def test_a_full_redis_recovers_by_itself(small: Valkey) -> None:
         filled(small, 10_000, 16 * KIB)
     given = {"redis_addr": small.url, "role": "collector", "trim_maxlen": 10**9}
     async with serving(**given) as service:
-        assert (await service.post({"source": "a", "message": "refused"})).status_code == 503
+
+        async def refused() -> bool:
+            return (await service.post(event(16 * KIB))).status_code == 503
+
+        await wait_until(refused, "not even one more fits")
     async with serving(**given, trim_maxbytes=8 * MIB) as service:
 
         async def taken() -> bool:

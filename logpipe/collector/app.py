@@ -143,8 +143,9 @@ class Ingest:
     def _sender(self, scope: Scope, authorization: str | None) -> str:
         """Whose rate this counts for; raises a 429 `Problem` for one who has to wait."""
         assert self._rates is not None
-        guarded = authorization and self._settings.ingest_tokens
-        sender = sender_of(scope, authorization.partition(" ")[2].strip() if guarded else None)
+        guarded = bool(self._settings.ingest_tokens)
+        token = (authorization or "").partition(" ")[2].strip() if guarded else None
+        sender = sender_of(scope, token)
         self._rates.require(sender)
         return sender
 

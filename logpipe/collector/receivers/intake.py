@@ -42,7 +42,7 @@ class Process(NamedTuple):
     settings: Settings
     appender: Appender
     metrics: Metrics
-    rates: Rates | None
+    rates: Rates | None = None
 
 
 def request_of(scope: Scope, limit: int) -> Request:
