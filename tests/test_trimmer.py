@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
+from logpipe.engine import program
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.stream import Stream, trimming
@@ -140,6 +142,31 @@ async def test_a_full_redis_recovers_by_itself(small: Valkey) -> None:
 
         for _ in range(30):  # three times as much as there is room for
             await wait_until(more, "more is taken")
+
+
+@pytest.mark.parametrize("budget", [{}, {"trim_maxbytes": 0}], ids=["by default", "off"])
+async def test_the_embedded_engine_does_not_stay_full_unless_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, int]
+) -> None:
+    monkeypatch.setattr(program, "MAX_MEMORY_BYTES", 24 * MIB)
+    body = b"\n".join([event(16 * KIB)] * 64)
+    statuses: list[int] = []
+    async with serving(redis_addr=f"embedded://{tmp_path}", trim_maxlen=10**9, **budget) as service:
+
+        async def taken() -> bool:
+            statuses.append((await service.post(body)).status_code)
+            return statuses[-1] == 202
+
+        async def take(count: int) -> None:
+            for _ in range(count):
+                await wait_until(taken, "it is not full for long", timeout=4)
+
+        if budget:
+            with pytest.raises(AssertionError):
+                await take(60)
+            assert statuses[-1] == 503
+        else:
+            await take(60)  # 60 MiB into 24
 
 
 async def test_a_subscriber_that_was_overtaken_is_told_how_much_was_trimmed(valkey: Valkey) -> None:
