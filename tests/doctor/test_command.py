@@ -13,6 +13,7 @@ from logpipe.doctor import look
 from logpipe.doctor.checks import CHECKS
 from logpipe.doctor.senders import SENDERS, SOURCE
 from tests.collector.receivers.samples import stored
+from tests.helpers import wait_until
 from tests.page.proxies import Buffering
 from tests.servers import Service, Valkey, free_port, serving
 from tests.test_cli import run
@@ -49,11 +50,21 @@ def keeping() -> Iterator[Valkey]:
 
 
 @asynccontextmanager
+async def deployed(valkey: Valkey, **given: object) -> AsyncIterator[Service]:
+    """A deployment that is ready."""
+    async with serving(redis_addr=valkey.url, **given) as service:
+
+        async def ready() -> bool:
+            return (await service.http.get("/healthz")).status_code == 200
+
+        await wait_until(ready, "it is ready")
+        yield service
+
+
+@asynccontextmanager
 async def guarded(valkey: Valkey, **given: object) -> AsyncIterator[Service]:
     """A deployment with tokens."""
-    async with serving(
-        redis_addr=valkey.url, ingest_tokens="s3nd", read_tokens="r3ad", **given
-    ) as service:
+    async with deployed(valkey, ingest_tokens="s3nd", read_tokens="r3ad", **given) as service:
         yield service
 
 
@@ -91,7 +102,7 @@ async def test_roles_apart_are_sound_with_both_urls(keeping: Valkey) -> None:
 
 
 async def test_without_tokens_it_warns_and_does_not_fail(keeping: Valkey) -> None:
-    async with serving(redis_addr=keeping.url) as service:
+    async with deployed(keeping) as service:
         findings = await found(service.url, code=0)
     assert states(findings)["tokens"] == {"warning"}
 
