@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self
 
+import msgspec
+
 from logpipe import __version__
 from logpipe.app import running
+from logpipe.open_files import room_for, warn_of_few
 from logpipe.server import Server, bind
 from logpipe.settings import Settings
 
@@ -36,11 +39,17 @@ async def serve_until_stopped(settings: Settings, inherited: Inherited | None = 
     Raises `PortTakenError` before anything is started, and `EngineError`.
     """
     status = 0
+    room = room_for(settings.max_subscribers)
+    if settings.roles & {"distributor", "ui"}:
+        warn_of_few(settings.max_subscribers, room)
+    settings = msgspec.structs.replace(settings, max_subscribers=room.subscribers)
     with _listener(settings, inherited) as listener, Signals() as signals:
         if inherited is not None:
             signals.take_for_one(inherited.life)
         async with running(settings) as process:
-            server = Server(process.app, process.farewell)
+            server = Server(
+                process.app, process.farewell, process.metrics.count_limited, room.connections
+            )
             process.background.on_failure = server.stop
             if inherited is None:
                 introduce(settings, listener.getsockname()[1])
