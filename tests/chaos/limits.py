@@ -37,7 +37,7 @@ def small_disk(folder: Path) -> Iterator[Mapping[str, str]]:
     """A disk of a few megabytes."""
     disk = folder / "data"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", disk]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)]
     subprocess.run(mount, check=True)
     try:
         yield {"DATA_DIR": str(disk)}

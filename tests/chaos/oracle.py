@@ -88,7 +88,7 @@ class Oracle:
         self._run = f"{chance.random()}"
         self._pause_s = SENDERS * 10.5 / rate
         self._stopping = False
-        self._acked_at = time.monotonic()
+        self._acked_at = 0.0
         self._http = httpx.AsyncClient(trust_env=False, timeout=ANSWER_S)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -166,5 +166,5 @@ class Oracle:
         for number in numbers:
             self.acked[number] = (first[0], first[1] + number - numbers.start)
         now = time.monotonic()
-        self.outage_s = max(self.outage_s, now - self._acked_at)
+        self.outage_s = max(self.outage_s, now - (self._acked_at or now))
         self._acked_at = now

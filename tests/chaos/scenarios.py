@@ -80,7 +80,9 @@ SCENARIOS: dict[str, Scenario] = {
     "freeze-distributor": Scenario(
         "SIGSTOP of the distributor for 3 s", faults.frozen("distributor"), "never-continued"
     ),
-    "freeze-ui": Scenario("SIGSTOP of the ui for 3 s", faults.frozen("ui"), "never-continued", PAGE),
+    "freeze-ui": Scenario(
+        "SIGSTOP of the ui for 3 s", faults.frozen("ui"), "never-continued", PAGE
+    ),
     "freeze-redis": Scenario("SIGSTOP of Redis for 3 s", faults.redis_frozen, "keyless"),
     "freeze-embedded-engine": Scenario(
         "SIGSTOP of the embedded engine for 3 s", faults.engine_frozen, "keyless", WHOLE

@@ -55,7 +55,7 @@ class Course:
         self.gaps: list[Gap] = []
         self._step = step
         self._at: Id = (0, 0)
-        self._told: list[tuple[Gap, range]] = []
+        self._told: list[tuple[list[Gap], range]] = []
         self._pending: list[Gap] = []
         self._wrong: list[str] = []
 
@@ -67,8 +67,8 @@ class Course:
             return
         skipped = range(self.next, number, self._step)
         if self._pending:
-            self._told += [(gap, skipped) for gap in self._pending[-1:]]
-            self._pending.clear()
+            self._told.append((self._pending, skipped))
+            self._pending = []
         elif skipped or number < self.next:
             self._offence(f"event {number} where {self.next} was to come")
         self._at, self.next = id_, number + self._step
@@ -85,10 +85,10 @@ class Course:
     def offences(self, batches: Batches) -> Iterator[str]:
         """What is wrong once the last event was sent."""
         yield from self._wrong
-        for gap, skipped in self._told:
-            told = batches.between(gap.after, gap.before)
-            if any(number not in told for number in (*skipped[:1], *skipped[-1:])):
-                yield f"{self.name}: {skipped} did not come, told was {gap}"
+        for gaps, skipped in self._told:
+            told = [batches.between(gap.after, gap.before) for gap in gaps]
+            if untold := [n for n in skipped if not any(n in numbers for numbers in told)]:
+                yield f"{self.name}: {untold[0]} did not come, told was {gaps}"
         if not self._pending and self.next < batches.count:
             yield f"{self.name}: has come no further than {self.next} of {batches.count}"
 

@@ -7,6 +7,7 @@ counted in events, so that a slow machine takes longer and does the same.
 
 import asyncio
 import contextlib
+import json
 import random
 import sys
 import tempfile
@@ -327,7 +328,8 @@ class Day:
 @click.option("--reconnects", default=DAY_RECONNECTS, show_default=True)
 @click.option("--restarts", default=DAY_RESTARTS, show_default=True)
 @click.option("--seed", default=1, show_default=True)
-def main(events: int, reconnects: int, restarts: int, seed: int) -> None:
+@click.option("--curves", type=click.Path(path_type=Path), help="Where to write memory by events.")
+def main(events: int, reconnects: int, restarts: int, seed: int, curves: Path | None) -> None:
     """Runs a day's worth of load, and judges the promise and what the processes take."""
     with (
         tempfile.TemporaryDirectory(prefix="logpipe-day-") as folder,
@@ -336,6 +338,8 @@ def main(events: int, reconnects: int, restarts: int, seed: int) -> None:
         day = Day(events, reconnects, restarts, seed, Path(folder), valkey)
         asyncio.run(day.run())
         found = [*day.offences()]
+    if curves:
+        curves.write_text(json.dumps(day.samples))
     for line in day.summary():
         click.echo(line)
     for line in found[:20]:
