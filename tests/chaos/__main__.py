@@ -8,6 +8,7 @@ import click
 
 from tests.chaos.scenarios import SCENARIOS, Scenario
 from tests.chaos.trial import Result, tried
+from tests.helpers import end_in_order
 
 AT_ONCE = 3
 """Trials of short scenarios at a time: most of them wait."""
@@ -91,6 +92,7 @@ def _chosen(only: tuple[str, ...]) -> list[str]:
 @click.option("--verbose", is_flag=True, help="Show what was found, and the logs of what broke.")
 def main(only: tuple[str, ...], cycles: int, seed: int, verbose: bool) -> None:
     """Does faults to real processes, and judges from outside whether the promises were kept."""
+    end_in_order()
     began = time.monotonic()
     suite, names = Suite(cycles, seed, verbose), _chosen(only)
     if not names:

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from tests.helpers import end_in_order
 from tests.servers import Valkey
 from tests.soak.judge import Ledger, group_offences, offences, wrong_counts
 from tests.soak.processes import Child, Engine
@@ -246,6 +247,7 @@ def _show(line: str) -> None:
 @click.option("--break", "broken", type=click.Choice(["catch-up"]), help="The control: must fail.")
 def main(seconds: float, seed: int, broken: str | None) -> None:
     """Runs the pipeline under load and faults, and judges what every reader was told."""
+    end_in_order()
     with (
         tempfile.TemporaryDirectory(prefix="logpipe-soak-") as folder,
         Valkey.started("--appendonly", "yes", "--appendfsync", "always", "--save", "") as valkey,

@@ -19,7 +19,7 @@ from typing import Any
 import click
 import httpx
 
-from tests.helpers import wait_until
+from tests.helpers import end_in_order, wait_until
 from tests.servers import Valkey
 from tests.soak.course import Batches, Course, Shares
 from tests.soak.judge import Gap, parse_id
@@ -331,6 +331,7 @@ class Day:
 @click.option("--curves", type=click.Path(path_type=Path), help="Where to write memory by events.")
 def main(events: int, reconnects: int, restarts: int, seed: int, curves: Path | None) -> None:
     """Runs a day's worth of load, and judges the promise and what the processes take."""
+    end_in_order()
     with (
         tempfile.TemporaryDirectory(prefix="logpipe-day-") as folder,
         Valkey.started("--appendonly", "yes", "--appendfsync", "always", "--save", "") as valkey,
