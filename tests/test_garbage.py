@@ -8,6 +8,7 @@ import pytest
 
 from logpipe import garbage
 from tests.helpers import wait_until
+from tests.servers import Valkey, serving
 
 
 class Loop:
@@ -33,3 +34,20 @@ async def test_what_refers_to_itself_is_gone_within_a_minute(
     finally:
         gc.set_threshold(*thresholds)
         gc.enable()
+
+
+async def test_a_request_that_fails_leaves_no_cycle_behind(own_valkey: Valkey) -> None:
+    """It would keep its events until the collector looks at everything."""
+    async with serving(redis_addr=own_valkey.url, role="collector") as service:
+        assert (await service.post({"source": "a", "message": "b"})).status_code == 202
+        own_valkey.kill()
+        await service.post({"source": "a", "message": "b"})
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            assert (await service.post({"source": "a", "message": "b"})).status_code == 503
+            gc.collect()
+            assert not [found for found in gc.garbage if isinstance(found, Exception)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()

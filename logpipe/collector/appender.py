@@ -80,6 +80,12 @@ def _refuse(future: "asyncio.Future[Appended]", why: str) -> None:
         future.set_exception(Unavailable("away", why))
 
 
+def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
+    for each in batch:
+        if not each.done.done():
+            each.done.set_exception(error)
+
+
 class Appender:
     """The only writer of a process."""
 
@@ -109,7 +115,10 @@ class Appender:
         self._waiting_bytes += size
         if len(self._lanes) < LANES:
             self._lanes.add(asyncio.create_task(self._work()))
-        return await done
+        try:
+            return await done
+        finally:
+            del done  # an error holds this frame, which would hold the error: a cycle
 
     async def _work(self) -> None:
         """Appends until nothing waits."""
@@ -118,9 +127,7 @@ class Appender:
             try:
                 outcomes = await self._stream.append([each.request for each in batch])
             except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
-                for each in batch:
-                    if not each.done.done():
-                        each.done.set_exception(error)
+                _fail(batch, error)
                 self._answers.forget_given()
                 continue
             self._metrics.append_seconds.observe(time.perf_counter() - started)
