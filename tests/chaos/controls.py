@@ -47,6 +47,11 @@ async def never_continued(stage: Stage, _: int) -> None:
     stage.collector.send(signal.SIGSTOP)
 
 
+async def page_gone(stage: Stage, _: int) -> None:
+    """A ui that is killed and not started again."""
+    await stage.children["ui"].kill()
+
+
 async def position_forgotten(stage: Stage, _: int) -> None:
     """A subscriber that comes back without its position."""
     for _ in range(3):

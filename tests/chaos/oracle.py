@@ -78,6 +78,8 @@ class Oracle:
 
     def __init__(self, url: str, subscriber: Subscriber, chance: random.Random, rate: int) -> None:
         self.issued = 0
+        self.freshest = -1
+        """The number of the last event that was asked for as a fresh one."""
         self.acked: dict[int, Id] = {}
         self.answers: Counter[str] = Counter()
         self.outage_s = 0.0
@@ -120,6 +122,7 @@ class Oracle:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 numbers = self.issue(1)
+                self.freshest = numbers.start
                 await self._insist(numbers, answer_s=0.5)
                 while numbers.start not in self.subscriber.numbers:
                     await asyncio.sleep(0.005)

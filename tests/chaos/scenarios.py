@@ -58,7 +58,7 @@ SCENARIOS: dict[str, Scenario] = {
         "kill -9 of Redis with appendfsync always",
         faults.redis_killed, "nothing-on-disk", times=10,
     ),
-    "kill-ui": Scenario("kill -9 of the ui", faults.killed("ui"), "never-continued", PAGE, times=3),
+    "kill-ui": Scenario("kill -9 of the ui", faults.killed("ui"), "page-gone", PAGE, times=3),
     "term-collector": Scenario(
         "SIGTERM of the collector under load",
         faults.terminated("collector"), "early-202", times=3,
@@ -68,7 +68,7 @@ SCENARIOS: dict[str, Scenario] = {
         faults.terminated("distributor"), "catch-up-broken", times=3,
     ),
     "term-ui": Scenario(
-        "SIGTERM of the ui", faults.terminated("ui"), "never-continued", PAGE, times=2
+        "SIGTERM of the ui", faults.terminated("ui"), "page-gone", PAGE, times=2
     ),
     "term-all-in-one": Scenario(
         "SIGTERM of all roles in one process, and of the engine with it",
@@ -81,7 +81,7 @@ SCENARIOS: dict[str, Scenario] = {
         "SIGSTOP of the distributor for 3 s", faults.frozen("distributor"), "never-continued"
     ),
     "freeze-ui": Scenario(
-        "SIGSTOP of the ui for 3 s", faults.frozen("ui"), "never-continued", PAGE
+        "SIGSTOP of the ui for 3 s", faults.frozen("ui"), "page-gone", PAGE
     ),
     "freeze-redis": Scenario("SIGSTOP of Redis for 3 s", faults.redis_frozen, "keyless"),
     "freeze-embedded-engine": Scenario(
@@ -204,6 +204,10 @@ SCENARIOS: dict[str, Scenario] = {
     "never-continued": Scenario(
         "a collector that is stopped and never continued",
         controls.never_continued, terms=Terms(frozenset(), 1.0), breaks="stale",
+    ),
+    "page-gone": Scenario(
+        "a ui that is killed and not started again",
+        controls.page_gone, setup=PAGE, breaks="stale",
     ),
     "position-forgotten": Scenario(
         "a subscriber that comes back without its position",

@@ -142,6 +142,8 @@ class Stage:
     async def settle(self, terms: Terms) -> Evidence:
         """Ends the load, waits until all has arrived, and takes the evidence."""
         fresh_s = await self.oracle.fresh(terms.fresh_s + 5)
+        if self.setup.ui and not await self._page_shows_it():
+            self.found.append(Offence("stale", "the page does not show the fresh event"))
         await self.oracle.stop_sending()
         evidence = self._evidence([], fresh_s)
 
@@ -153,6 +155,19 @@ class Stage:
         while owes() and time.monotonic() < deadline:
             await asyncio.sleep(0.2)
         return self._evidence(await self._held(), fresh_s)
+
+    async def _page_shows_it(self) -> bool:
+        """Whether the page has the fresh event, within two seconds."""
+        query = {"q": f'"event {self.oracle.freshest} "'}
+        deadline = time.monotonic() + 2
+        async with httpx.AsyncClient(trust_env=False, timeout=1) as http:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(httpx.HTTPError):
+                    page = await http.get(f"{self.children['ui'].url}/ui/rows", params=query)
+                    if 'data-id="' in page.text:
+                        return True
+                await asyncio.sleep(0.02)
+        return False
 
     def _evidence(self, held: list[Seen], fresh_s: float | None) -> Evidence:
         oracle, reader = self.oracle, self.subscriber
