@@ -109,7 +109,16 @@ class Appender:
         if len(self._lanes) < LANES:
             # For many requests: what it logs is not of the one that began it.
             self._lanes.add(asyncio.create_task(self._work(), context=Context()))
-        return await done
+        try:
+            return await done
+        finally:
+            del done  # an error holds this frame, which would hold the error: a cycle
+
+    def _fail(self, batch: Sequence[_Waiting], error: Exception) -> None:
+        for each in batch:
+            self.inflight.bytes -= each.size
+            if not each.done.done():
+                each.done.set_exception(error)
 
     async def _work(self) -> None:
         """Appends until nothing waits."""
@@ -118,10 +127,7 @@ class Appender:
             try:
                 outcomes = await self._stream.append([each.request for each in batch])
             except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
-                for each in batch:
-                    self.inflight.bytes -= each.size
-                    if not each.done.done():
-                        each.done.set_exception(error)
+                self._fail(batch, error)
                 self._answers.forget_given()
                 continue
             self._metrics.append_seconds.observe(time.perf_counter() - started)
