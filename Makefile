@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 PYTEST_FLAGS ?= --numprocesses 2
 SECONDS ?= 60
 SEED ?= 1
+CYCLES ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help run test senders soak bench check lint types format clean
+.PHONY: help run test senders chaos soak soak-day bench check lint types format clean
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 run: $(VENV)/.installed ## Set up and start the whole pipeline at http://127.0.0.1:8080
 	$(BIN)/logpipe serve --role all
@@ -21,9 +22,15 @@ test: $(VENV)/.developing ## Set up and run all tests, with branch coverage
 senders: ## Fetch the senders of Node and Debian that tests run (as root, on Debian)
 	sh tests/senders/fetch.sh .senders
 
+chaos: $(VENV)/.developing ## Do every fault to real processes, with CYCLES kills of each kind, and judge
+	$(BIN)/python -m tests.chaos --cycles $(CYCLES) --seed $(SEED)
+
 soak: $(VENV)/.developing ## Kill everything under load for SECONDS, and judge; then the control, which must fail
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m tests.soak --seconds 10 --seed $(SEED) --break catch-up
+
+soak-day: $(VENV)/.developing ## A day's events, reconnects and restarts of Redis in a quarter of an hour
+	$(BIN)/python -m tests.soak.day --seed $(SEED)
 
 bench: $(VENV)/.developing ## Measure logpipe, its ceilings and its peers in one run (10 minutes)
 	$(BIN)/python -m tests.bench

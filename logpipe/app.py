@@ -22,13 +22,15 @@ from logpipe.client.log import RemoteLog
 from logpipe.client.process import RemoteProcess
 from logpipe.collector import app as collector
 from logpipe.collector.appender import Appender
+from logpipe.collector.inflight import Inflight
 from logpipe.collector.receivers.intake import Process
 from logpipe.collector.receivers.syslog_tcp import SyslogListener
 from logpipe.collector.receivers.table import SEGMENTS
 from logpipe.collector.submit import LocalCollector
-from logpipe.engine import Engine
+from logpipe.engine import Engine, stream_bytes
 from logpipe.groups import Groups
 from logpipe.hub import Hub
+from logpipe.limits import Rates, Seats
 from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, respond
@@ -36,6 +38,7 @@ from logpipe.redis_address import RedisAddress
 from logpipe.server import bind
 from logpipe.settings import Role, Settings
 from logpipe.stream import Stream
+from logpipe.trimmer import Trimmer
 from logpipe.watch import Look, Watch, look_here
 
 
@@ -50,6 +53,8 @@ class Parts(NamedTuple):
     remote: RemoteDistributor | None
     http: httpx.AsyncClient | None
     watch: Watch | None
+    seats: Seats
+    rates: Rates | None
 
 
 class RoleSpec(NamedTuple):
@@ -61,17 +66,17 @@ class RoleSpec(NamedTuple):
 
 def _collector(parts: Parts) -> ASGIApp:
     assert parts.appender is not None
-    return collector.create(parts.settings, parts.appender, parts.metrics)
+    return collector.create(parts.settings, parts.appender, parts.metrics, parts.rates)
 
 
 def _distributor(parts: Parts) -> ASGIApp:
     assert parts.hub is not None and parts.groups is not None
-    return distributor.create(parts.settings, parts.hub, parts.groups)
+    return distributor.create(parts.settings, parts.hub, parts.groups, parts.seats)
 
 
 def _ui(parts: Parts) -> ASGIApp:
     """Local or remote is decided here, once: the page does not know which it has."""
-    settings, metrics, appender, hub, _, remote, http, watch = parts
+    settings, metrics, appender, hub, _, remote, http, watch, seats, rates = parts
     assert watch is not None
     log: ui.Log
     submit: ui.Submit
@@ -81,11 +86,11 @@ def _ui(parts: Parts) -> ASGIApp:
         assert remote is not None and http is not None
         log = RemoteLog(settings.distributor_url, http, remote, settings.read_tokens)
     if appender is not None:
-        submit = LocalCollector(settings, appender)
+        submit = LocalCollector(settings, appender, rates)
     else:
         assert http is not None
         submit = RemoteCollector(settings, http)
-    return ui.create(settings, log, submit, metrics, watch)
+    return ui.create(settings, log, submit, metrics, watch, seats)
 
 
 ROLES: Mapping[Role, RoleSpec] = {
@@ -116,13 +121,15 @@ class Dispatch:
 
 
 class Running(NamedTuple):
-    """A process's application, the farewell to its streams, its background tasks, and its listener
-    for syslog over TCP where it has one."""
+    """A process's application, the farewell to its streams, its background tasks, its metrics, and
+    where it is a collector, its listener for syslog over TCP and what is under way in it."""
 
     app: ASGIApp
     farewell: Callable[[], None]
     background: Background
+    metrics: Metrics
     syslog: SyslogListener | None
+    inflight: Inflight | None
 
 
 @asynccontextmanager
@@ -148,7 +155,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         _start_canaries(parts, background)
         syslog = None
         if port is not None and parts.appender is not None:
-            syslog = SyslogListener(Process(settings, parts.appender, metrics), port)
+            syslog = SyslogListener(Process(settings, parts.appender, metrics, parts.rates), port)
             stack.push_async_callback(syslog.aclose)
             await syslog.start()
         # The last to enter is the first to leave: tasks end before what they use is closed.
@@ -171,7 +178,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             if syslog is not None:
                 syslog.stop()
 
-        yield Running(Access(Dispatch(apps)), farewell, background, syslog)
+        inflight = parts.appender.inflight if parts.appender is not None else None
+        yield Running(Access(Dispatch(apps)), farewell, background, metrics, syslog, inflight)
 
 
 async def _open_stream(
@@ -206,7 +214,8 @@ async def _open_parts(
 ) -> Parts:
     appender = hub = groups = remote = http = watch = None
     if stream is not None and "collector" in settings.roles:
-        appender = Appender(stream, metrics)
+        appender = Appender(stream, metrics, Inflight(settings.max_inflight_bytes))
+        _start_trimmer(settings, stream, metrics, background)
         metrics.stream_max_entries.set(settings.trim_maxlen)
         stack.push_async_callback(appender.aclose)
     if stream is not None and "distributor" in settings.roles:
@@ -245,7 +254,21 @@ async def _open_parts(
         here = look_here(health, metrics, hub, groups)
         watch = Watch([here, *_looks_elsewhere(settings, http)])
         background.start("watch", watch.run())
-    return Parts(settings, metrics, appender, hub, groups, remote, http, watch)
+    seats = Seats(settings.max_subscribers, settings.max_subscribers_per_client)
+    rates = Rates(settings.rate_per_token) if settings.rate_per_token else None
+    return Parts(settings, metrics, appender, hub, groups, remote, http, watch, seats, rates)
+
+
+def _start_trimmer(
+    settings: Settings, stream: Stream, metrics: Metrics, background: Background
+) -> None:
+    max_bytes, max_age_ms = settings.trim_maxbytes, settings.trim_maxage_ms
+    if max_bytes < 0:
+        embedded = settings.redis is not None and settings.redis.embedded is not None
+        max_bytes = stream_bytes() if embedded else 0
+    if max_bytes or max_age_ms:
+        trimmer = Trimmer(stream.trimming, metrics, max_bytes=max_bytes, max_age_ms=max_age_ms)
+        background.start("trimmer", trimmer.run())
 
 
 def _start_canaries(parts: Parts, background: Background) -> None:

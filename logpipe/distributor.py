@@ -10,14 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from logpipe import auth, sse
+from logpipe import auth
 from logpipe.continuity import Cursor
 from logpipe.filters import Filter
 from logpipe.groups import Groups, TooManyGroupsError
 from logpipe.history import history
 from logpipe.hub import Hub
 from logpipe.ids import START, parse_id
-from logpipe.messages import BYE_RETRY_MS, Start, Subscription
+from logpipe.limits import Seats
+from logpipe.messages import Start, Subscription, full
 from logpipe.parameters import MAX_LIMIT, chosen_filter, chosen_start, number, one_of, span
 from logpipe.problems import Unavailable, bad_parameter
 from logpipe.settings import Settings
@@ -36,9 +37,9 @@ HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control", "X-Request
 """What a browser on another origin may send besides the headers that need no permission."""
 
 
-def create(settings: Settings, hub: Hub, groups: Groups) -> Starlette:
+def create(settings: Settings, hub: Hub, groups: Groups, seats: Seats) -> Starlette:
     """The distributor's sub-app over a hub and the consumer groups of this process."""
-    endpoints = _Distributor(settings, hub, groups)
+    endpoints = _Distributor(settings, hub, groups, seats)
     routes = [
         Route("/subscribe", endpoints.subscribe),
         Route("/events", endpoints.events),
@@ -53,10 +54,11 @@ def create(settings: Settings, hub: Hub, groups: Groups) -> Starlette:
 
 
 class _Distributor:
-    def __init__(self, settings: Settings, hub: Hub, groups: Groups) -> None:
+    def __init__(self, settings: Settings, hub: Hub, groups: Groups, seats: Seats) -> None:
         self._settings = settings
         self._hub = hub
         self._groups = groups
+        self._seats = seats
 
     async def subscribe(self, request: Request) -> Response:
         """The stream, as SSE or NDJSON."""
@@ -66,6 +68,7 @@ class _Distributor:
         start = chosen_start(query, request.headers.get("last-event-id"))
         if not request.headers.get("last-event-id"):
             await self._require_known(start)
+        encoder = encoder_for(request.headers.get("accept", ""))
         delivery = one_of(query, "delivery", self._settings.delivery, "broadcast", "shared")
         try:
             subscription: Subscription = (
@@ -74,9 +77,11 @@ class _Distributor:
                 else HubSubscription(self._hub, start, chosen)
             )
         except TooManyGroupsError as error:
-            return _come_back(str(error))
-        encoder = encoder_for(request.headers.get("accept", ""))
-        return StreamResponse(subscription, encoder, self._hub.metrics)
+            self._hub.metrics.count_limited({"groups": 1})
+            return Response(
+                encoder.message(full(str(error))), headers=HEADERS, media_type=encoder.media_type
+            )
+        return StreamResponse(subscription, encoder, self._hub.metrics, self._seats)
 
     async def _require_known(self, start: Start) -> None:
         """Raises a 400 `Problem` for a parameter that names what this stream never had.
@@ -144,10 +149,3 @@ class _Distributor:
             headers={"Cache-Control": "no-store"},
             media_type="application/json",
         )
-
-
-def _come_back(reason: str) -> Response:
-    """Overload: a stream that ends at once. An error status would end an EventSource for good."""
-    return Response(
-        sse.retry(BYE_RETRY_MS[1]) + sse.comment(reason), headers=HEADERS, media_type=sse.MEDIA_TYPE
-    )

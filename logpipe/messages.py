@@ -62,16 +62,35 @@ def goodbye(reason: str) -> Bye:
     return Bye(reason, random.randint(*BYE_RETRY_MS))  # noqa: S311
 
 
+class Full(NamedTuple):
+    """The stream ends as soon as it has begun, because too much is asked here; `retry_ms` is when
+    to try again. An error status would end an EventSource for good."""
+
+    reason: str
+    retry_ms: int
+
+
+FULL_RETRY_MS = (2_000, 10_000)
+"""When those who found no room are asked to try again."""
+
+
+def full(reason: str) -> Full:
+    """A `Full` that asks to come back after a while that differs from one reader to the next."""
+    return Full(reason, random.randint(*FULL_RETRY_MS))  # noqa: S311
+
+
 class Notice(NamedTuple):
     """The stream is connected but has nothing to give yet, and why."""
 
     reason: str
 
 
-Message = Hello | Gap | Progress | Bye | Notice
+Message = Hello | Gap | Progress | Bye | Full | Notice
 
 
-def named(message: Hello | Gap | Progress | Bye) -> tuple[str, StreamId | None, dict[str, Any]]:
+def named(
+    message: Hello | Gap | Progress | Bye | Full,
+) -> tuple[str, StreamId | None, dict[str, Any]]:
     """The name of a message, the cursor that it moves to, and its data."""
     match message:
         case Hello(id, first, last, delivery, version):
@@ -87,7 +106,7 @@ def named(message: Hello | Gap | Progress | Bye) -> tuple[str, StreamId | None, 
             return "gap", resume, told
         case Progress(id):
             return "progress", id, {"id": str(id)}
-        case Bye(reason, retry_ms):
+        case Bye(reason, retry_ms) | Full(reason, retry_ms):
             return "bye", None, {"reason": reason, "retry_ms": retry_ms}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from collections.abc import Mapping
 from typing import get_args
 
 from prometheus_client import (
@@ -16,7 +17,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from logpipe import __version__
+from logpipe import __version__, limits
 from logpipe.continuity import Reason
 
 # One series more for each counter, that nobody asks for.
@@ -196,6 +197,13 @@ class Metrics:
             registry=registry,
         )
         # Of the stream and of its Redis; all processes see the same ones.
+        limited = Counter(
+            "logpipe_limited_total",
+            "What a limit has refused, or trimmed, by limit: docs/limits.md.",
+            ["limit"],
+            registry=registry,
+        )
+        self._limited = {limit: limited.labels(limit) for limit in limits.NAMES}
         self.stream_entries = self._common("logpipe_stream_entries", "Entries in the stream.")
         self.stream_max_entries = self._common(
             "logpipe_stream_max_entries", "Entries at which a collector trims the stream, about."
@@ -249,6 +257,11 @@ class Metrics:
     def shared(self) -> bool:
         """Whether several processes count together."""
         return self._folder is not None
+
+    def count_limited(self, hits: Mapping[str, int]) -> None:
+        """Limits of `limits.NAMES` were hit, so many times each."""
+        for limit, count in hits.items():
+            self._limited[limit].inc(count)
 
     def group(self, name: str) -> "GroupMetrics":
         """The metrics of a consumer group. Clients name groups, so only the first `MAX_LABELS` have

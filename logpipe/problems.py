@@ -15,15 +15,25 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
-    """An outcome other than success: an HTTP status, a sentence, and members of its own."""
+    """An outcome other than success: an HTTP status, a sentence, and members of its own.
+
+    `hits` says how often it is due to which of `limits.NAMES`, for the metrics.
+    """
 
     def __init__(
-        self, status: int, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
+        self,
+        status: int,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        hits: Mapping[str, int] | None = None,
+        **members: Any,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.headers = dict(headers or {})
+        self.hits = dict(hits or {})
         self.members = members
 
     def body(self) -> bytes:

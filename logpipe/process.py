@@ -1,7 +1,6 @@
 """The life of a serving process: bind, open, serve, close."""
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -9,8 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self
 
-from logpipe import __version__
+import msgspec
+
+from logpipe import __version__, garbage
 from logpipe.app import running
+from logpipe.open_files import room_for, warn_of_few
 from logpipe.server import Server, bind
 from logpipe.settings import Settings
 
@@ -36,15 +38,22 @@ async def serve_until_stopped(settings: Settings, inherited: Inherited | None = 
     Raises `PortTakenError` before anything is started, and `EngineError`.
     """
     status = 0
+    room = room_for(settings.max_subscribers)
+    if settings.roles & {"distributor", "ui"}:
+        warn_of_few(settings.max_subscribers, room)
+    settings = msgspec.structs.replace(settings, max_subscribers=room.subscribers)
     with _listener(settings, inherited) as listener, Signals() as signals:
         if inherited is not None:
             signals.take_for_one(inherited.life)
         async with running(settings) as process:
-            server = Server(process.app, process.farewell)
+            server = Server(
+                process.app, process.farewell, process.metrics.count_limited, room.connections
+            )
             process.background.on_failure = server.stop
             if inherited is None:
                 introduce(settings, listener.getsockname()[1])
-            _settle()
+            garbage.settle()
+            process.background.start("garbage", garbage.look_now_and_then())
             if process.background.failure is None:
                 with signals.handled_by(server.stop):
                     await server.serve(sockets=[listener])
@@ -113,16 +122,6 @@ class Signals:
             yield
         finally:
             self._handler = before
-
-
-def _settle() -> None:
-    """Spares the garbage collector what stays for good, and has it look less often.
-
-    A tenth of a busy collector's time went there, for next to no garbage: requests leave no cycles.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def introduce(settings: Settings, port: int) -> None:

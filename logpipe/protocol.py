@@ -1,9 +1,11 @@
 """HTTP/1.1 by httptools, with bounds for how a request comes."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from logpipe.problems import MEDIA_TYPE, Problem
 from logpipe.wire import EXTENSION, Wire
@@ -18,6 +20,19 @@ BODY_S = 60.0
 """What a body may take to come: what holds memory for longer is not a sender."""
 
 
+Limited = Callable[[Mapping[str, int]], None]
+"""Is told which of `limits.NAMES` was hit, and how often."""
+
+
+class BoundedState(ServerState):
+    """What the connections of a server share."""
+
+    def __init__(self, limited: Limited, most_connections: int) -> None:
+        super().__init__()
+        self.limited = limited
+        self.most_connections = most_connections
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which alone takes a request of any size at any pace.
 
@@ -30,7 +45,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await("head", HEAD_S, transport.close)
+        self._state = cast("BoundedState", self.server_state)
+        if len(self.connections) > self._state.most_connections:
+            self._count("connections")
+            transport.abort()
+            return
+        self._await("head", HEAD_S, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._no_longer_await()
@@ -41,7 +61,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:
-            self._await("head", HEAD_S, self.transport.close)
+            self._await("head", HEAD_S, self._head_is_late)
         elif cycle.more_body:
             self._await("body", BODY_S, self._body_is_late)
         else:
@@ -50,6 +70,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._no_longer_await()
             return
         if self._unread > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._count("head")
             self.send_400_response(f"A request's head may have {MAX_HEAD_BYTES} bytes.")
 
     def _await(self, what: str, seconds: float, otherwise: Callable[[], None]) -> None:
@@ -64,8 +85,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def _count(self, limit: str) -> None:
+        self._state.limited({limit: 1})
+
+    def _head_is_late(self) -> None:
+        if self._unread:  # else it was opened in advance, as browsers do
+            self._count("head_time")
+        self.transport.close()
+
     def _body_is_late(self) -> None:
         """Answers 408, where no answer has begun, and closes."""
+        self._count("body_time")
         if not self.cycle.response_started:
             problem = Problem(408, f"The body was not there after {BODY_S:.0f} s.").body()
             head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"

@@ -4,13 +4,14 @@ import asyncio
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from logpipe.protocol import BoundedProtocol
+from logpipe.protocol import BoundedProtocol, BoundedState, Limited
 
 log = logging.getLogger("logpipe")
 
@@ -22,6 +23,11 @@ KEEP_ALIVE_S = 75
 
 DEAD_READER_MS = 60_000
 """A reader that takes nothing for so long, or whose host is gone, is cut off by the kernel."""
+
+IDLE_S = 30
+PROBE_S = 10
+"""After so long without a word the kernel asks whether the other host is there, and again so often,
+until DEAD_READER_MS are over: of a connection that is only read nobody would notice else."""
 
 GRACE_S = 2.0
 """What requests and farewells may take at the end, before their connections are cut."""
@@ -71,8 +77,14 @@ def _bound(host: str, port: int, *, shared: bool = False, variable: str = "PORT"
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if shared:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_READER_MS)
+    for option, value in (
+        ("TCP_USER_TIMEOUT", DEAD_READER_MS),
+        ("TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE", IDLE_S),
+        ("TCP_KEEPINTVL", PROBE_S),
+        ("TCP_KEEPCNT", DEAD_READER_MS // 1000 // PROBE_S),
+    ):
+        if hasattr(socket, option):  # the connections that it accepts have them, too
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     try:
         listener.bind(address)
     except OSError as error:
@@ -93,7 +105,13 @@ class Server(uvicorn.Server):
     uvicorn alone waits for open streams, for ever by default, before anyone is told of the end.
     """
 
-    def __init__(self, app: ASGIApp, farewell: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        farewell: Callable[[], None],
+        limited: Limited = lambda _: None,
+        most_connections: int = sys.maxsize,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -110,6 +128,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
+        self.server_state = BoundedState(limited, most_connections)
         self._farewell = farewell
 
     @contextmanager

@@ -16,6 +16,9 @@ from msgspec import Meta
 from logpipe.redis_address import RedisAddress, parse_redis_addr
 
 Words = tuple[str, ...]
+
+_UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_AGE = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
 Role = Literal["collector", "distributor", "ui"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -63,12 +66,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, setting("Largest request body, decompressed.", ge=64)] = (
         16_777_216
     )
+    max_batch_events: Annotated[int, setting("Events of one request.", ge=1)] = 200_000
+    max_metadata_keys: Annotated[
+        int, setting("Keys of an event's metadata, on all levels.", ge=1)
+    ] = 1_000
+    max_inflight_bytes: Annotated[
+        int, setting("Events under way in a collector: being received, or waiting for Redis.", ge=1)
+    ] = 134_217_728
+    rate_per_token: Annotated[
+        int,
+        setting("Events a second of a token, or of an address without tokens. 0: any.", ge=0),
+    ] = 0
+    max_subscribers: Annotated[int, setting("Subscribers of a process.", ge=1)] = 10_000
+    max_subscribers_per_client: Annotated[
+        int, setting("Of these, of one address. 0: any, as proxies need.", ge=0)
+    ] = 0
     syslog_tcp: Annotated[
         int, setting("Port for syslog over TCP; none unless given.", ge=0, le=65535)
     ] = -1
     trim_maxlen: Annotated[
         int, setting("Entries that the stream keeps, about.", ge=1, le=10**12)
     ] = 50_000
+    trim_maxbytes: Annotated[
+        int,
+        setting(
+            "Bytes that the stream may take in Redis, about. 0: any. Unless given: any, and with"
+            " the embedded engine three quarters of its memory.",
+            ge=0,
+        ),
+    ] = -1
+    trim_maxage: Annotated[
+        str, setting("Age up to which events are kept, like 30m, 24h or 7d. 0: any.", min_length=1)
+    ] = "0"
     consumer_group: Annotated[
         str, setting("Group of delivery=shared.", min_length=1, max_length=128)
     ] = "distributors"
@@ -154,6 +183,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         address = self.redis
         chosen = (address.embedded if address else None) or self.data_dir
         return Path(chosen or platformdirs.user_data_dir("logpipe", appauthor=False))
+
+    @property
+    def trim_maxage_ms(self) -> int:
+        """TRIM_MAXAGE; 0 for any. Raises ValueError where it is no age."""
+        if self.trim_maxage == "0":
+            return 0
+        found = _AGE.fullmatch(self.trim_maxage)
+        if not found:
+            raise ValueError("must be an age like 30m, 24h or 7d, or 0")
+        return int(found[1]) * _UNIT_MS[found[2]]
 
     @property
     def exposed(self) -> bool:
@@ -305,6 +344,10 @@ def _check(settings: Settings) -> list[str]:
     ):
         if not re.fullmatch(r"https?://[^/\s]+.*", url):
             bad.append(f"{variable}={_on_one_line(url)}: must be a URL like http://collector:8081")
+    try:
+        _ = settings.trim_maxage_ms
+    except ValueError as error:
+        bad.append(f"TRIM_MAXAGE={_on_one_line(settings.trim_maxage)}: {error}")
     try:
         _ = settings.redis if settings.role else None
     except ValueError as error:

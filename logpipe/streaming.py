@@ -13,16 +13,19 @@ from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry
 from logpipe.ids import StreamId
+from logpipe.limits import Seats
 from logpipe.live import PROGRESS_S
 from logpipe.messages import (
     Batch,
     Bye,
     Encoder,
+    Full,
     Item,
     Message,
     Notice,
     Progress,
     Subscription,
+    full,
     named,
 )
 from logpipe.metrics import Metrics
@@ -46,9 +49,12 @@ class SseEncoder:
         return b"".join([b"id: %d-%d\ndata: %b\n\n" % (*entry.id, entry.json) for entry in entries])
 
     def message(self, message: Message) -> bytes:
-        """The frame of a named event; a `Notice` is a comment, which clients skip."""
+        """The frame of a named event; a `Notice` is a comment, which clients skip, and so is why
+        a stream is `Full`."""
         if isinstance(message, Notice):
             return sse.comment(message.reason)
+        if isinstance(message, Full):
+            return sse.retry(message.retry_ms) + sse.comment(message.reason)
         name, cursor, data = named(message)
         id_ = str(cursor).encode() if cursor is not None else b""
         told = sse.frame(msgspec.json.encode(data), id=id_, event=name.encode())
@@ -97,6 +103,7 @@ class StreamResponse(Response):
         subscription: Subscription,
         encoder: Encoder,
         metrics: Metrics,
+        seats: Seats,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(None, 200, {**HEADERS, **(headers or {})}, encoder.media_type)
@@ -106,6 +113,7 @@ class StreamResponse(Response):
         self.written_at = time.monotonic()
         self._subscription = subscription
         self._metrics = metrics
+        self._seats = seats
         self._wire: Wire | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,11 +121,22 @@ class StreamResponse(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
+        client = scope.get("client")
+        address = self._subscription.client = client[0] if client else ""
+        if limit := self._seats.take(address):
+            self._metrics.count_limited({limit: 1})
+            told = self.encoder.message(full(self._seats.why(limit)))
+            await send({"type": "http.response.body", "body": told})
+            return
+        try:
+            await self._stream(scope, receive, send)
+        finally:
+            self._seats.leave(address)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._wire = wire_of(scope)
         if self._wire is not None:
             self._wire.begin_stream()
-        address = scope.get("client")
-        self._subscription.client = address[0] if address else ""
         task = asyncio.current_task()
         assert task is not None
         with self._subscription:

@@ -18,7 +18,7 @@ import time
 from contextlib import AsyncExitStack
 
 from logpipe.background import Background
-from logpipe.engine import Engine
+from logpipe.engine import Engine, stream_bytes
 from logpipe.process import Signals, introduce
 from logpipe.server import bind_shared
 from logpipe.settings import Settings, environment
@@ -53,6 +53,8 @@ async def supervise_until_stopped(settings: Settings) -> int:
             stack.push_async_callback(engine.stop)
             background.start("engine", engine.supervise())
             environ["REDIS_ADDR"] = f"unix://{engine.socket}"
+            if settings.trim_maxbytes < 0:
+                environ["TRIM_MAXBYTES"] = str(stream_bytes())
         folder = tempfile.mkdtemp(prefix="logpipe-metrics-")
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         environ[METRICS_DIR] = folder

@@ -1,6 +1,8 @@
 """Waiting in tests: for a condition, with a limit and a name, never for a time."""
 
 import asyncio
+import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
@@ -19,3 +21,8 @@ async def wait_until(
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {description}")
         await asyncio.sleep(0.01)
+
+
+def end_in_order() -> None:
+    """SIGTERM ends this program as an exception does: what it has started is ended as well."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -69,7 +69,14 @@ class Valkey:
 
     def kill(self) -> None:
         """Ends it by SIGKILL; what was in memory is gone."""
-        self.signal(signal.SIGKILL)
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ends it by SIGTERM."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        self.signal(number)
         if self._process is not None:
             self._process.wait(10)
             self._process = None
@@ -112,7 +119,7 @@ async def serving(**given: object) -> AsyncIterator[Service]:
         running(settings) as process,
         httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as http,
     ):
-        server = Server(process.app, process.farewell)
+        server = Server(process.app, process.farewell, process.metrics.count_limited)
         process.background.on_failure = server.stop
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:

@@ -442,15 +442,16 @@ def test_deep_metadata_that_was_taken_is_read_from_any_depth_of_the_stack(depth:
 def test_metadata_over_the_depth_is_refused_alone(depth: int) -> None:
     arrays = nested(depth)
     objects = with_metadata(b'{"y":1,"x":' * depth + b"[]" + b"}" * depth)
+    told = f"metadata: is nested over {MAX_DEPTH} levels"
     for deep in (arrays, objects):
-        expected = [Refusal(1, None, "JSON is nested too deeply", 400)]
-        assert the_refusal(deep).error == "JSON is nested too deeply"
+        expected = [Refusal(1, "metadata", told, 400, "metadata_depth")]
+        assert the_refusal(deep).error == told
         assert decode_json(b"[%b,%b,%b]" % (GOOD, deep, GOOD)) == ([AB, AB], expected, False)
         assert decode_json(GOOD + deep + GOOD) == ([AB, AB], expected, False)
         assert decode_json(b"\n".join([GOOD, deep, GOOD])) == ([AB, AB], expected, False)
         assert decode_ndjson(b"\n".join([GOOD, deep, GOOD])) == ([AB, AB], expected)
         spread = deep.replace(b"[", b"[\n").replace(b"{", b"{\n")
-        assert the_refusal(spread).error == "JSON is nested too deeply"
+        assert the_refusal(spread).error == told
         assert not decode_ndjson(spread + b"\n" + spread)[0]
 
 

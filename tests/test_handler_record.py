@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logpipe.collector.ingest import take_in
+from logpipe.collector.ingest import Bounds, take_in
 from logpipe.handler.record import (
     MAX_EVENT_BYTES,
     MAX_VALUES,
@@ -32,7 +32,7 @@ from tests.handling import logger_of
 
 def decoded(encoded: bytes) -> dict[str, Any]:
     """The event as the collector stores it: nothing of it may be refused."""
-    intake = take_in(encoded, "application/x-ndjson", MAX_EVENT_BYTES)
+    intake = take_in(encoded, "application/x-ndjson", Bounds(MAX_EVENT_BYTES, 1_000, 1_000))
     assert not intake.refusals
     (stored,) = intake.events
     found: dict[str, Any] = msgspec.json.decode(stored)

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -9,26 +10,32 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from logpipe import protocol as module
+from logpipe.protocol import MAX_HEAD_BYTES
 from logpipe.server import Server, bind
 from tests.helpers import wait_until
 from tests.raw import connected, request
+from tests.servers import Valkey
+from tests.servers import serving as role_serving
 
 GET = request(start="GET / HTTP/1.1")
+FORM = b"\r\nContent-Type: application/x-www-form-urlencoded\r\n\r\n"
 
 
 class Served(NamedTuple):
     url: str
     state: ServerState
+    limited: Counter[str]
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[Served]:
+async def serving(most_connections: int = 1000) -> AsyncIterator[Served]:
     """A server for `ok`."""
     listener = bind("127.0.0.1", 0)
-    server = Server(ok, lambda: None)
+    limited: Counter[str] = Counter()
+    server = Server(ok, lambda: None, limited.update, most_connections)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", server.server_state)
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", server.server_state, limited)
     finally:
         server.stop()
         await task
@@ -60,6 +67,7 @@ async def test_a_head_without_end_is_refused(start: bytes, more: bytes) -> None:
             for _ in range(100):
                 await connection.send(more)
         await wait_until(lambda: not served.state.connections, "it is closed")
+        assert served.limited == {"head": 1}
 
 
 async def test_heads_of_a_common_size_and_bodies_of_any_are_taken_one_after_the_other() -> None:
@@ -93,6 +101,8 @@ async def test_a_head_that_does_not_come_to_its_end_is_not_waited_for(
         await second.send(GET[:5])
         for connection in (silent, slow, second):
             assert await connection.rest(timeout=3) == b""
+        # One that says nothing at all may just have been opened in advance.
+        assert served.limited == {"head_time": 2}
 
 
 async def test_who_has_sent_a_head_may_take_longer_for_the_body_and_the_next_request(
@@ -123,3 +133,93 @@ async def test_a_body_that_stops_coming_is_not_waited_for_longer_than_allowed(
         assert json.loads(answer.body)["detail"].startswith("The body was not there")
         assert await connection.rest(timeout=3) == b""
         await wait_until(lambda: not served.state.tasks, "the request is over")
+        assert served.limited == {"body_time": 1}
+
+
+@pytest.mark.parametrize(("size", "status"), [(MAX_HEAD_BYTES, 200), (MAX_HEAD_BYTES + 1, 400)])
+async def test_a_head_may_have_its_bytes_and_none_more(size: int, status: int) -> None:
+    async with serving() as served, connected(served.url) as connection:
+        start = b"GET / HTTP/1.1\r\nHost: x\r\nX: "
+        # All but the last bytes first: what comes together with the end may be more.
+        await connection.send(start + b"x" * (size - len(start)))
+        if status == 200:
+            await asyncio.sleep(0)
+            await connection.send(b"\r\n\r\n")
+        assert (await connection.answer()).status == status
+        assert served.limited["head"] == (status != 200)
+
+
+async def test_a_head_of_one_byte_a_second_has_the_same_time_as_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "HEAD_S", 0.5)
+    async with serving() as served, connected(served.url) as connection:
+        with contextlib.suppress(ConnectionError):
+            for byte in GET * 100:
+                await connection.send(bytes([byte]))
+                if connection.reader.at_eof():
+                    break
+                await asyncio.sleep(0.05)
+        await wait_until(lambda: not served.state.connections, "it is closed")
+        assert served.limited["head_time"] == 1
+
+
+async def test_a_body_of_one_byte_a_second_has_the_same_time_as_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BODY_S", 0.5)
+    async with serving() as served, connected(served.url) as connection:
+        await connection.send(request(b"x" * 1000, start="POST / HTTP/1.1")[:-1000])
+        with contextlib.suppress(ConnectionError):
+            while not connection.reader.at_eof():
+                await connection.send(b"x")
+                await asyncio.sleep(0.05)
+        await wait_until(lambda: not served.state.connections, "it is closed")
+        assert served.limited == {"body_time": 1}
+
+
+async def test_one_connection_too_many_is_closed_and_the_others_go_on() -> None:
+    async with (
+        serving(most_connections=2) as served,
+        connected(served.url) as one,
+        connected(served.url) as two,
+    ):
+        for connection in (one, two):
+            await connection.send(GET)
+            assert (await connection.answer()).status == 200
+        for _ in range(2):
+            async with connected(served.url) as third:
+                assert await third.rest() == b""
+        assert served.limited == {"connections": 2}
+        one.writer.close()
+        await wait_until(lambda: len(served.state.connections) == 1, "one has left")
+        async with connected(served.url) as third:
+            await third.send(GET)
+            assert (await third.answer()).status == 200
+        await two.send(GET)
+        assert (await two.answer()).status == 200
+
+
+@pytest.mark.parametrize("role", ["collector", "distributor", "ui"])
+async def test_heads_and_bodies_are_bounded_on_every_role(
+    valkey: Valkey, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEAD_S", 0.3)
+    monkeypatch.setattr(module, "BODY_S", 0.3)
+    path = {"collector": "/ingest", "distributor": "/events", "ui": "/ui/send"}[role]
+    async with (
+        role_serving(redis_addr=valkey.url, role=role) as service,
+        connected(service.url) as flood,
+        connected(service.url) as slow,
+        connected(service.url) as stopped,
+    ):
+        with contextlib.suppress(ConnectionError):
+            await flood.send(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 20_000)
+        await slow.send(GET[:-2])
+        head = request(b"x" * 1000, start=f"POST {path} HTTP/1.1")[:-500]
+        await stopped.send(head.replace(b"\r\n\r\n", FORM, 1))
+        for connection in (flood, slow, stopped):
+            await connection.rest()
+        text = (await service.http.get("/metrics")).text
+        for limit in ("head", "head_time", "body_time"):
+            assert f'logpipe_limited_total{{limit="{limit}"}} 1.0' in text

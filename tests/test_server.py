@@ -61,6 +61,28 @@ def test_dead_readers_are_noticed_by_the_kernel() -> None:
             assert limit == module.DEAD_READER_MS
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="is named otherwise here")
+def test_connections_on_which_nothing_is_sent_are_probed_and_gone_within_a_minute_too() -> None:
+    """They have from the listening socket what it was told."""
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            idle, every, probes, limit = (
+                accepted.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (
+                    socket.TCP_KEEPIDLE,
+                    socket.TCP_KEEPINTVL,
+                    socket.TCP_KEEPCNT,
+                    socket.TCP_USER_TIMEOUT,
+                )
+            )
+        assert (idle, every) == (module.IDLE_S, module.PROBE_S)
+        assert idle + every * probes <= 90
+        assert limit == module.DEAD_READER_MS
+
+
 # -- the end -----------------------------------------------------------------------------------
 
 

@@ -27,8 +27,16 @@ VALUES: dict[str, tuple[str, Any]] = {
     "stream_name": ("events", "events"),
     "max_message_bytes": ("1000", 1000),
     "max_body_bytes": ("2000", 2000),
+    "max_batch_events": ("5", 5),
+    "max_metadata_keys": ("6", 6),
+    "max_inflight_bytes": ("7", 7),
+    "rate_per_token": ("8", 8),
+    "max_subscribers": ("9", 9),
+    "max_subscribers_per_client": ("10", 10),
     "syslog_tcp": ("5514", 5514),
     "trim_maxlen": ("3000", 3000),
+    "trim_maxbytes": ("0", 0),
+    "trim_maxage": ("24h", "24h"),
     "consumer_group": ("g", "g"),
     "consumer_name": ("c", "c"),
     "delivery": ("shared", "shared"),
@@ -114,6 +122,21 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"t0ken\xff")
     assert errors_of({}, {"READ_TOKENS_FILE": str(path)}) == [
         f"READ_TOKENS_FILE={path}: cannot be read: it is not UTF-8"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("age", "ms"),
+    [("0", 0), ("45s", 45_000), ("30m", 1_800_000), ("24h", 86_400_000), ("7d", 604_800_000)],
+)
+def test_an_age_is_a_number_and_a_unit(age: str, ms: int) -> None:
+    assert load({"trim_maxage": age}, {}).trim_maxage_ms == ms
+
+
+@pytest.mark.parametrize("age", ["24", "h", "-1h", "1.5h", "1w", "9999999999d", "\u0661h"])
+def test_what_is_no_age_is_named_with_what_is_one(age: str) -> None:
+    assert errors_of({"trim_maxage": age}, {}) == [
+        f"TRIM_MAXAGE={age}: must be an age like 30m, 24h or 7d, or 0"
     ]
 
 

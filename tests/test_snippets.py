@@ -16,6 +16,7 @@ from starlette.routing import Route
 import logpipe.snippets
 from logpipe.collector.receivers.intake import Process
 from logpipe.collector.receivers.table import routes
+from logpipe.settings import Settings
 from logpipe.snippets import SNIPPETS, UNFIT, UnfitError, filled
 from tests.collector.receivers.samples import stored
 from tests.helpers import wait_until
@@ -37,7 +38,7 @@ SYSLOG_NG = (HAS_HTTP and shutil.which("syslog-ng", path=f"{os.environ['PATH']}:
 
 def served() -> set[str]:
     """Every path of a collector."""
-    made = routes(cast("Any", Process(cast("Any", None), cast("Any", None), cast("Any", None))))
+    made = routes(cast("Any", Process(Settings(), cast("Any", None), cast("Any", None))))
     return {route.path for route in made if isinstance(route, Route)} | {"/ingest"}
 
 

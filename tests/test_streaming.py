@@ -14,6 +14,7 @@ from logpipe.filters import EVERYTHING, Filter
 from logpipe.groups import Groups
 from logpipe.hub import Hub
 from logpipe.ids import StreamId
+from logpipe.limits import Seats
 from logpipe.messages import Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
 from logpipe.metrics import Metrics
 from logpipe.shared import SharedSubscription
@@ -192,7 +193,7 @@ class Browser:
 def respond(
     source: Any, browser: Browser, encoder: Encoder = SSE, method: str = "GET"
 ) -> "asyncio.Task[None]":
-    response = StreamResponse(source, encoder, Metrics())
+    response = StreamResponse(source, encoder, Metrics(), Seats(1))
     scope = {"type": "http", "method": method}
     return asyncio.create_task(response(scope, browser.receive, browser.send))
 
@@ -388,7 +389,7 @@ async def test_a_match_and_a_rejection_in_one_write_tell_progress_after_the_matc
 async def test_what_is_delivered_is_counted() -> None:
     metrics = Metrics()
     source, browser = Source([HELLO], [a_batch(5, 6), GAP], None), Browser()
-    response = StreamResponse(source, SSE, metrics)
+    response = StreamResponse(source, SSE, metrics, Seats(1))
     await response({"type": "http", "method": "GET"}, browser.receive, browser.send)
     assert metrics.delivered_events._value.get() == 2
     assert metrics.delivered_bytes._value.get() == len(browser.body)

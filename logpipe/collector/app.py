@@ -14,9 +14,11 @@ from logpipe import auth
 from logpipe.collector.answer import Answer, give, problem_answer
 from logpipe.collector.appender import Appender
 from logpipe.collector.body import read_body, too_large
-from logpipe.collector.ingest import answer_of, append_of, take_in
+from logpipe.collector.inflight import Held
+from logpipe.collector.ingest import Bounds, Intake, answer_of, append_of, hits_of, take_in
 from logpipe.collector.receivers import table as receivers
 from logpipe.collector.receivers.intake import Process
+from logpipe.limits import Rates, sender_of
 from logpipe.metrics import Metrics
 from logpipe.problems import FAULT, Problem
 from logpipe.request_ids import Identified
@@ -50,15 +52,18 @@ HEADERS_READ = frozenset(
 )
 
 
-def create(settings: Settings, appender: Appender, metrics: Metrics) -> ASGIApp:
+def create(
+    settings: Settings, appender: Appender, metrics: Metrics, rates: Rates | None = None
+) -> ASGIApp:
     """The collector's sub-app over the process's appender."""
-    ingest = Ingest(settings, appender, metrics)
+    process = Process(settings, appender, metrics, rates)
+    ingest = Ingest(process)
     cors = {
         "allow_origins": settings.cors_allow_origins,
         "allow_methods": ("POST",),
         "allow_headers": (*HEADERS_ALLOWED, *receivers.HEADERS),
     }
-    others = receivers.routes(Process(settings, appender, metrics))
+    others = receivers.routes(process)
     around = sub_app([Route(PATH, ingest, methods=["POST"]), *others], cors)
 
     async def collector(scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +71,7 @@ def create(settings: Settings, appender: Appender, metrics: Metrics) -> ASGIApp:
         if scope["method"] == "POST" and scope["path"] == PATH:
             headers = _headers(scope)
             if "origin" not in headers:
-                await ingest.answer(headers, receive, send, wire_of(scope))
+                await ingest.answer(scope, headers, receive, send, wire_of(scope))
                 return
         await around(scope, receive, send)
 
@@ -85,33 +90,48 @@ def _headers(scope: Scope) -> dict[str, str]:
 class Ingest:
     """The endpoint, as an ASGI application."""
 
-    def __init__(self, settings: Settings, appender: Appender, metrics: Metrics) -> None:
-        self._settings = settings
-        self._appender = appender
-        self._metrics = metrics
+    def __init__(self, process: Process) -> None:
+        self._settings, self._appender, self._metrics, self._rates = process
+        self._bounds = Bounds.of(self._settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request that came through Starlette."""
-        await self.answer(_headers(scope), receive, send, None)
+        await self.answer(scope, _headers(scope), receive, send, None)
 
     async def answer(
-        self, headers: dict[str, str], receive: Receive, send: Send, wire: Wire | None
+        self,
+        scope: Scope,
+        headers: dict[str, str],
+        receive: Receive,
+        send: Send,
+        wire: Wire | None,
     ) -> None:
         """Answers one request; every refusal is a problem document."""
         body_read = False
+        held = None
         try:
-            auth.require(headers.get("authorization"), self._settings.ingest_tokens)
-            body = await self._body(headers, receive, wire)
-            body_read = True
-            answer = await self._store(headers, body)
+            authorization = headers.get("authorization")
+            auth.require(authorization, self._settings.ingest_tokens)
+            sender = self._sender(scope, authorization) if self._rates is not None else ""
+            whole = wire.body() if wire is not None and "content-encoding" not in headers else None
+            if whole is not None:
+                body_read = True
+                intake = self._read(headers, whole)
+            else:
+                held = Held(self._appender.inflight)
+                intake = await self._received(headers, receive, held)
+            answer = await self._store(headers, intake, sender)
         except ClientDisconnect:
             return
         except Problem as problem:
             self._metrics.requests.labels(problem.status).inc()
+            self._metrics.count_limited(problem.hits)
+            body_read = body_read or (held is not None and held.complete)
             await give(problem_answer(problem), receive, Identified(send), body_read=body_read)
             return
         except Exception:
             self._metrics.requests.labels(500).inc()
+            body_read = body_read or (held is not None and held.complete)
             await give(problem_answer(FAULT), receive, Identified(send), body_read=body_read)
             raise  # to be logged by the server
         self._metrics.requests_accepted.inc()
@@ -120,28 +140,43 @@ class Ingest:
         else:
             await give(Answer(202, "application/json", answer), receive, send)
 
-    async def _body(self, headers: dict[str, str], receive: Receive, wire: Wire | None) -> bytes:
-        limit = self._settings.max_body_bytes
-        coding = headers.get("content-encoding", "")
-        whole = wire.body() if wire is not None and not coding else None
-        if whole is None:
-            return await read_body(receive, coding, headers.get("content-length", ""), limit)
-        if len(whole) > limit:
-            raise too_large(limit)
-        return whole
+    def _sender(self, scope: Scope, authorization: str | None) -> str:
+        """Whose rate this counts for; raises a 429 `Problem` for one who has to wait."""
+        assert self._rates is not None
+        guarded = bool(self._settings.ingest_tokens)
+        token = (authorization or "").partition(" ")[2].strip() if guarded else None
+        sender = sender_of(scope, token)
+        self._rates.require(sender)
+        return sender
 
-    async def _store(self, headers: dict[str, str], body: bytes) -> bytes:
+    async def _received(self, headers: dict[str, str], receive: Receive, held: Held) -> Intake:
+        """What is in a body that has still to come, or to be unpacked."""
+        limit = self._settings.max_body_bytes
+        coding, length = headers.get("content-encoding", ""), headers.get("content-length", "")
+        with held:
+            body = await read_body(receive, coding, length, limit, held)
+            held.complete = True
+            if len(body) <= LARGE_BYTES:
+                return self._read(headers, body)
+            async with self._appender.inflight.reading:
+                return await asyncio.to_thread(self._read, headers, body)
+
+    def _read(self, headers: dict[str, str], body: bytes) -> Intake:
+        if len(body) > self._settings.max_body_bytes:
+            raise too_large(self._settings.max_body_bytes)
         self._metrics.body_bytes.inc(len(body))
-        asked = (body, headers.get("content-type", ""), self._settings.max_message_bytes)
         try:
-            if len(body) > LARGE_BYTES:
-                intake = await asyncio.to_thread(take_in, *asked)
-            else:
-                intake = take_in(*asked)
+            return take_in(body, headers.get("content-type", ""), self._bounds)
         except Problem as problem:
             self._metrics.events_rejected.inc(problem.members.get("rejected", 0))
             raise
+
+    async def _store(self, headers: dict[str, str], intake: Intake, sender: str) -> bytes:
         if intake.refusals:
             self._metrics.events_rejected.inc(len(intake.refusals))
+            self._metrics.count_limited(hits_of(intake.refusals))
+        if self._rates is not None:
+            self._rates.require(sender)
+            self._rates.spend(sender, len(intake.events) + len(intake.refusals))
         appended = await self._appender.append(append_of(intake, headers.get("idempotency-key")))
         return answer_of(appended)

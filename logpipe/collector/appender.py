@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from contextvars import Context
 from typing import cast
 
+from logpipe.collector.inflight import Inflight
 from logpipe.metrics import Metrics
-from logpipe.problems import Problem, Unavailable
+from logpipe.problems import Unavailable
 from logpipe.stream import Append, Appended, RedisHealth, Stream
 
 MAX_SHARED_BYTES = 256 * 1024
@@ -22,9 +23,6 @@ Redis adds some while this process reads the next: with 4 MiB they waited for ea
 LANES = 2
 """Appends under way at a time: Redis finds the next when it is done with one. With one lane, a
 tenth fewer single events came in and a fifth fewer in batches; a third lane changed nothing."""
-
-MAX_WAITING_BYTES = 64 * 1024 * 1024
-"""Requests beyond this are refused until the ones before them are appended."""
 
 ANSWER_WITHIN_S = 1.8
 """A request that Redis has not confirmed by then is answered 503."""
@@ -84,11 +82,11 @@ def _refuse(future: "asyncio.Future[Appended]", why: str) -> None:
 class Appender:
     """The only writer of a process."""
 
-    def __init__(self, stream: Stream, metrics: Metrics) -> None:
+    def __init__(self, stream: Stream, metrics: Metrics, inflight: Inflight) -> None:
+        self.inflight = inflight
         self._stream = stream
         self._metrics = metrics
         self._waiting: deque[_Waiting] = deque()
-        self._waiting_bytes = 0
         self._answers = _Answers()
         self._lanes: set[asyncio.Task[None]] = set()
 
@@ -100,18 +98,27 @@ class Appender:
     async def append(self, request: Append) -> Appended:
         """Appends a request's events; returns when Redis has confirmed them.
 
-        Raises `Unavailable` when it has not, within two seconds.
+        Raises `Unavailable` when it has not, within two seconds, and a 503 `Problem` where there is
+        no room for them now.
         """
         size = sum(map(len, request.events))
-        if self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES:
-            raise Problem(503, "More is being sent than Redis takes.", headers={"Retry-After": "1"})
+        self.inflight.require(size)
         done = self._answers.promise()
         self._waiting.append(_Waiting(request, size, done))
-        self._waiting_bytes += size
+        self.inflight.bytes += size
         if len(self._lanes) < LANES:
             # For many requests: what it logs is not of the one that began it.
             self._lanes.add(asyncio.create_task(self._work(), context=Context()))
-        return await done
+        try:
+            return await done
+        finally:
+            del done  # an error holds this frame, which would hold the error: a cycle
+
+    def _fail(self, batch: Sequence[_Waiting], error: Exception) -> None:
+        for each in batch:
+            self.inflight.bytes -= each.size
+            if not each.done.done():
+                each.done.set_exception(error)
 
     async def _work(self) -> None:
         """Appends until nothing waits."""
@@ -120,13 +127,12 @@ class Appender:
             try:
                 outcomes = await self._stream.append([each.request for each in batch])
             except Exception as error:  # noqa: BLE001 - handed to everyone who waits for it
-                for each in batch:
-                    if not each.done.done():
-                        each.done.set_exception(error)
+                self._fail(batch, error)
                 self._answers.forget_given()
                 continue
             self._metrics.append_seconds.observe(time.perf_counter() - started)
             for each, outcome in zip(batch, outcomes, strict=True):
+                self.inflight.bytes -= each.size
                 if not each.done.done():
                     each.done.set_result(outcome)
             self._answers.forget_given()
@@ -151,8 +157,9 @@ class Appender:
         size = 0
         while self._waiting and (not batch or size + self._waiting[0].size <= MAX_SHARED_BYTES):
             each = self._waiting.popleft()
-            self._waiting_bytes -= each.size
-            if not each.done.done():
+            if each.done.done():
+                self.inflight.bytes -= each.size
+            else:
                 batch.append(each)
                 size += each.size
         return batch

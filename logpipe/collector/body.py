@@ -9,6 +9,7 @@ from typing import Protocol
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from logpipe.collector.inflight import Held
 from logpipe.problems import Problem
 
 if sys.version_info >= (3, 14):
@@ -25,6 +26,9 @@ PACKED_STEP_BYTES = 16 * 1024
 ZSTD_WINDOW_LOG = 23
 """A frame may ask for a window of 8 MiB, which RFC 8878 (3.1.1.1.2) wants every decoder to have;
 more would let a few bytes claim memory."""
+
+PIECE_OVERHEAD = 64
+"""What a piece of a body takes besides its bytes, until they are put together."""
 
 DRAIN_S = 2.0
 DRAIN_BYTES = 256 * 1024 * 1024
@@ -121,18 +125,20 @@ UNPACKERS: dict[str, Callable[[], Unpacker]] = {
 }
 
 
-async def read_body(receive: Receive, encoding: str, length: str, limit: int) -> bytes:
-    """The whole body, unpacked: at most `limit` bytes.
+async def read_body(receive: Receive, encoding: str, length: str, limit: int, held: Held) -> bytes:
+    """The whole body, unpacked: at most `limit` bytes, which `held` counts as they come.
 
     `encoding` and `length` are the values of Content-Encoding and Content-Length, empty for none.
-    Raises a `Problem` (413 too large, 415 unknown coding, 400 damaged) and ClientDisconnect, which
-    is also the end of one that comes too slowly (`protocol.BODY_S`).
+    Raises a `Problem` (413 too large, 415 unknown coding, 400 damaged, 503 no room for it now) and
+    ClientDisconnect, which is also the end of one that comes too slowly (`protocol.BODY_S`).
     """
     coding = encoding.strip().lower()
+    announced = int(length[:20]) if length.isascii() and length.isdigit() else 0
     if coding in ("", "identity"):
-        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+        if announced > limit:
             raise too_large(limit)
-        return await _collect(receive, None, limit)
+        held.require(announced)
+        return await _collect(receive, None, limit, held)
     if coding not in UNPACKERS:
         raise Problem(
             415,
@@ -140,12 +146,12 @@ async def read_body(receive: Receive, encoding: str, length: str, limit: int) ->
             headers={"Accept-Encoding": ", ".join(UNPACKERS)},
         )
     try:
-        return await _collect(receive, UNPACKERS[coding](), limit)
+        return await _collect(receive, UNPACKERS[coding](), limit, held)
     except DAMAGED as error:
         raise Problem(400, f"The body is not {coding}: {error}") from None
 
 
-async def _collect(receive: Receive, unpacker: Unpacker | None, limit: int) -> bytes:
+async def _collect(receive: Receive, unpacker: Unpacker | None, limit: int, held: Held) -> bytes:
     pieces: list[bytes] = []
     size = packed = 0
     more = True
@@ -166,6 +172,7 @@ async def _collect(receive: Receive, unpacker: Unpacker | None, limit: int) -> b
             if size > limit:
                 raise too_large(limit)
             if piece:
+                held.add(len(piece) + PIECE_OVERHEAD)
                 pieces.append(piece)
     if unpacker is not None and not unpacker.complete:
         raise Problem(400, "The body ends in the middle of its compressed data.")
@@ -179,7 +186,9 @@ def _unpacked(unpacker: Unpacker, data: bytes) -> Iterator[bytes]:
 
 def too_large(limit: int) -> Problem:
     """The 413 of a body over MAX_BODY_BYTES."""
-    return Problem(413, f"The body is over {limit} bytes (MAX_BODY_BYTES).", limit=limit)
+    return Problem(
+        413, f"The body is over {limit} bytes (MAX_BODY_BYTES).", hits={"body": 1}, limit=limit
+    )
 
 
 async def drain(receive: Receive) -> None:

@@ -1,18 +1,32 @@
 """What becomes of a body: events to append, refusals to report, and the answer for both."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from logpipe.event import Event, Refusal, decode_json, decode_ndjson, encode
+from logpipe.event import (
+    Event,
+    Refusal,
+    TooManyEventsError,
+    decode_json,
+    decode_ndjson,
+    encode,
+    has_more_keys,
+)
 from logpipe.problems import Problem
+from logpipe.settings import Settings
 from logpipe.stream import Append, Appended
 
 MAX_REPORTED = 1_000
 """Refusals that one answer spells out; `rejected` counts them all."""
+
+KEY_BYTES = 5
+"""What a key of metadata takes in JSON at the least, as `"":0,`: in fewer bytes there are not so
+many, and nobody needs to count them."""
 
 MAX_KEY_LENGTH = 256
 """Characters of an Idempotency-Key."""
@@ -47,19 +61,48 @@ class Intake(msgspec.Struct, frozen=True, gc=False):
     single: bool
 
 
-def take_in(body: bytes, content_type: str, max_message_bytes: int) -> Intake:
+class Bounds(NamedTuple):
+    """What one event and one request may have: MAX_MESSAGE_BYTES, MAX_METADATA_KEYS and
+    MAX_BATCH_EVENTS."""
+
+    bytes: int
+    keys: int
+    events: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Bounds":
+        """Those of the settings."""
+        return cls(
+            settings.max_message_bytes, settings.max_metadata_keys, settings.max_batch_events
+        )
+
+
+def take_in(body: bytes, content_type: str, bounds: Bounds) -> Intake:
     """Decodes, checks and encodes. Raises a `Problem` when nothing is left to append."""
-    if _is_ndjson(content_type):
-        events, refusals = decode_ndjson(body)
-        single = False
-    else:
-        if not body or body.isspace():
+    single = False
+    try:
+        if _is_ndjson(content_type):
+            events, refusals = decode_ndjson(body, bounds.events)
+        elif not body or body.isspace():
             raise Problem(400, "The body is empty: send a JSON event, an array or lines of them.")
-        events, refusals, single = decode_json(body)
-    encoded, refusals = _within_limit(events, refusals, max_message_bytes)
+        else:
+            events, refusals, single = decode_json(body, bounds.events)
+    except TooManyEventsError:
+        raise too_many(bounds.events) from None
+    encoded, refusals = _within(bounds, events, refusals)
     if not encoded:
         raise _nothing_taken(refusals)
     return Intake(encoded, refusals, single)
+
+
+def too_many(limit: int) -> Problem:
+    """The 413 of a request with more than MAX_BATCH_EVENTS."""
+    return Problem(
+        413,
+        f"Event {limit} is one too many: a request may have {limit} (MAX_BATCH_EVENTS).",
+        hits={"batch": 1},
+        limit=limit,
+    )
 
 
 @lru_cache(maxsize=256)
@@ -78,24 +121,34 @@ def _is_ndjson(content_type: str) -> bool:
     )
 
 
-def _within_limit(
-    events: Sequence[Event], refusals: list[Refusal], max_bytes: int
+def _within(
+    bounds: Bounds, events: Sequence[Event], refusals: list[Refusal]
 ) -> tuple[list[bytes], list[Refusal]]:
     """The events as stored, and the refusals with those that are too large, by index."""
     now_ms = time.time_ns() // 1_000_000
     encoded = encode(events, now_ms)
-    if not encoded or len(max(encoded, key=len)) <= max_bytes:
+    if not encoded or len(max(encoded, key=len)) <= min(bounds.bytes, KEY_BYTES * bounds.keys):
         return encoded, refusals
     refused = {refusal.index for refusal in refusals}
     indexes = (i for i in range(len(encoded) + len(refused)) if i not in refused)
     kept = []
-    for index, event in zip(indexes, encoded, strict=False):
-        if len(event) <= max_bytes:
-            kept.append(event)
+    for index, event, whole in zip(indexes, events, encoded, strict=False):
+        refusal = _over(bounds, index, event, len(whole))
+        if refusal is None:
+            kept.append(whole)
         else:
-            error = f"the event has {len(event)} bytes, over {max_bytes} (MAX_MESSAGE_BYTES)"
-            refusals.append(Refusal(index, None, error, 413))
+            refusals.append(refusal)
     return kept, sorted(refusals, key=lambda refusal: refusal.index)
+
+
+def _over(bounds: Bounds, index: int, event: Event, size: int) -> Refusal | None:
+    if size > bounds.bytes:
+        error = f"the event has {size} bytes, over {bounds.bytes} (MAX_MESSAGE_BYTES)"
+        return Refusal(index, None, error, 413, "event")
+    if size > KEY_BYTES * bounds.keys and has_more_keys(event.metadata, bounds.keys):
+        error = f"metadata: has over {bounds.keys} keys (MAX_METADATA_KEYS)"
+        return Refusal(index, "metadata", error, 422, "metadata_keys")
+    return None
 
 
 def _nothing_taken(refusals: Sequence[Refusal]) -> Problem:
@@ -107,7 +160,13 @@ def _nothing_taken(refusals: Sequence[Refusal]) -> Problem:
     detail = f"Event {first.index}: {first.error}."
     if len(refusals) > 1:
         detail = f"None of {len(refusals)} events was taken. {detail}"
-    return Problem(status, detail, rejected=len(refusals), errors=reported(refusals))
+    hits = hits_of(refusals)
+    return Problem(status, detail, hits=hits, rejected=len(refusals), errors=reported(refusals))
+
+
+def hits_of(refusals: Sequence[Refusal]) -> Counter[str]:
+    """How often which limit was hit."""
+    return Counter(refusal.limit for refusal in refusals if refusal.limit)
 
 
 def reported(refusals: Sequence[Refusal]) -> list[dict[str, Any]]:

@@ -12,6 +12,9 @@ from logpipe.engine.error import EngineError
 
 MAX_MEMORY_BYTES = 1 << 30
 """What the engine's data may take, where half of the machine's memory is not less."""
+STREAM_PART = 0.75
+"""Of that, what the stream may take; the rest is for idempotency keys, groups, and what comes
+between two looks at its size."""
 LAUNCHER = """
 import ctypes, os, sys
 parent, lock = int(sys.argv[1]), int(sys.argv[2])
@@ -48,7 +51,7 @@ def _options(folder: Path, socket: Path, *, cut_torn_end: bool) -> list[str]:
         "appendfsync": "always",
         "aof-load-truncated": "yes" if cut_torn_end else "no",
         "save": "",
-        "maxmemory": str(min(MAX_MEMORY_BYTES, _memory_bytes() // 2)),
+        "maxmemory": str(_max_memory()),
         "maxmemory-policy": "noeviction",
     }
     return [word for name, value in options.items() for word in (f"--{name}", value)]
@@ -73,6 +76,15 @@ def find_binary() -> str:
             " or set REDIS_ADDR to a Redis that runs"
         )
     return found
+
+
+def stream_bytes() -> int:
+    """What the stream may take of the engine's memory, so that it is never full."""
+    return int(_max_memory() * STREAM_PART)
+
+
+def _max_memory() -> int:
+    return min(MAX_MEMORY_BYTES, _memory_bytes() // 2)
 
 
 def _memory_bytes() -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from typing import Literal
 
 from logpipe.problems import Unavailable
@@ -17,6 +18,12 @@ WRITES_ONLY: frozenset[Kind] = frozenset({"full", "read-only", "disk"})
 """States in which Redis still serves readers."""
 
 
+LINES_AT_ONCE = 10
+"""Changes of state that are logged as they come."""
+LINE_S = 1.0
+"""After those, one in so long: a Redis with a single connection left serves now and now not."""
+
+
 class RedisHealth:
     """The state of one Redis as this process last saw it.
 
@@ -29,19 +36,36 @@ class RedisHealth:
         self.kind: Kind = "connecting"
         self.detail = "not reached yet"
         self._ok = asyncio.Event()
+        self._said: Kind = self.kind
+        self._lines: float = LINES_AT_ONCE
+        self._counted_at = time.monotonic()
 
     def report(self, kind: Kind, detail: str = "") -> None:
-        """Takes note of a state; a line in the log only when it is another one than before."""
-        if kind == self.kind:
-            self.detail = detail
-            return
+        """Takes note of a state; a line in the log only when it is another one than was said."""
         self.kind, self.detail = kind, detail
         if kind == "ok":
             self._ok.set()
-            log.info("Redis is ready")
         else:
             self._ok.clear()
-            log.warning("Redis at %s: %s; trying on", self._where, detail)
+        if kind != self._said and self._may_speak():
+            self._said = kind
+            self._say()
+
+    def _say(self) -> None:
+        if self.kind == "ok":
+            log.info("Redis is ready")
+        else:
+            log.warning("Redis at %s: %s; trying on", self._where, self.detail)
+
+    def _may_speak(self) -> bool:
+        """Whether a line is left; what was kept back is said by the monitor's next report."""
+        now = time.monotonic()
+        refilled = self._lines + (now - self._counted_at) / LINE_S
+        self._lines, self._counted_at = min(LINES_AT_ONCE, refilled), now
+        if self._lines < 1:
+            return False
+        self._lines -= 1
+        return True
 
     async def recovered(self, timeout: float) -> None:
         """Returns when the state is ok, or after `timeout` seconds."""

@@ -29,6 +29,7 @@ from logpipe.stream.entries import entry_of
 from logpipe.stream.exchange import exchange
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
+from logpipe.stream.trimming import StreamTrimming
 
 SIZE_SAMPLES = 5
 """Of each node of a stream, and of each group: what asking for its size may cost Redis."""
@@ -62,6 +63,7 @@ class Stream:
         self._transaction = Transaction(name, maxlen)
         self._redis = Connections(address, name, block_ms, trouble)
         self.groups = StreamGroups(self._redis, name)
+        self.trimming = StreamTrimming(self._redis, name)
 
     @property
     def health(self) -> RedisHealth:

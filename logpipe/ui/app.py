@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from logpipe.event import LEVELS, Stored
 from logpipe.filters import PARAMETERS, FilterError, parse_filter
+from logpipe.limits import Seats
 from logpipe.metrics import Metrics
 from logpipe.parameters import chosen_start, span
 from logpipe.problems import Problem
@@ -47,9 +48,11 @@ SINCE_CHOICES = (
 )
 
 
-def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch: Watch) -> ASGIApp:
+def create(
+    settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch: Watch, seats: Seats
+) -> ASGIApp:
     """The page's sub-app."""
-    page = _Page(settings, log, submit, metrics, watch)
+    page = _Page(settings, log, submit, metrics, watch, seats)
     routes = [
         Route("/", page.index),
         Route("/ui/stream", page.stream),
@@ -71,7 +74,13 @@ def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch
 
 class _Page:
     def __init__(
-        self, settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch: Watch
+        self,
+        settings: Settings,
+        log: Log,
+        submit: Submit,
+        metrics: Metrics,
+        watch: Watch,
+        seats: Seats,
     ) -> None:
         self.assets = Assets()
         self._settings = settings
@@ -80,6 +89,7 @@ class _Page:
         self._log = log
         self._submit = submit
         self._metrics = metrics
+        self._seats = seats
         self._templates = _templates(
             asset=self.assets.url,
             guarded=self._session.guarded,
@@ -132,6 +142,7 @@ class _Page:
             chosen,
             view,
             self._metrics,
+            self._seats,
             query=_given(query, SHARED),
             rows=query.get("rows") != "0",
             once=query.get("once") == "1",

@@ -18,6 +18,7 @@ from logpipe.continuity import Gap
 from logpipe.event import Entry, level_rank
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
+from logpipe.limits import Seats
 from logpipe.live import Writer
 from logpipe.messages import Batch, Hello, Item, Message, Notice, Progress, Subscription, named
 from logpipe.metrics import Metrics
@@ -236,12 +237,13 @@ class FeedResponse(StreamResponse):
         chosen: Filter,
         view: View,
         metrics: Metrics,
+        seats: Seats,
         *,
         query: dict[str, str],
         rows: bool = True,
         once: bool = False,
     ) -> None:
-        super().__init__(Paced(subscription, once=once), RowEncoder(view), metrics)
+        super().__init__(Paced(subscription, once=once), RowEncoder(view), metrics, seats)
         self._chosen = chosen
         self._query = query
         self._rows = rows

@@ -6,6 +6,7 @@ import pytest
 
 from logpipe.collector import appender as module
 from logpipe.collector.appender import Appender
+from logpipe.collector.inflight import Inflight
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
 from logpipe.stream import Append, Appended, Stream
@@ -31,8 +32,10 @@ class SlowStream:
         ]
 
 
-def an_appender(stream: SlowStream, metrics: Metrics | None = None) -> Appender:
-    return Appender(cast(Stream, stream), metrics or Metrics())
+def an_appender(
+    stream: SlowStream, metrics: Metrics | None = None, inflight: Inflight | None = None
+) -> Appender:
+    return Appender(cast(Stream, stream), metrics or Metrics(), inflight or Inflight(10**9))
 
 
 def sending(appender: Appender, *events: bytes) -> "asyncio.Task[Appended]":
@@ -117,12 +120,9 @@ async def test_a_request_that_was_given_up_while_it_waited_is_never_appended(
     assert stream.calls[-1] == [b"next"]
 
 
-async def test_more_than_memory_allows_is_refused_at_once_and_asked_to_come_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 100)
-    stream = SlowStream()
-    appender = an_appender(stream)
+async def test_more_than_memory_allows_is_refused_at_once_and_asked_to_come_back() -> None:
+    stream, inflight = SlowStream(), Inflight(101)
+    appender = an_appender(stream, None, inflight)
     under_way = sending(appender, b"0")
     await wait_until(lambda: stream.calls, "the first append has begun")
     waiting = [sending(appender, b"x" * 50) for _ in range(2)]
@@ -131,18 +131,19 @@ async def test_more_than_memory_allows_is_refused_at_once_and_asked_to_come_back
         await appender.append(Append([b"x"]))
     assert caught.value.status == 503
     assert caught.value.headers["Retry-After"] == "1"
+    assert caught.value.hits == {"inflight": 1}
     stream.go.set()
     await asyncio.gather(under_way, *waiting)
     assert (await appender.append(Append([b"again"]))).first == "again"
+    await wait_until(lambda: not inflight.bytes, "nothing is under way")
 
 
-async def test_one_request_larger_than_the_bound_is_taken_when_nothing_waits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 100)
+async def test_one_request_larger_than_the_bound_is_taken_when_nothing_waits() -> None:
     stream = SlowStream()
     stream.go.set()
-    assert (await an_appender(stream).append(Append([b"x" * 500]))).first == "x" * 500
+    assert (
+        await an_appender(stream, None, Inflight(100)).append(Append([b"x" * 500]))
+    ).first == "x" * 500
 
 
 async def test_a_sender_that_is_cancelled_does_not_hold_up_the_others() -> None:

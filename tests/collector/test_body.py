@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from logpipe.collector.body import DRAIN_BYTES, STEP_BYTES, drain, read_body
+from logpipe.collector.inflight import Held, Inflight
 from logpipe.problems import Problem
 
 if sys.version_info >= (3, 14):
@@ -51,11 +52,16 @@ def receiving(pieces: Iterable[bytes], *, cut: bool = False) -> Receive:
     return receive
 
 
+def held() -> Held:
+    """Of a process that has nothing else under way."""
+    return Held(Inflight(MIB))
+
+
 async def read(
     data: bytes, encoding: str = "", *, limit: int = 64 * MIB, step: int = 65_536, length: str = ""
 ) -> bytes:
     pieces = [data[at : at + step] for at in range(0, len(data), step)] or [b""]
-    return await read_body(receiving(pieces), encoding, length, limit)
+    return await read_body(receiving(pieces), encoding, length, limit, held())
 
 
 async def refusal(data: bytes, encoding: str = "", *, limit: int = 64 * MIB) -> Problem:
@@ -167,7 +173,7 @@ async def test_a_content_length_over_the_limit_is_refused_before_the_body_is_rea
 
     for length in ("101", "9" * 18, "9" * 5000):
         with pytest.raises(Problem) as caught:
-            await read_body(never, "", length, 100)
+            await read_body(never, "", length, 100, held())
         assert caught.value.status == 413
 
 
@@ -212,7 +218,7 @@ async def test_packed_data_that_never_gives_a_byte_does_not_go_on_for_ever(
     tracemalloc.start()
     try:
         with pytest.raises(Problem) as caught:
-            await read_body(receive, coding, "", MIB // 4)
+            await read_body(receive, coding, "", MIB // 4, held())
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -223,7 +229,7 @@ async def test_packed_data_that_never_gives_a_byte_does_not_go_on_for_ever(
 async def test_a_client_that_leaves_in_the_middle_is_no_end_of_the_body() -> None:
     for encoding, data in (("", b"half"), ("gzip", gzip.compress(b"half"))):
         with pytest.raises(ClientDisconnect):
-            await read_body(receiving([data], cut=True), encoding, "", 100)
+            await read_body(receiving([data], cut=True), encoding, "", 100, held())
 
 
 async def test_a_refused_body_is_read_to_its_end() -> None:

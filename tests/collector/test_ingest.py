@@ -6,6 +6,7 @@ import pytest
 from logpipe.collector.ingest import (
     MAX_KEY_LENGTH,
     MAX_REPORTED,
+    Bounds,
     Intake,
     answer_of,
     append_of,
@@ -21,25 +22,29 @@ B = b'{"source":"b","message":"2"}'
 BAD = b'{"source":"c"}'
 
 
+def bounds(size: int) -> Bounds:
+    return Bounds(bytes=size, keys=1_000, events=200_000)
+
+
 def messages(intake: Intake) -> list[str]:
     return [json.loads(event)["message"] for event in intake.events]
 
 
 def refused(body: bytes, content_type: str = "application/json", limit: int = LIMIT) -> Problem:
     with pytest.raises(Problem) as caught:
-        take_in(body, content_type, limit)
+        take_in(body, content_type, bounds(limit))
     return caught.value
 
 
 def sized(size: int) -> bytes:
     """An event that measures exactly `size` bytes as the stream holds it."""
-    fixed = len(take_in(b'{"source":"a","message":"","ts_unix_ms":1}', "", LIMIT).events[0])
+    fixed = len(take_in(b'{"source":"a","message":"","ts_unix_ms":1}', "", bounds(LIMIT)).events[0])
     return b'{"source":"a","message":"%b","ts_unix_ms":1}' % (b"x" * (size - fixed))
 
 
 @pytest.mark.parametrize("spelling", ["application/json", " Application/JSON ; charset=utf-8", ""])
 def test_one_object_is_answered_as_one(spelling: str) -> None:
-    intake = take_in(A, spelling, LIMIT)
+    intake = take_in(A, spelling, bounds(LIMIT))
     assert intake.single
     assert messages(intake) == ["1"]
 
@@ -56,20 +61,20 @@ def test_one_object_is_answered_as_one(spelling: str) -> None:
     ids=["array", "concatenated", "lines", "spaced", "over several lines"],
 )
 def test_a_batch_keeps_its_order(body: bytes) -> None:
-    intake = take_in(body, "application/json", LIMIT)
+    intake = take_in(body, "application/json", bounds(LIMIT))
     assert messages(intake) == ["1", "2"]
     assert not intake.single
     assert intake.refusals == []
 
 
 def test_a_batch_of_one_is_answered_as_a_batch() -> None:
-    assert not take_in(b"[%b]" % A, "application/json", LIMIT).single
-    assert not take_in(A, "application/x-ndjson", LIMIT).single
-    assert not take_in(A + b"\n", "application/x-ndjson; charset=utf-8", LIMIT).single
+    assert not take_in(b"[%b]" % A, "application/json", bounds(LIMIT)).single
+    assert not take_in(A, "application/x-ndjson", bounds(LIMIT)).single
+    assert not take_in(A + b"\n", "application/x-ndjson; charset=utf-8", bounds(LIMIT)).single
 
 
 def test_a_refused_event_is_named_by_its_place_and_its_field() -> None:
-    intake = take_in(b"\n".join([A, BAD, B, b'{"source":"d","message":1}']), "", LIMIT)
+    intake = take_in(b"\n".join([A, BAD, B, b'{"source":"d","message":1}']), "", bounds(LIMIT))
     assert messages(intake) == ["1", "2"]
     assert [(refusal.index, refusal.field) for refusal in intake.refusals] == [
         (1, "message"),
@@ -120,7 +125,7 @@ def test_lines_of_which_none_is_json_are_a_bad_request() -> None:
 
 
 def test_an_event_of_exactly_the_limit_is_taken_and_one_byte_more_is_too_large() -> None:
-    (stored,) = take_in(sized(1000), "", 1000).events
+    (stored,) = take_in(sized(1000), "", bounds(1000)).events
     assert len(stored) == 1000
     problem = refused(sized(1001), "", 1000)
     assert problem.status == 413
@@ -131,7 +136,7 @@ def test_an_event_of_exactly_the_limit_is_taken_and_one_byte_more_is_too_large()
 @pytest.mark.parametrize("content_type", ["application/x-ndjson", "application/json"])
 def test_an_event_that_is_too_large_is_refused_alone_out_of_a_batch(content_type: str) -> None:
     body = b"\n".join([A, BAD, sized(1001), sized(1000), B, BAD])
-    intake = take_in(body, content_type, 1000)
+    intake = take_in(body, content_type, bounds(1000))
     assert len(intake.events) == 3
     assert [(r.index, r.status) for r in intake.refusals] == [(1, 422), (2, 413), (5, 422)]
 
@@ -152,9 +157,9 @@ def test_a_batch_refused_for_more_than_one_reason_is_unprocessable() -> None:
     ["text/plain", "application/octet-stream", "application/x-www-form-urlencoded", "text/json"],
 )
 def test_a_type_that_says_nothing_leaves_it_to_the_first_byte(content_type: str) -> None:
-    assert take_in(A, content_type, LIMIT).single
-    assert messages(take_in(b"[%b,%b]" % (A, B), content_type, LIMIT)) == ["1", "2"]
-    assert messages(take_in(A + b"\n" + B, content_type, LIMIT)) == ["1", "2"]
+    assert take_in(A, content_type, bounds(LIMIT)).single
+    assert messages(take_in(b"[%b,%b]" % (A, B), content_type, bounds(LIMIT))) == ["1", "2"]
+    assert messages(take_in(A + b"\n" + B, content_type, bounds(LIMIT))) == ["1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_the_refusals_that_an_answer_spells_out_are_bounded_and_all_are_counted(
     problem = refused(b"[" + b",".join([BAD] * count) + b"]")
     assert len(problem.members["errors"]) == MAX_REPORTED
     assert problem.members["rejected"] == count
-    intake = take_in(b"[" + b",".join([A] + [BAD] * count) + b"]", "", LIMIT)
+    intake = take_in(b"[" + b",".join([A] + [BAD] * count) + b"]", "", bounds(LIMIT))
     receipt = json.loads(append_of(intake, None).receipt)
     assert receipt["rejected"] == count
     assert len(receipt["errors"]) == MAX_REPORTED

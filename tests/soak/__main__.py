@@ -11,18 +11,18 @@ import random
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
-import httpx
 
+from tests.helpers import end_in_order
 from tests.servers import Valkey
-from tests.soak.judge import Ledger, group_offences, offences, parse_id, wrong_counts
+from tests.soak.judge import Ledger, group_offences, offences, wrong_counts
 from tests.soak.processes import Child, Engine
 from tests.soak.readers import Plan, Reader, Worker
+from tests.soak.writer import Writer
 
 RATE = 2_000
 """Events a second."""
@@ -41,45 +41,6 @@ AT_THE_END_S = 60.0
 """How long readers have to come to the last event once the faults have ended."""
 BROKEN_END_S = 5.0
 """The same for the control, some of whose readers never will."""
-
-
-class Writer:
-    """Sends numbered events; a batch is sent again, with its key, until it is acknowledged."""
-
-    def __init__(self, url: str, ledger: Ledger) -> None:
-        self._url = f"{url}/ingest"
-        self._ledger = ledger
-        self.stopping = False
-        self.repeated = 0
-
-    async def run(self) -> None:
-        """Sends until it is told to stop, and no faster than `RATE`."""
-        began, before = time.monotonic(), 0
-        async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
-            while not self.stopping:
-                due = int((time.monotonic() - began) * RATE)
-                count = min(due - before, 100)
-                if count < 10:
-                    await asyncio.sleep(0.005)
-                    continue
-                before = due if due - before > RATE else before + count
-                await self.send(http, count)
-
-    async def send(self, http: httpx.AsyncClient, count: int) -> None:
-        """One batch."""
-        first = len(self._ledger.ids)
-        body = [event(number) for number in range(first, first + count)]
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                answer = await http.post(self._url, json=body, headers=headers)
-                if answer.status_code == 202:
-                    told = answer.json()
-                    ends = parse_id(told["first_id"]), parse_id(told["last_id"])
-                    self._ledger.acknowledged(*ends, count)
-                    return
-            self.repeated += 1
-            await asyncio.sleep(0.02)
 
 
 def event(number: int) -> dict[str, Any]:
@@ -136,7 +97,7 @@ class Soak:
         ]
         self.engine = Engine(valkey)
         self.urls = [child.url for child in self.distributors]
-        self.writer = Writer(self.collector.url, self.ledger)
+        self.writer = Writer(self.collector.url, self.ledger, event, RATE)
         self.readers = [
             Reader(f"reader {number} {plan.query}", plan, self.urls, self._random())
             for number, plan in enumerate(plans())
@@ -286,6 +247,7 @@ def _show(line: str) -> None:
 @click.option("--break", "broken", type=click.Choice(["catch-up"]), help="The control: must fail.")
 def main(seconds: float, seed: int, broken: str | None) -> None:
     """Runs the pipeline under load and faults, and judges what every reader was told."""
+    end_in_order()
     with (
         tempfile.TemporaryDirectory(prefix="logpipe-soak-") as folder,
         Valkey.started("--appendonly", "yes", "--appendfsync", "always", "--save", "") as valkey,

@@ -33,6 +33,11 @@ class Ledger:
     def __init__(self) -> None:
         self.ids: list[Id] = []
 
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return len(self.ids)
+
     def acknowledged(self, first: Id, last: Id, count: int) -> None:
         """Takes a batch, whose events one script call has appended: their ids follow each other."""
         ids = [(first[0], first[1] + n) for n in range(count)]

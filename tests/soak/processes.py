@@ -25,6 +25,12 @@ class Child:
         self._log = log
         self._popen: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._popen is not None
+        return self._popen.pid
+
     async def start(self) -> None:
         """Returns at once."""
         with self._log.open("ab") as out:
@@ -62,3 +68,7 @@ class Engine:
     async def kill(self) -> None:
         """SIGKILL."""
         await asyncio.to_thread(self._valkey.kill)
+
+    async def stop(self) -> None:
+        """SIGTERM."""
+        await asyncio.to_thread(self._valkey.stop)

@@ -149,7 +149,11 @@ async def connected(url: str, plan: Plan, cursor: str) -> AsyncIterator[asyncio.
     plain.setblocking(False)
     if plan.stalls_s:  # it is to be felt by the server, not swallowed by the kernel
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-    await asyncio.get_running_loop().sock_connect(plain, (host, int(port)))
+    try:
+        await asyncio.get_running_loop().sock_connect(plain, (host, int(port)))
+    except BaseException:
+        plain.close()
+        raise
     reader, writer = await asyncio.open_connection(sock=plain, limit=2**20)
     try:
         accept = "application/x-ndjson" if plan.ndjson else "text/event-stream"

@@ -52,7 +52,7 @@ def routes() -> Iterator[str]:
     made: list[Starlette] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_app, "secured", lambda app, _: made.append(app))
-        page_app.create(load({}, {}), _Named(), unused, Metrics(), unused)
+        page_app.create(load({}, {}), _Named(), unused, Metrics(), unused, unused)
     for route in made[0].routes:
         if isinstance(route, Mount):
             yield f"GET {route.path}"

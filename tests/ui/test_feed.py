@@ -17,6 +17,7 @@ from logpipe.continuity import Cursor, Gap
 from logpipe.event import level_rank
 from logpipe.filters import EVERYTHING, Filter, parse_filter
 from logpipe.ids import START, StreamId
+from logpipe.limits import Seats
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Progress
 from logpipe.metrics import Metrics
 from logpipe.ui import feed
@@ -323,7 +324,9 @@ async def test_a_stream_that_is_asked_for_once_waits_no_longer_than_it_has_to(
 
 def feed_of(chosen: Filter = EVERYTHING, **options: Any) -> FeedResponse:
     metrics = Metrics()
-    return FeedResponse(Scripted(), chosen, View(), metrics, query={"q": "a b"}, **options)
+    return FeedResponse(
+        Scripted(), chosen, View(), metrics, Seats(1), query={"q": "a b"}, **options
+    )
 
 
 class Wire:

@@ -13,12 +13,14 @@ from logpipe import auth
 from logpipe.collector.answer import Answer, give
 from logpipe.collector.appender import Appender
 from logpipe.collector.body import read_body
-from logpipe.collector.ingest import MAX_KEY_LENGTH
+from logpipe.collector.inflight import Held
+from logpipe.collector.ingest import MAX_KEY_LENGTH, Bounds
 from logpipe.collector.receivers.packing import Packed, appends_of, pack
 from logpipe.collector.receivers.protocol import Batch, Outcome, Protocol, Request
 from logpipe.collector.receivers.tokens import token_of
 from logpipe.collector.receivers.unpacking import by_its_first_bytes, from_snappy
 from logpipe.event import NOT_DECODED
+from logpipe.limits import Rates, sender_of
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
 from logpipe.settings import Settings
@@ -40,6 +42,7 @@ class Process(NamedTuple):
     settings: Settings
     appender: Appender
     metrics: Metrics
+    rates: Rates | None = None
 
 
 def request_of(scope: Scope, limit: int) -> Request:
@@ -63,26 +66,40 @@ class Receiver:
     def __init__(self, name: str, protocol: Protocol, process: Process) -> None:
         self._name = name
         self._protocol = protocol
-        self._settings, self._appender, self._metrics = process
+        self._settings, self._appender, self._metrics, self._rates = process
+        self._bounds = Bounds.of(self._settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, every outcome in the protocol's own words."""
         request = request_of(scope, self._settings.max_body_bytes)
         body_read = False
         try:
-            admit(self._protocol, request, self._settings.ingest_tokens)
+            sender = self._admitted(scope, request)
             once = _once(self._protocol, request)
-            request = request._replace(body=await self._body(request, receive))
-            body_read = True
-            answer = await self._take(request, once)
+            with Held(self._appender.inflight) as held:
+                body = await self._body(request, receive, held)
+                body_read = True
+                batch, packed = await self._packed(request._replace(body=body))
+                del body
+            answer = await self._take(batch, packed, once, sender)
         except ClientDisconnect:
             return
         except Problem as problem:
+            self._metrics.count_limited(problem.hits)
             answer = self._protocol.refused(request, problem)
         self._metrics.receiver_requests.labels(self._name, answer.status).inc()
         await give(answer, receive, send, body_read=body_read)
 
-    async def _body(self, request: Request, receive: Receive) -> bytes:
+    def _admitted(self, scope: Scope, request: Request) -> str:
+        """Who sends, where that counts; raises a `Problem` for one who may not now."""
+        token = admit(self._protocol, request, self._settings.ingest_tokens)
+        if self._rates is None:
+            return ""
+        sender = sender_of(scope, token)
+        self._rates.require(sender)
+        return sender
+
+    async def _body(self, request: Request, receive: Receive, held: Held) -> bytes:
         coding = request.headers.get("content-encoding", "").strip().lower()
         length = request.headers.get("content-length", "")
         limit = request.limit
@@ -90,27 +107,30 @@ class Receiver:
         if told and "," in coding:
             coding = ""  # a list of what might be, as one sender has it
         if coding == "snappy":
-            return from_snappy(await read_body(receive, "", length, limit), limit)
-        body = await read_body(receive, coding, length, limit)
+            return from_snappy(await read_body(receive, "", length, limit, held), limit)
+        body = await read_body(receive, coding, length, limit, held)
         return by_its_first_bytes(body, limit) if told else body
 
-    async def _take(self, request: Request, once: str | None) -> Answer:
+    async def _packed(self, request: Request) -> tuple[Batch, Packed]:
         self._metrics.body_bytes.inc(len(request.body))
-        if len(request.body) > LARGE_BYTES:
-            batch, packed = await asyncio.to_thread(self._pack, request)
-        else:
-            batch, packed = self._pack(request)
+        if len(request.body) <= LARGE_BYTES:
+            return self._pack(request)
+        async with self._appender.inflight.reading:
+            return await asyncio.to_thread(self._pack, request)
+
+    async def _take(self, batch: Batch, packed: Packed, once: str | None, sender: str) -> Answer:
+        if self._rates is not None:
+            self._rates.require(sender)
+            self._rates.spend(sender, len(packed.problems))
         outcomes = await self._store(batch, packed, once and f"{self._name}\n{once}")
         self._count(outcomes)
         return batch.answer(outcomes)
 
     def _pack(self, request: Request) -> tuple[Batch, Packed]:
-        settings = self._settings
         now_ms = time.time_ns() // 1_000_000
         try:
             batch = self._protocol.parse(request)
-            limits = settings.max_message_bytes, settings.max_body_bytes
-            return batch, pack(batch.items, *limits, now_ms)
+            return batch, pack(batch.items, self._bounds, self._settings.max_body_bytes, now_ms)
         except NOT_DECODED as error:
             raise Problem(400, f"The body cannot be read: {error}") from None
 
@@ -152,6 +172,7 @@ class Receiver:
         for outcome in outcomes:
             if isinstance(outcome, Problem):
                 rejected += outcome.status < 500
+                self._metrics.count_limited(outcome.hits)
                 failed += outcome.status >= 500
             else:
                 repeated += outcome.repeated
@@ -163,14 +184,16 @@ class Receiver:
         self._metrics.events_rejected.inc(rejected)
 
 
-def admit(protocol: Protocol, request: Request, tokens: Sequence[str]) -> None:
-    """Checks the token, wherever the protocol has it. Raises a 401 or 403 `Problem`."""
+def admit(protocol: Protocol, request: Request, tokens: Sequence[str]) -> str | None:
+    """The token, wherever the protocol has it; None where none is needed. Raises a 401 or 403
+    `Problem`."""
     if not tokens:
-        return
+        return None
     token = protocol.token(request) or token_of(request.headers)
     if not token:
         raise Problem(401, "This needs a token.", headers=auth.CHALLENGE)
     auth.admit(token, tokens)
+    return token
 
 
 def _once(protocol: Protocol, request: Request) -> str | None:

@@ -35,7 +35,7 @@ MAX_DEPTH = 64
 
 TOO_DEEP = f"(nested over {MAX_DEPTH} levels)"
 
-_CODES = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 503: 14}
+_CODES = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 429: 8, 503: 14}
 """gRPC's codes for HTTP's."""
 
 

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from logpipe.collector.ingest import KEY_BYTES, Bounds, too_many
+from logpipe.collector.receivers.fields import text_of
 from logpipe.collector.receivers.protocol import Item
-from logpipe.event import Event, encode
+from logpipe.event import Event, encode, has_more_keys
 from logpipe.problems import Problem
 from logpipe.stream import Append
-
-MAX_EVENTS = 100_000
-"""Events of one request: an empty one takes two bytes of protobuf, and a hundred here."""
 
 MAX_GROWTH = 4
 """Times MAX_BODY_BYTES that the events of a request may have together: what many share, such as
@@ -32,30 +31,54 @@ class Packed(NamedTuple):
     problems: list[Problem | None]
 
 
-def pack(items: Iterable[Item], max_event: int, max_body: int, now_ms: int) -> Packed:
+MORE_KEYS = "log.more_metadata"
+"""In the metadata of an event that had over MAX_METADATA_KEYS: the rest of them, as JSON text."""
+
+
+def pack(items: Iterable[Item], bounds: Bounds, max_body: int, now_ms: int) -> Packed:
     """Encodes. Raises a 413 `Problem` for more than one request may bring."""
     packed = Packed([], [])
     limit = MAX_GROWTH * max(max_body, LEAST_BODY_BYTES)
     size = 0
     for item in items:
-        if len(packed.problems) >= MAX_EVENTS:
-            raise Problem(413, f"One request may have {MAX_EVENTS} events.")
+        if len(packed.problems) >= bounds.events:
+            raise too_many(bounds.events)
         if isinstance(item, Problem):
             packed.problems.append(item)
             continue
         whole = _encoded(item, now_ms)
+        if len(whole) > KEY_BYTES * bounds.keys and has_more_keys(item.metadata, bounds.keys):
+            item.metadata = fewer_keys(item.metadata, bounds.keys)
+            whole = _encoded(item, now_ms)
         size += len(whole)
         if size > limit:
-            raise Problem(413, f"The events have over {limit} bytes together.")
-        event = whole if len(whole) <= max_event else _cut(item, len(whole), max_event)
+            raise Problem(413, f"The events have over {limit} bytes together.", hits={"batch": 1})
+        event = whole if len(whole) <= bounds.bytes else _cut(item, len(whole), bounds.bytes)
         if event is not None:
             packed.events.append(event)
-        packed.problems.append(None if event else _over(len(whole), max_event))
+        packed.problems.append(None if event else _over(len(whole), bounds.bytes))
     return packed
 
 
+def fewer_keys(metadata: dict[str, Any], most: int) -> dict[str, Any]:
+    """The metadata with what is nested as its JSON text, and the last keys together as one."""
+    flat = {
+        name: text_of(value) if isinstance(value, dict | list) else value
+        for name, value in metadata.items()
+    }
+    if len(flat) <= most:
+        return flat
+    names = list(flat)
+    rest = {name: flat[name] for name in names[most - 1 :]}
+    return {**{name: flat[name] for name in names[: most - 1]}, MORE_KEYS: text_of(rest)}
+
+
 def _over(size: int, limit: int) -> Problem:
-    return Problem(413, f"The event has {size} bytes, over {limit} (MAX_MESSAGE_BYTES).")
+    return Problem(
+        413,
+        f"The event has {size} bytes, over {limit} (MAX_MESSAGE_BYTES).",
+        hits={"event": 1},
+    )
 
 
 def _encoded(event: Event, now_ms: int) -> bytes:

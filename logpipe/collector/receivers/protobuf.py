@@ -7,8 +7,10 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from logpipe.collector.receivers.packing import MAX_EVENTS
 from logpipe.problems import Problem
+
+MAX_REPEATED = 200_000
+"""Messages of one repeated field, also those of which no event is made."""
 
 Row = tuple[str, int, str]
 """A field: its name, its number, its type; `[]` before the type when it repeats."""
@@ -87,6 +89,7 @@ def each(kind: Any, bodies: Sequence[bytes]) -> Iterator[Any]:
 
 def counted(bodies: Sequence[bytes]) -> Sequence[bytes]:
     """The same. Raises a 413 `Problem` for more than a request may have."""
-    if len(bodies) > MAX_EVENTS:
-        raise Problem(413, f"One request may have {MAX_EVENTS} events.")
+    if len(bodies) > MAX_REPEATED:
+        detail = f"A list of the request may have {MAX_REPEATED} messages."
+        raise Problem(413, detail, hits={"batch": 1})
     return bodies

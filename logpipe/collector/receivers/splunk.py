@@ -123,6 +123,7 @@ def refused(_: Request, problem: Problem) -> Answer:
     code, text = problem.members.get("splunk") or {
         401: (2, "Token is required"),
         403: (4, "Invalid token"),
+        429: (9, "Server is busy"),
         503: (9, "Server is busy"),
     }.get(problem.status, (6, "Invalid data format"))
     members = {"invalid-event-number": problem.members.get("number"), "detail": problem.detail}

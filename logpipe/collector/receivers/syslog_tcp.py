@@ -5,6 +5,7 @@ nothing more is read meanwhile, so that it waits with the sender.
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -12,10 +13,12 @@ import uuid
 from collections.abc import Sequence
 from typing import cast
 
+from logpipe.collector.ingest import Bounds
 from logpipe.collector.receivers import syslog
 from logpipe.collector.receivers.intake import Process
 from logpipe.collector.receivers.packing import pack
 from logpipe.event import Event
+from logpipe.limits import client_of
 from logpipe.problems import Problem
 from logpipe.stream import Append
 
@@ -85,6 +88,7 @@ class SyslogListener:
             self._open.add(connection)
             self._full = False
             return True
+        self.process.metrics.count_limited({"syslog_connections": 1})
         if not self._full and not self.stopping.is_set():
             log.warning("%d syslog connections are open; more are closed", MAX_CONNECTIONS)
             self._full = True
@@ -102,7 +106,8 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, listener: SyslogListener) -> None:
         self._listener = listener
-        self._settings, self._appender, self._metrics = listener.process
+        self._settings, self._appender, self._metrics, self._rates = listener.process
+        self._bounds = Bounds.of(self._settings)
         self._frames = syslog.Frames(self._settings.max_message_bytes)
         self._ready: list[syslog.Frame] = []
         self._woken = asyncio.Event()
@@ -177,11 +182,13 @@ class _Connection(asyncio.Protocol):
 
     async def _store(self, events: Sequence[Event]) -> bool:
         """Whether they are stored: False only when the process ends before Redis takes them."""
-        limit = self._settings.max_message_bytes
-        packed = pack(events, limit, limit * EVENTS_AT_ONCE, time.time_ns() // 1_000_000)
+        body = self._bounds.bytes * EVENTS_AT_ONCE
+        packed = pack(events, self._bounds, body, time.time_ns() // 1_000_000)
         refused = len(events) - len(packed.events)
         if refused:
             self._metrics.receiver_events.labels(NAME, "rejected").inc(refused)
+        if not await self._within_rate(len(events)):
+            return False
         self._appends += 1
         append = Append(packed.events, f"{self._key}\n{self._appends}")
         while not await self._append(append):
@@ -190,6 +197,20 @@ class _Connection(asyncio.Protocol):
             await asyncio.sleep(PAUSE_S)
             await self._appender.health.recovered(RECOVERY_S)
         self._metrics.receiver_events.labels(NAME, "accepted").inc(len(packed.events))
+        return True
+
+    async def _within_rate(self, events: int) -> bool:
+        """Waits until this sender may send; False when the process ends before."""
+        if self._rates is None:
+            return True
+        sender = client_of(self._peer)
+        while wait_s := self._rates.wait_s(sender):
+            self._metrics.count_limited({"rate": 1})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._listener.stopping.wait(), wait_s)
+            if self._listener.stopping.is_set():
+                return False
+        self._rates.spend(sender, events)
         return True
 
     async def _append(self, append: Append) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logpipe.collector.ingest import Bounds
 from logpipe.collector.receivers.packing import Packed, pack
 from logpipe.collector.receivers.protocol import Batch, Outcome, Request
 from logpipe.collector.receivers.table import PROTOCOLS
@@ -61,7 +62,7 @@ def judged(sample: Sample, body: bytes, headers: dict[str, str] | None = None) -
     )
     try:
         batch = protocol.parse(request)
-        packed = pack(batch.items, 2_000, 10_000, 1)
+        packed = pack(batch.items, Bounds(2_000, 100, 1_000), 10_000, 1)
     except Problem as refusal:
         statuses = [refusal.status, protocol.refused(request, refusal).status]
     except NOT_DECODED:

@@ -133,11 +133,11 @@ def test_a_bomb_is_refused_by_the_size_that_it_unpacks_to() -> None:
 
 @pytest.mark.parametrize("level", ["streams", "entries"])
 def test_many_empty_messages_are_counted_before_they_are_read(level: str) -> None:
-    body = b"\x0a\x00" * 100_001
+    body = b"\x0a\x00" * 200_001
     if level == "entries":
-        inner = b"\x12\x00" * 100_001
-        body = b"\x0a\xc2\x9a\x0c" + inner
-    with pytest.raises(Problem, match="events") as caught:
+        inner = b"\x12\x00" * 200_001
+        body = b"\x0a\x82\xb5\x18" + inner
+    with pytest.raises(Problem, match="messages") as caught:
         items(parse, snappy(body), headers=PROTOBUF)
     assert caught.value.status == 413
 

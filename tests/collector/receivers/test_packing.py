@@ -1,17 +1,18 @@
 import pytest
 
-from logpipe.collector.receivers import packing
+from logpipe.collector.ingest import Bounds
 from logpipe.collector.receivers.packing import appends_of, pack
 from logpipe.event import Event
 from logpipe.problems import Problem
 
 EVENT = Event("a", "b")
 SMALL = 65_536
+BOUNDS = Bounds(SMALL, keys=1_000, events=100)
 
 
 def test_each_item_has_its_outcome_in_its_place() -> None:
     problem = Problem(400, "no")
-    packed = pack([EVENT, problem, EVENT], SMALL, SMALL, 7)
+    packed = pack([EVENT, problem, EVENT], BOUNDS, SMALL, 7)
     assert packed.problems == [None, problem, None]
     assert (
         packed.events
@@ -20,28 +21,25 @@ def test_each_item_has_its_outcome_in_its_place() -> None:
 
 
 @pytest.mark.parametrize(("count", "taken"), [(100, True), (101, False)])
-def test_a_request_has_a_bounded_number_of_events(
-    monkeypatch: pytest.MonkeyPatch, count: int, taken: bool
-) -> None:
-    monkeypatch.setattr(packing, "MAX_EVENTS", 100)
+def test_a_request_has_a_bounded_number_of_events(count: int, taken: bool) -> None:
     if taken:
-        assert len(pack([EVENT] * count, SMALL, SMALL, 0).events) == count
+        assert len(pack([EVENT] * count, BOUNDS, SMALL, 0).events) == count
     else:
-        with pytest.raises(Problem, match="100 events") as caught:
-            pack([EVENT] * count, SMALL, SMALL, 0)
+        with pytest.raises(Problem, match="may have 100") as caught:
+            pack([EVENT] * count, BOUNDS, SMALL, 0)
         assert caught.value.status == 413
 
 
 def test_what_many_events_share_is_bounded_by_their_sum() -> None:
     shared = Event("a", "b", metadata={"k": "x" * 1024 * 1024})
     with pytest.raises(Problem, match="together") as caught:
-        pack((shared for _ in range(100_000)), SMALL, SMALL, 0)
+        pack((shared for _ in range(100_000)), BOUNDS._replace(events=100_000), SMALL, 0)
     assert caught.value.status == 413
 
 
 @pytest.mark.parametrize("text", ["\n" * 2000, "é" * 1000, "🎉" * 500, '"\\' * 900, "\x00" * 500])
 def test_a_cut_event_fits_whatever_is_escaped_in_it(text: str) -> None:
-    (event,) = pack([Event("a", text)], 1000, SMALL, 0).events
+    (event,) = pack([Event("a", text)], BOUNDS._replace(bytes=1000), SMALL, 0).events
     assert len(event) <= 1000
 
 

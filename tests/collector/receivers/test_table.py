@@ -7,6 +7,7 @@ from starlette.routing import Route
 
 from logpipe.collector.receivers.intake import Process
 from logpipe.collector.receivers.table import PROTOCOLS, SEGMENTS, routes
+from logpipe.settings import Settings
 from tests.collector.receivers.samples import SAMPLES, collecting
 from tests.raw import connected
 from tests.servers import Valkey
@@ -15,7 +16,8 @@ PAGES = Path(__file__).parents[3] / "docs" / "shippers"
 
 
 def test_the_first_segments_are_those_of_the_routes() -> None:
-    made = routes(cast("Any", Process(cast("Any", None), cast("Any", None), cast("Any", None))))
+    nothing = cast("Any", None)
+    made = routes(Process(Settings(), nothing, nothing, None))
     paths = [route.path for route in made if isinstance(route, Route)]
     assert {path.split("/")[1] for path in paths} == {"ingest", *SEGMENTS}
 

@@ -1,0 +1,129 @@
+"""The bounds that are counted while logpipe runs: who may still read, and how fast one may send.
+
+docs/limits.md has all bounds, these and those of one request.
+"""
+
+import ipaddress
+import math
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+
+from starlette.types import Scope
+
+from logpipe.problems import Problem
+
+NAMES = (
+    "body", "event", "batch", "metadata_keys", "metadata_depth", "head", "head_time", "body_time",
+    "inflight", "rate", "subscribers", "subscribers_per_client", "groups", "syslog_connections",
+    "connections",     "stream_bytes", "stream_age",
+)  # fmt: skip
+"""What `logpipe_limited_total` tells apart."""
+
+BURST_S = 5.0
+"""What a sender that was quiet may send at once, as seconds of its rate."""
+
+MAX_SENDERS = 10_000
+"""Senders whose rate is remembered; those that sent longest ago are forgotten."""
+
+
+def client_of(address: str) -> str:
+    """What counts as one client: an IPv4 address, or an IPv6 network of /64, which one host has."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, 64), strict=False))
+
+
+def sender_of(scope: Scope, token: str | None) -> str:
+    """Whose rate a request counts for: the token's, which was admitted, else the address's."""
+    if token:
+        return f"token {token}"
+    client = scope.get("client")
+    return client_of(client[0]) if client else ""
+
+
+class Rates:
+    """So many events a second a sender, `BURST_S` seconds of them at once.
+
+    A request that begins within its rate is taken whole, however large, and paid for by those
+    after it: senders cannot make a batch smaller, and in the long run the rate holds.
+    """
+
+    def __init__(self, per_s: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._per_s = per_s
+        self._now = now
+        self._paid_at: OrderedDict[str, float] = OrderedDict()
+        """When a sender may send all of its burst again."""
+
+    def wait_s(self, sender: str) -> float:
+        """How long until this sender may send one event more; 0: it may now."""
+        owed_s = self._paid_at.get(sender, 0.0) - self._now()
+        wait_s = owed_s - (BURST_S - 1 / self._per_s)
+        return wait_s if wait_s > 1e-6 else 0.0
+
+    def require(self, sender: str) -> None:
+        """Raises a 429 `Problem` for one that has to wait."""
+        wait_s = self.wait_s(sender)
+        if wait_s:
+            raise Problem(
+                429,
+                f"More than {self._per_s} events a second (RATE_PER_TOKEN).",
+                headers={"Retry-After": str(math.ceil(wait_s))},
+                hits={"rate": 1},
+            )
+
+    def spend(self, sender: str, events: int) -> None:
+        """Counts events that are sent."""
+        self._paid_at[sender] = (
+            max(self._paid_at.get(sender, 0.0), self._now()) + events / self._per_s
+        )
+        self._paid_at.move_to_end(sender)
+        if len(self._paid_at) > MAX_SENDERS:
+            self._paid_at.popitem(last=False)
+
+
+class Seats:
+    """The subscribers of a process: so many in all, and of each client (0: as many as there are).
+
+    Apart from all that has to do with sending: readers take nothing from writers.
+    """
+
+    def __init__(self, most: int, most_per_client: int = 0) -> None:
+        self.most = most
+        self.most_per_client = most_per_client
+        self.taken = 0
+        self._of_client: Counter[str] = Counter()
+
+    def take(self, address: str) -> str:
+        """Takes a seat, to be given back by `leave`; the name of the limit where there is none."""
+        client = client_of(address)
+        if self.taken >= self.most:
+            return "subscribers"
+        if 0 < self.most_per_client <= self._of_client[client]:
+            return "subscribers_per_client"
+        self.taken += 1
+        self._of_client[client] += 1
+        return ""
+
+    def leave(self, address: str) -> None:
+        """Gives a seat back."""
+        client = client_of(address)
+        self.taken -= 1
+        self._of_client[client] -= 1
+        if not self._of_client[client]:
+            del self._of_client[client]
+
+    def why(self, limit: str) -> str:
+        """What one is told who got none."""
+        if limit == "subscribers":
+            return f"{self.most} subscribers are connected here already (MAX_SUBSCRIBERS)"
+        return (
+            f"{self.most_per_client} subscribers of this address are connected here already"
+            " (MAX_SUBSCRIBERS_PER_CLIENT)"
+        )

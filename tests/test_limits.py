@@ -1,0 +1,310 @@
+"""The counters of limits, their documents, and what a reader meets at each."""
+
+import asyncio
+import contextlib
+import importlib
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from logpipe import limits, messages
+from logpipe.limits import BURST_S, Rates, Seats, client_of
+from logpipe.metrics import Metrics
+from logpipe.problems import Problem
+from logpipe.settings import fields
+from tests.helpers import wait_until
+from tests.raw import connected, request
+from tests.servers import Reader, Service, Valkey, serving, subscribed
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `([\w.]+)` \| (-?\d+) \| (.+) \| (.*) ?\|$", DOCUMENT, re.MULTILINE)
+
+
+async def limited(service: Service, limit: str) -> float:
+    """How often a limit was hit, as /metrics says."""
+    text = (await service.http.get("/metrics")).text
+    (count,) = re.findall(rf'^logpipe_limited_total{{limit="{limit}"}} (.+)$', text, re.MULTILINE)
+    return float(count)
+
+
+# -- the document --------------------------------------------------------------------------------
+
+
+def test_the_defaults_of_the_document_are_those_of_the_code() -> None:
+    defaults = {field.variable: field.default for field in fields()}
+    assert len(ROWS) == 18
+    for name, default, *_ in ROWS:
+        module, dot, constant = name.partition(".")
+        if not dot:
+            assert str(defaults[name]) == default, name
+            continue
+        paths = (ROOT / "logpipe").glob(f"**/{module}.py")
+        dotted = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+        values = [getattr(importlib.import_module(each), constant, None) for each in dotted]
+        assert float(default) in values, name
+
+
+def test_every_setting_that_is_a_limit_is_in_the_document() -> None:
+    named = {name for name, *_ in ROWS}
+    prefixes = ("MAX_", "RATE_", "TRIM_")
+    assert {f.variable for f in fields() if f.variable.startswith(prefixes)} <= named
+
+
+def test_the_document_names_every_limit_that_is_counted() -> None:
+    told = {name for *_, label in ROWS for name in re.findall(r"`(\w+)`", label)}
+    assert told == set(limits.NAMES)
+
+
+def test_what_limits_count_is_there_before_it_counts() -> None:
+    text = Metrics().exposition().decode()
+    for name in limits.NAMES:
+        assert f'logpipe_limited_total{{limit="{name}"}} 0.0' in text
+
+
+# -- who is one client ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("a:b", "a:b"),
+        ("", ""),
+    ],
+)
+def test_a_client_is_an_address_or_the_network_that_one_host_has(address: str, client: str) -> None:
+    assert client_of(address) == client
+
+
+# -- rates ---------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def sent(rates: Rates, sender: str, most: int = 10_000) -> int:
+    """How many single events a sender gets in now."""
+    for count in range(most):
+        if rates.wait_s(sender):
+            return count
+        rates.spend(sender, 1)
+    return most
+
+
+@pytest.mark.parametrize("per_s", [1, 3, 10, 777])
+def test_a_sender_has_five_seconds_of_its_rate_at_once_and_its_rate_after_that(per_s: int) -> None:
+    clock = Clock()
+    rates = Rates(per_s, clock)
+    assert sent(rates, "a") == per_s * BURST_S
+    with pytest.raises(Problem, match="RATE_PER_TOKEN") as caught:
+        rates.require("a")
+    assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
+    assert caught.value.hits == {"rate": 1}
+    clock.now += 2
+    assert sent(rates, "a") == per_s * 2
+    clock.now += 1000
+    assert sent(rates, "a") == per_s * BURST_S
+
+
+def test_one_sender_takes_nothing_from_another() -> None:
+    rates = Rates(10, Clock())
+    assert sent(rates, "a") == sent(rates, "b") == 50
+
+
+def test_a_batch_larger_than_the_burst_is_taken_whole_and_then_paid_for() -> None:
+    clock = Clock()
+    rates = Rates(10, clock)
+    rates.require("a")
+    rates.spend("a", 1_000)
+    assert rates.wait_s("a") == pytest.approx(95.1)
+    clock.now += 95.0
+    with pytest.raises(Problem):
+        rates.require("a")
+    clock.now += 0.11
+    rates.require("a")
+
+
+def test_what_is_remembered_of_senders_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_SENDERS", 3)
+    rates = Rates(1, Clock())
+    for sender in "abca":
+        rates.spend(sender, 100)
+    rates.spend("d", 1)
+    assert [bool(rates.wait_s(sender)) for sender in "abc"] == [True, False, True]
+
+
+# -- seats ---------------------------------------------------------------------------------------
+
+
+def test_seats_are_given_up_to_their_number_and_again_when_one_is_left() -> None:
+    seats = Seats(2)
+    assert [seats.take("a"), seats.take("a"), seats.take("b")] == ["", "", "subscribers"]
+    seats.leave("a")
+    assert seats.take("b") == ""
+    assert seats.taken == 2
+
+
+def test_a_client_has_its_number_of_seats_and_no_other_less() -> None:
+    seats = Seats(100, 2)
+    for _ in range(2):
+        assert seats.take("2001:db8::1") == ""
+    assert seats.take("2001:db8::2") == "subscribers_per_client"
+    assert seats.take("192.0.2.1") == ""
+    seats.leave("2001:db8::1")
+    assert seats.take("2001:db8::2") == ""
+    for _ in range(2):
+        seats.leave("2001:db8::9")
+    seats.leave("192.0.2.1")
+    assert (seats.taken, dict(seats._of_client)) == (0, {})
+
+
+# -- subscribers ---------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def reading(service: Service, count: int, **query: Any) -> AsyncIterator[list[Reader]]:
+    """So many subscribers, each of which was greeted."""
+    async with contextlib.AsyncExitStack() as stack:
+        readers = [
+            await stack.enter_async_context(subscribed(service.url, **query)) for _ in range(count)
+        ]
+        for reader in readers:
+            await reader.named("hello")
+        yield readers
+
+
+async def turned_away(service: Service, path: str = "/subscribe", **headers: str) -> httpx.Response:
+    """The answer to one for whom there is no room: it ends by itself."""
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with asyncio.timeout(10):
+        answer = await service.http.get(path, headers=names)
+    assert answer.status_code == 200
+    return answer
+
+
+async def test_one_subscriber_too_many_is_told_why_and_to_come_back_and_the_others_go_on(
+    valkey: Valkey,
+) -> None:
+    async with serving(redis_addr=valkey.url, max_subscribers=2) as service:
+        async with reading(service, 2) as readers:
+            answer = await turned_away(service)
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            told = re.fullmatch(r"retry: (\d+)\n\n: (.+)\n\n", answer.text)
+            assert told
+            low, high = messages.FULL_RETRY_MS
+            assert low <= int(told[1]) <= high
+            assert told[2] == "2 subscribers are connected here already (MAX_SUBSCRIBERS)"
+            await service.post({"source": "a", "message": "on"})
+            for reader in readers:
+                assert (await reader.until(1))[0]["message"] == "on"
+            assert await limited(service, "subscribers") == 1
+        await wait_until(lambda: room(service), "one has left")
+        async with reading(service, 1):
+            pass
+
+
+async def room(service: Service) -> bool:
+    async with subscribed(service.url) as reader:
+        async with asyncio.timeout(10):
+            try:
+                return bool(await reader.named("hello"))
+            except StopAsyncIteration:
+                return False
+
+
+async def test_those_who_are_turned_away_are_not_asked_to_come_back_at_the_same_time(
+    valkey: Valkey,
+) -> None:
+    async with serving(redis_addr=valkey.url, max_subscribers=1) as service, reading(service, 1):
+        answers = [(await turned_away(service)).text for _ in range(10)]
+        assert len({re.findall(r"retry: (\d+)", each)[0] for each in answers}) > 1
+
+
+async def test_lines_and_the_page_are_told_in_their_own_words(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, max_subscribers=1) as service, reading(service, 1):
+        line = await turned_away(service, Accept="application/x-ndjson")
+        bye = json.loads(line.text)
+        assert bye["event"] == "bye"
+        assert "MAX_SUBSCRIBERS" in bye["reason"]
+        assert bye["retry_ms"] >= messages.FULL_RETRY_MS[0]
+        page = await turned_away(service, "/ui/stream")
+        assert page.text.startswith("event: bye\ndata: ")
+        assert "MAX_SUBSCRIBERS" in page.text
+
+
+@pytest.mark.parametrize("delivery", ["broadcast", "shared"])
+async def test_readers_of_every_kind_share_the_seats(valkey: Valkey, delivery: str) -> None:
+    async with (
+        serving(redis_addr=valkey.url, max_subscribers=2) as service,
+        reading(service, 1, delivery=delivery),
+        service.http.stream("GET", "/ui/stream") as page,
+    ):
+        assert await anext(page.aiter_text())
+        answer = await turned_away(service, f"/subscribe?delivery={delivery}")
+        assert "MAX_SUBSCRIBERS" in answer.text
+
+
+async def test_a_client_has_its_own_number_where_that_is_asked_for(valkey: Valkey) -> None:
+    given = {"redis_addr": valkey.url, "max_subscribers": 5, "max_subscribers_per_client": 2}
+    async with serving(**given) as service, reading(service, 2):
+        answer = await turned_away(service)
+        assert "2 subscribers of this address" in answer.text
+        assert await limited(service, "subscribers_per_client") == 1
+        assert await limited(service, "subscribers") == 0
+
+
+async def test_who_asks_for_the_head_alone_takes_no_seat(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, max_subscribers=1) as service:
+        for _ in range(3):
+            assert (await service.http.head("/subscribe")).status_code == 200
+        async with reading(service, 1):
+            assert (await service.http.head("/subscribe")).status_code == 200
+
+
+async def test_a_connection_that_is_cut_gives_its_seat_back(valkey: Valkey) -> None:
+    subscribe = request(start="GET /subscribe HTTP/1.1")
+    async with serving(redis_addr=valkey.url, max_subscribers=1) as service:
+        for _ in range(3):
+            async with connected(service.url) as connection:
+                await connection.send(subscribe)
+                await connection.reader.readuntil(b"event: hello")
+                connection.writer.transport.abort()
+            await wait_until(lambda: room(service), "the seat is free")
+            await wait_until(lambda: room(service), "and free again")
+
+
+async def test_no_number_of_readers_keeps_a_writer_out(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, max_subscribers=3) as service, reading(service, 3):
+        for _ in range(20):
+            assert (await service.post({"source": "a", "message": "in"})).status_code == 202
+            assert "MAX_SUBSCRIBERS" in (await turned_away(service)).text
+
+
+async def test_one_group_too_many_is_counted_and_told_in_each_format(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("logpipe.groups.MAX_GROUPS", 1)
+    async with (
+        serving(redis_addr=valkey.url) as service,
+        reading(service, 1, delivery="shared", group="one"),
+    ):
+        path = "/subscribe?delivery=shared&group=two"
+        assert "1 groups are read here already" in (await turned_away(service, path)).text
+        line = await turned_away(service, path, Accept="application/x-ndjson")
+        assert json.loads(line.text)["event"] == "bye"
+        assert await limited(service, "groups") == 2
