@@ -1,0 +1,108 @@
+"""How the primary is found: by Sentinels, or by the nodes of a Cluster.
+
+Not by redis-py's clients for them. Its Sentinel learns of the new primary only when all replicas
+have been reconfigured, and its pool does not wait for a free connection. Its RedisCluster runs each
+command of a transaction in a thread with an event loop of its own, and repeats what was sent.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+from redis.crc import key_slot
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from logpipe.redis_address import Node, RedisAddress
+from logpipe.stream.direct import Direct
+from logpipe.stream.primary import Primary
+
+ASK_TIMEOUT_S = 0.3
+"""For one Sentinel or node to say where the primary is."""
+
+
+def primary_of(address: RedisAddress, key: str) -> Primary | None:
+    """The primary of an address that names more than one server; None of any other."""
+    if address.sentinels:
+        return Primary(_Sentinels(address).ask)
+    if address.cluster:
+        return Primary(_Slots(address, key_slot(key.encode())).ask)
+    return None
+
+
+class _Sentinels:
+    """Asks all Sentinels at once: one that is cut off has old news, one that is dead has none."""
+
+    def __init__(self, address: RedisAddress) -> None:
+        self._address = address
+
+    async def ask(self) -> Node:
+        """The newest word. Raises `RedisError` or OSError when no Sentinel has one."""
+        told = await asyncio.gather(
+            *map(self._ask, self._address.sentinels), return_exceptions=True
+        )
+        words = [each for each in told if not isinstance(each, BaseException)]
+        if not words:
+            raise next(each for each in told if isinstance(each, BaseException))
+        return max(words)[1]
+
+    async def _ask(self, sentinel: Node) -> tuple[tuple[bool, int], Node]:
+        """How new its word is, and the word.
+
+        The leader of a failover names the new primary by its address alone as long as it has the
+        other replicas reconfigured, and is the only one to know.
+        """
+        login = self._address.sentinel_username, self._address.sentinel_password
+        name = self._address.service
+        async with _asking(sentinel, *login) as direct:
+            flat = await direct.call("SENTINEL", "MASTER", name)
+            where = await direct.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
+        state = dict(zip(flat[::2], flat[1::2], strict=True))
+        node = Node(where[0].decode(), int(where[1]))
+        ahead = where != [state[b"ip"], state[b"port"]]
+        return (ahead, int(state[b"config-epoch"])), node
+
+
+class _Slots:
+    """Asks the nodes of a Cluster, one after the other, who owns a slot."""
+
+    def __init__(self, address: RedisAddress, slot: int) -> None:
+        self._address = address
+        self._slot = slot
+        self._others: set[Node] = set()
+        """Nodes that the address does not name."""
+
+    async def ask(self) -> Node:
+        """The owner, by the first node that says. Raises `RedisConnectionError` when none does."""
+        nodes = list({*self._address.cluster, *self._others})
+        random.shuffle(nodes)
+        for node in nodes:
+            with contextlib.suppress(RedisError, OSError):
+                if owner := await self._ask(node):
+                    return owner
+        raise RedisConnectionError("no node of the Cluster knows who owns the stream's slot")
+
+    async def _ask(self, node: Node) -> Node | None:
+        async with _asking(node, self._address.username, self._address.password) as direct:
+            ranges = await direct.call("CLUSTER", "SLOTS")
+        self._others = {_node(each, node) for row in ranges for each in row[2:]}
+        owners = (row[2] for row in ranges if row[0] <= self._slot <= row[1])
+        owner = next(owners, None)
+        return _node(owner, node) if owner else None
+
+
+def _node(told: Any, by: Node) -> Node:
+    """A node as CLUSTER SLOTS has it; one that does not know its own host leaves it out."""
+    return Node(told[0].decode() if told[0] else by.host, int(told[1]))
+
+
+@contextlib.asynccontextmanager
+async def _asking(node: Node, username: str | None, password: str | None) -> AsyncIterator[Direct]:
+    address = RedisAddress(host=node.host, port=node.port, username=username, password=password)
+    direct = Direct(address, ASK_TIMEOUT_S, ASK_TIMEOUT_S)
+    try:
+        yield direct
+    finally:
+        await direct.aclose()
