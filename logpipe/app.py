@@ -4,7 +4,7 @@ Resources live on one exit stack here and are handed to the roles; a role is a S
 that knows nothing of the others.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
@@ -12,22 +12,31 @@ import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import distributor, probes, ui
+from logpipe.access import Access
 from logpipe.background import Background
+from logpipe.canary import await_canaries, send_canaries
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.connection import http_client
 from logpipe.client.distributor import RemoteDistributor
 from logpipe.client.log import RemoteLog
+from logpipe.client.process import RemoteProcess
 from logpipe.collector import app as collector
 from logpipe.collector.appender import Appender
+from logpipe.collector.receivers.intake import Process
+from logpipe.collector.receivers.syslog_tcp import SyslogListener
+from logpipe.collector.receivers.table import SEGMENTS
 from logpipe.collector.submit import LocalCollector
 from logpipe.engine import Engine
 from logpipe.groups import Groups
 from logpipe.hub import Hub
+from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, respond
 from logpipe.redis_address import RedisAddress
+from logpipe.server import bind
 from logpipe.settings import Role, Settings
 from logpipe.stream import Stream
+from logpipe.watch import Look, Watch, look_here
 
 
 class Parts(NamedTuple):
@@ -40,6 +49,7 @@ class Parts(NamedTuple):
     groups: Groups | None
     remote: RemoteDistributor | None
     http: httpx.AsyncClient | None
+    watch: Watch | None
 
 
 class RoleSpec(NamedTuple):
@@ -61,7 +71,8 @@ def _distributor(parts: Parts) -> ASGIApp:
 
 def _ui(parts: Parts) -> ASGIApp:
     """Local or remote is decided here, once: the page does not know which it has."""
-    settings, metrics, appender, hub, _, remote, http = parts
+    settings, metrics, appender, hub, _, remote, http, watch = parts
+    assert watch is not None
     log: ui.Log
     submit: ui.Submit
     if hub is not None:
@@ -74,13 +85,13 @@ def _ui(parts: Parts) -> ASGIApp:
     else:
         assert http is not None
         submit = RemoteCollector(settings, http)
-    return ui.create(settings, log, submit, metrics)
+    return ui.create(settings, log, submit, metrics, watch)
 
 
 ROLES: Mapping[Role, RoleSpec] = {
-    "collector": RoleSpec(("ingest",), _collector),
+    "collector": RoleSpec(("ingest", *SEGMENTS), _collector),
     "distributor": RoleSpec(("subscribe", "events", "subscribers"), _distributor),
-    "ui": RoleSpec(("", "ui", "static", "login"), _ui),
+    "ui": RoleSpec(("", "ui", "static", "login", "status"), _ui),
 }
 
 PROBES = ("livez", "healthz", "metrics")
@@ -105,26 +116,41 @@ class Dispatch:
 
 
 class Running(NamedTuple):
-    """A process's application, the farewell to its streams, and its background tasks."""
+    """A process's application, the farewell to its streams, its background tasks, and its listener
+    for syslog over TCP where it has one."""
 
     app: ASGIApp
     farewell: Callable[[], None]
     background: Background
+    syslog: SyslogListener | None
 
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Running]:
     """Opens what the roles of `settings` need, and closes it at the end.
 
-    Raises `EngineError` when the embedded engine cannot start; Redis may be away.
+    Raises `EngineError` when the embedded engine cannot start, and `PortTakenError` before, for
+    SYSLOG_TCP; Redis may be away.
     """
     async with AsyncExitStack() as stack:
+        port = None
+        if settings.syslog_tcp >= 0 and "collector" in settings.roles:
+            several = settings.workers > 1
+            port = bind(settings.host, settings.syslog_tcp, variable="SYSLOG_TCP", shared=several)
+            stack.enter_context(port)
         metrics = Metrics()
         background = Background()
         stream = None
         if settings.redis is not None:
             stream = await _open_stream(settings, settings.redis, stack, background)
         parts = await _open_parts(settings, metrics, stream, stack, background)
+        background.start("lag", measure_lag(metrics))
+        _start_canaries(parts, background)
+        syslog = None
+        if port is not None and parts.appender is not None:
+            syslog = SyslogListener(Process(settings, parts.appender, metrics), port)
+            stack.push_async_callback(syslog.aclose)
+            await syslog.start()
         # The last to enter is the first to leave: tasks end before what they use is closed.
         await stack.enter_async_context(background)
 
@@ -142,8 +168,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 parts.groups.close()
             if parts.remote is not None:
                 parts.remote.close()
+            if syslog is not None:
+                syslog.stop()
 
-        yield Running(Dispatch(apps), farewell, background)
+        yield Running(Access(Dispatch(apps)), farewell, background, syslog)
 
 
 async def _open_stream(
@@ -176,9 +204,10 @@ async def _open_parts(
     stack: AsyncExitStack,
     background: Background,
 ) -> Parts:
-    appender = hub = groups = remote = http = None
+    appender = hub = groups = remote = http = watch = None
     if stream is not None and "collector" in settings.roles:
         appender = Appender(stream, metrics)
+        metrics.stream_max_entries.set(settings.trim_maxlen)
         stack.push_async_callback(appender.aclose)
     if stream is not None and "distributor" in settings.roles:
         hub = Hub(
@@ -211,4 +240,35 @@ async def _open_parts(
                 tokens=settings.read_tokens,
                 heartbeat_s=settings.heartbeat_s,
             )
-    return Parts(settings, metrics, appender, hub, groups, remote, http)
+    if "ui" in settings.roles:
+        health = probes.health_of(settings, stream.health if stream else None, background)
+        here = look_here(health, metrics, hub, groups)
+        watch = Watch([here, *_looks_elsewhere(settings, http)])
+        background.start("watch", watch.run())
+    return Parts(settings, metrics, appender, hub, groups, remote, http, watch)
+
+
+def _start_canaries(parts: Parts, background: Background) -> None:
+    settings, metrics = parts.settings, parts.metrics
+    if settings.canary_s and parts.appender is not None:
+        sending = send_canaries(parts.appender.append, metrics, settings.canary_s)
+        background.start("canary", sending)
+    if settings.canary_s and parts.hub is not None:
+        background.start("canaries", await_canaries(parts.hub, metrics))
+
+
+def _looks_elsewhere(settings: Settings, http: httpx.AsyncClient | None) -> Iterator[Look]:
+    """Looks at the processes of the roles that the page uses and this one has not."""
+    missing = {
+        role: url
+        for role, url in (
+            ("collector", settings.collector_url),
+            ("distributor", settings.distributor_url),
+        )
+        if role not in settings.roles
+    }
+    for url in dict.fromkeys(missing.values()):
+        assert http is not None
+        roles = [role for role in missing if missing[role] == url]
+        tokens = settings.read_tokens if "distributor" in roles else None
+        yield RemoteProcess(url, http, roles, tokens)

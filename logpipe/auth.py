@@ -24,7 +24,11 @@ def require(authorization: str | None, tokens: Sequence[str]) -> None:
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Problem(401, "This needs a bearer token.", headers=CHALLENGE)
+    admit(token.strip(), tokens)
+
+
+def admit(token: str, tokens: Sequence[str]) -> None:
+    """Checks a token as a header had it. Raises a 403 `Problem`."""
     # Servers decode headers as Latin-1; a token beyond ASCII was sent as UTF-8.
-    token = token.strip().encode("latin-1", "replace").decode("utf-8", "replace")
-    if not is_known(token, tokens):
+    if not is_known(token.encode("latin-1", "replace").decode("utf-8", "replace"), tokens):
         raise Problem(403, "This token is not allowed here.")

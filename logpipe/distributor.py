@@ -32,7 +32,7 @@ MAX_GROUP_NAME = 128
 FUTURE_MS = 60_000
 """How far ahead a client's clock may be before its `since` is refused."""
 
-HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control")
+HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control", "X-Request-ID")
 """What a browser on another origin may send besides the headers that need no permission."""
 
 

@@ -132,7 +132,7 @@ def decode_json(body: bytes) -> tuple[list[Event], list[Refusal], bool]:
             return _decode_lines(text), [], False
         except NOT_DECODED:
             pass  # objects that span lines, or a bad one among them: the slow way tells which
-    pieces = list(_concatenated(text))
+    pieces = list(concatenated(text))
     if len(pieces) < 2:
         return [], [alone], True
     return *_decode_pieces(pieces), False
@@ -180,7 +180,7 @@ def _checked(events: list[Event], longest: int) -> list[Event]:
         if event.level not in RANK:
             event.level = level_name(event.level)
     if longest > 2 * MAX_DEPTH and any(
-        _is_deep(event.metadata) for event in events if event.metadata
+        is_deep(event.metadata) for event in events if event.metadata
     ):
         raise RecursionError
     return events
@@ -212,7 +212,7 @@ def _checked_lines(text: bytes) -> list[Event]:
     return _checked(events, len(text) if spans else max(map(len, lines)))
 
 
-def _is_deep(metadata: dict[str, Any]) -> bool:
+def is_deep(metadata: dict[str, Any]) -> bool:
     level = [value for value in metadata.values() if value.__class__ in _NESTING]
     for _ in range(MAX_DEPTH):
         if not level:
@@ -222,7 +222,7 @@ def _is_deep(metadata: dict[str, Any]) -> bool:
     return bool(level)
 
 
-def _concatenated(text: bytes) -> Iterator[bytes]:
+def concatenated(text: bytes) -> Iterator[bytes]:
     """The values of `{…}{…}`, white space between or not; what is no JSON is the last piece."""
     rest = text.decode(errors="surrogateescape")
     at = 0

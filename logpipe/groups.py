@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Coroutine
+from contextvars import Context
 from typing import Any, Self
 
 from logpipe.background import Background
@@ -94,7 +95,8 @@ class Groups:
             self._running.add(name)
             self._spawn(self._run(group))
         if self._holding is None and not self.closing:
-            self._holding = asyncio.create_task(self.consumer.keep_holding())
+            holding = self.consumer.keep_holding()
+            self._holding = asyncio.create_task(holding, context=Context())
             self._background.watch(self._holding)
         return group
 
@@ -108,8 +110,9 @@ class Groups:
                 self._groups.pop(group.name, None)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Runs a group's task; one that fails ends the process."""
-        task = asyncio.create_task(coroutine)
+        """Runs a group's task, which outlives the request that began it; one that fails ends the
+        process."""
+        task = asyncio.create_task(coroutine, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._background.watch(task)

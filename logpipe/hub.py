@@ -5,6 +5,7 @@ import contextlib
 import math
 import random
 import time
+from contextvars import Context
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
 from logpipe.ids import StreamId
@@ -39,7 +40,7 @@ CATCHUP_PAGE = 100
 OUTAGE_PAUSE_S = 0.05
 """The least time between two attempts of the feed; jitter doubles it."""
 MEASURE_S = 1.0
-"""Between two looks at how far the feed is behind."""
+"""Between two looks at how far the feed is behind, and at the size of the stream."""
 
 RECOVERY_S = 1.0
 """How long the feed waits for the monitor's word before it looks for itself."""
@@ -142,7 +143,7 @@ class Hub:
             self._wake()
 
     async def measure(self) -> None:
-        """Shows now and then, for ever, how far the feed is behind the stream."""
+        """Shows now and then, for ever, how far the feed is behind the stream, and their sizes."""
         while True:
             await asyncio.sleep(MEASURE_S)
             bounds = await self.bounds()
@@ -153,6 +154,15 @@ class Hub:
             self.metrics.feed_lag_events.set(max(0, events) if behind else 0)
             lag_ms = bounds.last.ms - end.id.ms if behind else 0
             self.metrics.feed_lag_seconds.set(lag_ms / 1000)
+            self.metrics.stream_entries.set(bounds.length)
+            await self._measure_memory()
+
+    async def _measure_memory(self) -> None:
+        used, limit = self.stream.memory
+        self.metrics.redis_memory_bytes.set(used)
+        self.metrics.redis_max_memory_bytes.set(limit)
+        with contextlib.suppress(Unavailable):
+            self.metrics.stream_bytes.set(await self.stream.size())
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -174,7 +184,7 @@ class Hub:
         Subscribers that ask at the same time share one answer: thousands may come back at once.
         """
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
+            self._looking = asyncio.create_task(self._look(), context=Context())
         return await asyncio.shield(self._looking)
 
     async def _look(self) -> Bounds:

@@ -6,6 +6,9 @@ import sys
 import time
 from typing import IO
 
+from logpipe import request_ids
+from logpipe.outlet import Outlet, may_block
+
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}
 
@@ -26,7 +29,7 @@ def _handler(style: str, out: IO[str] | None) -> logging.Handler:
         return logging.NullHandler()
     terminal = out.isatty()
     as_text = style == "text" or (style == "auto" and terminal)
-    handler = logging.StreamHandler(out)
+    handler = Outlet(out.fileno()) if may_block(out) else logging.StreamHandler(out)
     handler.setFormatter(TextFormatter(colour=terminal) if as_text else JsonFormatter())
     return handler
 
@@ -50,6 +53,8 @@ class TextFormatter(logging.Formatter):
         if self._colour:
             level = f"\033[{_COLOURS.get(record.levelname, '0')}m{level}\033[0m"
         line = f"{moment} {level} {one_line(record.getMessage())}"
+        if id_ := request_ids.current():
+            line += f" [{id_}]"
         if record.exc_info:
             for each in self.formatException(record.exc_info).split("\n"):
                 line += "\n  " + one_line(each)
@@ -62,6 +67,8 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The event's JSON."""
         metadata = {"logger": record.name}
+        if id_ := request_ids.current():
+            metadata["request_id"] = id_
         if record.exc_info:
             metadata["exception"] = _whole(self.formatException(record.exc_info))
         event = {

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from logpipe import __version__
+from logpipe.continuity import Reason
 
 # One series more for each counter, that nobody asks for.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -45,8 +47,20 @@ class Metrics:
         ).labels(__version__).set(1)
         self.redis_up = Gauge(
             "logpipe_redis_up",
-            "1 while Redis serves.",
+            "1 while Redis serves; NaN where none is needed.",
             multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "logpipe_ready",
+            "1 while /healthz says so.",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self.event_loop_lag_seconds = Histogram(
+            "logpipe_event_loop_lag_seconds",
+            "How late a timer of the event loop is, ten times a second.",
+            buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=registry,
         )
 
@@ -54,6 +68,7 @@ class Metrics:
             "logpipe_ingest_requests_total", "Ingest requests.", ["status"], registry=registry
         )
         self.requests_accepted = self.requests.labels(202)
+        self.requests.labels(503)  # what alerts ask for is there before it happens
         events = Counter(
             "logpipe_ingest_events_total",
             "Events by outcome: accepted, rejected, repeated.",
@@ -63,6 +78,18 @@ class Metrics:
         self.events_accepted = events.labels("accepted")
         self.events_rejected = events.labels("rejected")
         self.events_repeated = events.labels("repeated")
+        self.receiver_requests = Counter(
+            "logpipe_receiver_requests_total",
+            "Requests in the protocols of other shippers.",
+            ["protocol", "status"],
+            registry=registry,
+        )
+        self.receiver_events = Counter(
+            "logpipe_receiver_events_total",
+            "Events of such requests by outcome: accepted, repeated, rejected, failed.",
+            ["protocol", "outcome"],
+            registry=registry,
+        )
         self.body_bytes = Counter(
             "logpipe_ingest_bytes_total", "Body bytes, decompressed.", registry=registry
         )
@@ -101,6 +128,9 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        for reason in get_args(Reason):  # the first would be none to `increase` else
+            self.gaps.labels(reason)
+            self.gap_events.labels(reason)
         self.feed_events = Counter(
             "logpipe_feed_events_total", "Entries read into the window.", registry=registry
         )
@@ -165,7 +195,49 @@ class Metrics:
             ["group"],
             registry=registry,
         )
+        # Of the stream and of its Redis; all processes see the same ones.
+        self.stream_entries = self._common("logpipe_stream_entries", "Entries in the stream.")
+        self.stream_max_entries = self._common(
+            "logpipe_stream_max_entries", "Entries at which a collector trims the stream, about."
+        )
+        self.stream_bytes = self._common(
+            "logpipe_stream_bytes", "Memory of the stream in Redis, estimated from some entries."
+        )
+        self.redis_memory_bytes = self._common(
+            "logpipe_redis_memory_bytes", "Memory that Redis uses, for everything in it."
+        )
+        self.redis_max_memory_bytes = self._common(
+            "logpipe_redis_max_memory_bytes", "Memory that Redis may use; 0: no limit."
+        )
         self._group_labels: set[str] = set()
+
+        self.canary_sent = Counter(
+            "logpipe_canary_sent_total",
+            "Canaries that this collector has appended, as Redis has confirmed.",
+            registry=registry,
+        )
+        self.canary_received = Counter(
+            "logpipe_canary_received_total",
+            "Canaries of all collectors that came to this distributor.",
+            registry=registry,
+        )
+        self.canary_lost = Counter(
+            "logpipe_canary_lost_total",
+            "Canaries that were confirmed and did not come, though a later one did.",
+            registry=registry,
+        )
+        self.canary_latency_seconds = Histogram(
+            "logpipe_canary_latency_seconds",
+            "Age of a canary when it comes, by the clocks of both processes.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=registry,
+        )
+
+    def _common(self, name: str, text: str) -> Gauge:
+        """A gauge that any process may set; NaN where it is not known."""
+        gauge = Gauge(name, text, multiprocess_mode="livemostrecent", registry=self.registry)
+        gauge.set(math.nan)
+        return gauge
 
     @property
     def shared(self) -> bool:

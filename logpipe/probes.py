@@ -1,5 +1,6 @@
 """What every role answers: `/livez`, `/healthz` and `/metrics`."""
 
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -14,42 +15,49 @@ from logpipe.metrics import MEDIA_TYPE, Metrics
 from logpipe.settings import Role, Settings
 from logpipe.stream import RedisHealth
 from logpipe.subapp import sub_app
+from logpipe.watch import Health
 
 WRITERS: frozenset[Role] = frozenset({"collector"})
 """Roles that are not ready while Redis only serves readers."""
+
+
+def health_of(
+    settings: Settings, redis: RedisHealth | None, background: Background
+) -> Callable[[], Health]:
+    """Tells how the process is; `redis` is None where it needs none."""
+    roles = sorted(settings.roles)
+    writes = bool(settings.roles & WRITERS)
+
+    def trouble() -> str:
+        if background.failure:
+            return background.failure
+        if redis is not None and not redis.serves(writes=writes):
+            return f"Redis: {redis.detail}"
+        return ""
+
+    def state() -> Health:
+        wrong = trouble()
+        kind = redis.kind if redis else "not used"
+        return Health("unavailable" if wrong else "ok", [*roles], kind, __version__, wrong)
+
+    return state
 
 
 def create(
     settings: Settings, redis: RedisHealth | None, background: Background, metrics: Metrics
 ) -> Starlette:
     """The probes of one process; `redis` is None where it needs none."""
-    roles = sorted(settings.roles)
-    writes = bool(settings.roles & WRITERS)
-
-    def trouble() -> str | None:
-        if background.failure:
-            return background.failure
-        if redis is not None and not redis.serves(writes=writes):
-            return f"Redis: {redis.detail}"
-        return None
+    state = health_of(settings, redis, background)
 
     async def healthz(_: Request) -> Response:
-        wrong = trouble()
-        state: dict[str, object] = {
-            "status": "ok" if wrong is None else "unavailable",
-            "roles": roles,
-            "redis": redis.kind if redis else "not used",
-            "version": __version__,
-        }
-        if wrong is not None:
-            state["detail"] = wrong
-        return _json(state, 200 if wrong is None else 503)
+        health = state()
+        return _json(health, 200 if health.status == "ok" else 503)
 
     return sub_app(
         [
             Route("/livez", _livez),
             Route("/healthz", healthz),
-            Route("/metrics", _metrics(metrics, redis)),
+            Route("/metrics", _metrics(metrics, redis, state)),
         ]
     )
 
@@ -58,17 +66,19 @@ async def _livez(_: Request) -> Response:
     return _json({"status": "ok"}, 200)
 
 
-def _metrics(metrics: Metrics, redis: RedisHealth | None) -> Callable[[Request], Response]:
+def _metrics(
+    metrics: Metrics, redis: RedisHealth | None, state: Callable[[], Health]
+) -> Callable[[Request], Response]:
     # A plain function: Starlette runs it in a thread, so that a scrape never holds up the loop.
     def answer(_: Request) -> Response:
-        if redis is not None:
-            metrics.redis_up.set(redis.kind == "ok")
+        metrics.redis_up.set(redis.kind == "ok" if redis is not None else math.nan)
+        metrics.ready.set(state().status == "ok")
         return Response(metrics.exposition(), media_type=MEDIA_TYPE)
 
     return answer
 
 
-def _json(state: dict[str, object], status: int) -> Response:
+def _json(state: object, status: int) -> Response:
     return Response(
         msgspec.json.encode(state),
         status,

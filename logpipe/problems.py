@@ -9,6 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from logpipe import request_ids
+
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -25,11 +27,17 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
         self.members = members
 
     def body(self) -> bytes:
-        """The problem document."""
+        """The problem document, with the id of the request that is served, if one is."""
         title = HTTPStatus(self.status).phrase
         document = {"type": "about:blank", "title": title, "status": self.status}
-        return msgspec.json.encode({**document, "detail": self.detail, **self.members})
+        document |= {"detail": self.detail, **self.members}
+        if id_ := request_ids.current():
+            document["request_id"] = id_
+        return msgspec.json.encode(document)
 
+
+FAULT = Problem(500, "logpipe has failed at this request; its log says how.")
+"""What is answered to a fault of logpipe's own: nothing of it but where to look."""
 
 RETRY_AFTER_S = 1
 """Redis comes back within a second of its restart; sooner would only add to its load."""
@@ -64,5 +72,13 @@ async def _on_http_exception(_: Request, error: HTTPException) -> Response:
     return respond(Problem(error.status_code, error.detail, headers=error.headers))
 
 
-HANDLERS: dict[Any, Any] = {Problem: _on_problem, HTTPException: _on_http_exception}
+async def _on_fault(_: Request, __: Exception) -> Response:
+    return respond(FAULT)
+
+
+HANDLERS: dict[Any, Any] = {
+    Problem: _on_problem,
+    HTTPException: _on_http_exception,
+    Exception: _on_fault,
+}
 """What every Starlette app of logpipe gets as `exception_handlers`."""

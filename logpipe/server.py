@@ -37,9 +37,10 @@ class PortTakenError(Exception):
     """The address cannot be listened on; one line that says why."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `PortTakenError`."""
-    listener = _bound(host, port)
+def bind(host: str, port: int, *, variable: str = "PORT", shared: bool = False) -> socket.socket:
+    """A listening socket, `shared` when other workers listen on the same port; `variable` is the
+    setting that names the port. Raises `PortTakenError`."""
+    listener = _bound(host, port, shared=shared, variable=variable)
     listener.listen(BACKLOG)
     return listener
 
@@ -57,7 +58,7 @@ def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
     return listeners
 
 
-def _bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
+def _bound(host: str, port: int, *, shared: bool = False, variable: str = "PORT") -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -78,7 +79,8 @@ def _bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise PortTakenError(
-                f"PORT={port}: in use on {host}; stop what listens there or choose another --port"
+                f"{variable}={port}: in use on {host}; stop what listens there or choose another"
+                f" --{variable.lower().replace('_', '-')}"
             ) from None
         raise PortTakenError(f"{host}:{port}: {error.strerror}") from None
     listener.setblocking(False)
@@ -95,6 +97,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                interface="asgi3",
                 http=BoundedProtocol,
                 lifespan="off",
                 ws="none",
@@ -102,6 +105,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                reset_contextvars=True,  # of two requests on a connection, each has its own id
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
             )

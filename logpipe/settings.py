@@ -63,6 +63,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, setting("Largest request body, decompressed.", ge=64)] = (
         16_777_216
     )
+    syslog_tcp: Annotated[
+        int, setting("Port for syslog over TCP; none unless given.", ge=0, le=65535)
+    ] = -1
     trim_maxlen: Annotated[
         int, setting("Entries that the stream keeps, about.", ge=1, le=10**12)
     ] = 50_000
@@ -108,6 +111,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: Annotated[
         float, setting("Seconds between heartbeats on an idle subscription.", gt=0, le=86_400)
     ] = 15.0
+    canary_s: Annotated[
+        float,
+        setting(
+            "Seconds between two canaries: events of logpipe's own that measure the way from"
+            " collector to subscriber. 0: none.",
+            ge=0,
+            le=86_400,
+        ),
+    ] = 0.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], setting("Least level of logpipe's own log.")
     ] = "info"

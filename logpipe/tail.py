@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import httpx
 import msgspec
 
 from logpipe.client.connection import http_client
@@ -15,7 +14,7 @@ from logpipe.client.distributor import UNREACHABLE, Refused, RemoteDistributor
 from logpipe.continuity import Gap
 from logpipe.event import Entry
 from logpipe.messages import Batch, Hello, Item, Notice, Start, Subscription, named
-from logpipe.terminal import Printer, caret_lines, printable, printable_json
+from logpipe.terminal import Printer, caret_lines, counted, printable, printable_json, seconds
 
 DEFAULT_TAIL = 10
 """Events that come before the live ones where nothing else is asked for."""
@@ -65,17 +64,13 @@ class Totals:
         self.exact &= gap.count is not None
 
     def __str__(self) -> str:
-        gaps = _counted(self.gaps, "gap")
+        gaps = counted(self.gaps, "gap")
         if self.missing:
             least = "" if self.exact else "at least "
-            gaps += f" ({least}{_counted(self.missing, 'event')} missing)"
+            gaps += f" ({least}{counted(self.missing, 'event')} missing)"
         elif not self.exact:
             gaps += " (an unknown number of events missing)"
-        return f"{_counted(self.events, 'event')}, {gaps}, {_counted(self.reconnects, 'reconnect')}"
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+        return f"{counted(self.events, 'event')}, {gaps}, {counted(self.reconnects, 'reconnect')}"
 
 
 class Format(Protocol):
@@ -179,13 +174,9 @@ class Tail:
 
     def _on_word(self, *, again: bool) -> None:
         if self._trouble_since is not None:
-            passed = _seconds(time.monotonic() - self._trouble_since)
+            passed = seconds(time.monotonic() - self._trouble_since)
             self._tell(f"{self._url}: connected{' again' if again else ''} after {passed}")
             self._trouble_since = None
-
-
-def _seconds(passed: float) -> str:
-    return f"{passed:.1f} s" if passed < 10 else f"{passed:,.0f} s"
 
 
 async def follow(
@@ -202,20 +193,6 @@ async def follow(
         )
         with distributor(wanted.start, wanted.parameters, insist=False) as subscription:
             await Tail(wanted.url, shown, write, tell, totals).run(subscription)
-
-
-def base_url(text: str) -> str:
-    """A base URL without its last slash; http where it names no scheme. Raises ValueError."""
-    url = text.strip()
-    if "://" not in url:
-        url = f"http://{url}"
-    try:
-        parts = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ValueError(str(error)) from None
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise ValueError("must be a URL like http://127.0.0.1:8080")
-    return url.rstrip("/")
 
 
 def refusal(refused: Refused, wanted: Wanted) -> tuple[int, list[str]]:

@@ -314,3 +314,18 @@ def caret_lines(query: str, position: int) -> list[str]:
     """A query and a caret beneath the character at `position`."""
     before = printable(query[: max(0, position)])
     return [printable(query), f"{ljust('', width(before))}^"]
+
+
+def counted(count: int, word: str) -> str:
+    """`1 line`, `1,234 lines`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def seconds(passed: float) -> str:
+    """`1.2 s`, `1,234 s`."""
+    return f"{passed:.1f} s" if passed < 10 else f"{passed:,.0f} s"
+
+
+def bar(part: float) -> str:
+    """How much is done, from 0 to 1, in 30 columns."""
+    return f"{'#' * round(part * 30):.<30}"

@@ -17,10 +17,12 @@ def refusing(status: int, **members: object) -> str:
 
 
 class Impostor:
-    """An HTTP server that gives each connection the next of its answers, and keeps their heads."""
+    """An HTTP server that gives each connection the next of its answers, and keeps
+    their heads and bodies."""
 
     def __init__(self, *answers: str) -> None:
         self.heads: list[str] = []
+        self.bodies: list[bytes] = []
         self.url = ""
         self._answers = list(answers)
 
@@ -33,7 +35,7 @@ class Impostor:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             self.heads.append(head)
             if length := re.search(r"content-length: (\d+)", head, re.IGNORECASE):
-                await reader.readexactly(int(length[1]))
+                self.bodies.append(await reader.readexactly(int(length[1])))
             answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
             writer.write(answer.removesuffix("[wait]").encode())
             await writer.drain()

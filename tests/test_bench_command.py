@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from logpipe import cli
 from logpipe.bench import measures
+from logpipe.cli import bench as bench_command
 from tests.helpers import wait_until
 from tests.servers import Process, Valkey, free_port, serving, spawned
 
@@ -232,11 +233,11 @@ async def test_without_yes_it_leaves_what_it_finds(service: Process) -> None:
 def test_how_far_it_is_is_drawn_on_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli._progress("single", 0.5)
+    bench_command._progress("single", 0.5)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    cli._progress("single", 0.5)
-    cli._progress("", 1)
+    bench_command._progress("single", 0.5)
+    bench_command._progress("", 1)
     assert capsys.readouterr().err == f"\r\x1b[Ksingle   {'#' * 15}{'.' * 15}\r\x1b[K"
 
 

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+from logpipe.client import backoff
 from logpipe.client import distributor as client
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.connection import http_client
@@ -19,9 +20,11 @@ from logpipe.client.distributor import (
     RemoteSubscription,
     query_of,
 )
+from logpipe.client.log import RemoteLog
 from logpipe.continuity import Gap
+from logpipe.event import Stored
 from logpipe.filters import EVERYTHING, Filter
-from logpipe.ids import START, StreamId, parse_id
+from logpipe.ids import END, START, StreamId, parse_id
 from logpipe.messages import Batch, Bye, Hello, Item, Message, Notice, Progress, Start
 from logpipe.problems import Problem
 from logpipe.settings import Settings, load
@@ -237,8 +240,8 @@ async def test_a_token_that_the_distributor_refuses_is_told(
 
 
 async def test_a_trouble_that_lasts_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "LAST_RETRY_S", 0.01)
-    monkeypatch.setattr(client, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(backoff, "LAST_RETRY_S", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_RETRY_S", 0.01)
     async with (
         Impostor("HTTP/1.1 500 Oops\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") as other,
         remote(other.url, heartbeat_s=0.05) as distributor,
@@ -468,9 +471,12 @@ async def test_a_sent_event_is_stored_and_its_id_comes_back(valkey: Valkey) -> N
         serving(redis_addr=valkey.url, ingest_tokens="w") as service,
         collector_at(service.url, ingest_tokens="w") as submit,
     ):
-        id_ = await submit(b'{"source":"a","message":"b"}')
+        one = await submit(b'{"source":"a","message":"b"}')
+        more = await submit(b'[{"source":"a","message":"b"},{"source":"a","message":"c"}]')
         rows: Any = valkey.client.xrange("logs")
-        assert [row[0].decode() for row in rows] == [id_]
+        ids = [row[0].decode() for row in rows]
+        assert one == Stored(1, ids[0], ids[0])
+        assert more == Stored(2, ids[1], ids[2])
 
 
 async def test_what_the_collector_refuses_is_passed_on_with_the_field(valkey: Valkey) -> None:
@@ -516,7 +522,7 @@ async def test_a_collector_that_is_away_is_a_503() -> None:
 async def test_a_cut_connection_is_tried_once_more_with_the_same_key() -> None:
     stored = 'HTTP/1.1 202 Accepted\r\nContent-Length: 13\r\n\r\n{"id": "7-0"}'
     async with Impostor("", stored) as other, collector_at(other.url) as submit:
-        assert await submit(b"{}") == "7-0"
+        assert await submit(b"{}") == Stored(1, "7-0", "7-0")
         keys = {other.header(number, "Idempotency-Key") for number in range(2)}
         assert len(other.heads) == 2
         assert len(keys) == 1
@@ -532,6 +538,12 @@ async def test_a_cut_connection_is_tried_once_more_with_the_same_key() -> None:
     [
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
         "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n[]",
+        "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n{}",
+        'HTTP/1.1 202 Accepted\r\nContent-Length: 20\r\n\r\n{"accepted": "many"}',
+        'HTTP/1.1 202 Accepted\r\nContent-Length: 13\r\n\r\n{"id": "<b>"}',
+        'HTTP/1.1 422 Odd\r\nContent-Length: 30\r\n\r\n{"detail": "a", "errors": [1]}',
+        'HTTP/1.1 520 Odd\r\nContent-Length: 15\r\n\r\n{"detail": "a"}',
+        'HTTP/1.1 302 Odd\r\nContent-Length: 15\r\n\r\n{"detail": "a"}',
         "HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
         'HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n{"a":"b"}',
     ],
@@ -540,4 +552,95 @@ async def test_what_is_no_collector_is_told(answer: str) -> None:
     async with Impostor(answer) as other, collector_at(other.url) as submit:
         with pytest.raises(Problem) as refused:
             await submit(b"{}")
+        assert refused.value.status == 502
+
+
+# -- the history ------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def log_at(url: str, **given: object) -> AsyncIterator[RemoteLog]:
+    async with http_client() as http:
+        tokens = settings_for(url, **given).read_tokens
+        yield RemoteLog(f"{url}/", http, RemoteDistributor(url, http, tokens=tokens), tokens)
+
+
+async def test_a_page_of_the_history_is_that_of_the_distributor(valkey: Valkey) -> None:
+    async with (
+        serving(redis_addr=valkey.url, read_tokens="r") as service,
+        log_at(service.url, read_tokens="r") as log,
+    ):
+        await send(service, 0, 30)
+        page = await log.page(Filter("1 -12"), START, END, 5, newest_first=False)
+        assert [entry.event.message for entry in page.entries] == ["1", "10", "11", "13", "14"]
+        assert page.next is not None
+        rest = await log.page(Filter("1 -12"), page.next, END, 5000, newest_first=False)
+        assert [entry.event.message for entry in rest.entries] == [
+            "15",
+            "16",
+            "17",
+            "18",
+            "19",
+            "21",
+        ]
+        assert rest.next is None
+        back = await log.page(Filter(), START, page.next, 2, newest_first=True)
+        assert [entry.event.message for entry in back.entries] == ["15", "14"]
+        own = valkey.client.xrange("logs", str(back.entries[0].id), str(back.entries[0].id))
+        assert len(own) == 1  # type: ignore[arg-type]
+        assert back.entries[0].json.startswith(b'{"id":"%d-%d",' % back.entries[0].id)
+        assert log.name == f"distributor {service.url}"
+
+
+async def test_a_distributor_whose_redis_is_away_is_a_503_with_retry_after(
+    own_valkey: Valkey,
+) -> None:
+    async with serving(redis_addr=own_valkey.url) as service, log_at(service.url) as log:
+        own_valkey.kill()
+        with pytest.raises(Problem) as refused:
+            await log.page(Filter(), START, END, 5, newest_first=True)
+        assert refused.value.status == 503
+        assert refused.value.detail.startswith("Redis:")
+        assert refused.value.headers == {"retry-after": "1"}
+
+
+async def test_a_distributor_that_is_away_is_a_503_for_the_history() -> None:
+    async with log_at(f"http://127.0.0.1:{free_port()}") as log:
+        with pytest.raises(Problem) as refused:
+            await log.page(Filter(), START, END, 5, newest_first=True)
+        assert refused.value.status == 503
+        assert refused.value.headers["Retry-After"] == "1"
+
+
+async def test_a_token_that_the_distributor_refuses_is_no_fault_of_the_user(
+    valkey: Valkey,
+) -> None:
+    async with (
+        serving(redis_addr=valkey.url, read_tokens="right") as service,
+        log_at(service.url, read_tokens="wrong") as log,
+    ):
+        with pytest.raises(Problem) as refused:
+            await log.page(Filter(), START, END, 5, newest_first=True)
+        assert refused.value.status == 502
+        assert "READ_TOKENS" in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "hi",
+        "[]",
+        "{}",
+        '{"events": [{}], "next": null}',
+        '{"events": [{"id": "x"}], "next": null}',
+        '{"events": [{"id": "1-1", "message": 5}], "next": null}',
+        '{"events": [], "next": "soon"}',
+        '{"events": ' + "[" * 5000 + "]" * 5000 + ', "next": null}',
+    ],
+)
+async def test_what_is_no_distributor_is_told_for_the_history(body: str) -> None:
+    answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    async with Impostor(answer) as other, log_at(other.url) as log:
+        with pytest.raises(Problem) as refused:
+            await log.page(Filter(), START, END, 5, newest_first=True)
         assert refused.value.status == 502

@@ -1,3 +1,5 @@
+import asyncio
+import contextvars
 import io
 import json
 import logging
@@ -8,8 +10,10 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from logpipe import logs
+from logpipe import logs, request_ids
 from logpipe.event import decode_json
+from tests.helpers import wait_until
+from tests.servers import Valkey, serving, subscribed
 
 HOSTILE = "a\r\nb\x1b[31m\x1b]0;x\x07\x00\x85\u2028\u202e\udc80\x7f end"
 
@@ -157,3 +161,60 @@ def test_without_a_stderr_nothing_is_written_and_nothing_fails(
     logs.configure("info", "auto")
     log.error("into the void")
     assert not any(hasattr(handler, "stream") for handler in logging.getLogger().handlers)
+
+
+# -- under the id of a request --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+async def test_what_is_logged_while_a_request_is_served_has_its_id(style: str) -> None:
+    out = written(style)
+    log.warning("before")
+
+    async def serve(given: bytes) -> None:
+        request_ids.serve({"headers": [(b"x-request-id", given)]})
+        log.warning("within")
+        await asyncio.sleep(0)
+        log.warning("within, later")
+
+    await asyncio.gather(*map(asyncio.create_task, (serve(b"one"), serve(b"two"))))
+    log.warning("after")
+    lines = out.getvalue().splitlines()
+    if style == "json":
+        found = [json.loads(line)["metadata"].get("request_id") for line in lines]
+    else:
+        found = [match[1] if (match := re.search(r" \[(\w+)\]$", line)) else None for line in lines]
+    assert found == [None, "one", "two", "one", "two", None]
+
+
+def test_a_hostile_id_never_reaches_the_log() -> None:
+    out = written("text")
+
+    def serve() -> None:
+        request_ids.serve({"headers": [(b"x-request-id", b"\x1b[31m] ERROR forged")]})
+        log.warning("within")
+
+    contextvars.Context().run(serve)
+    (line,) = out.getvalue().splitlines()
+    assert re.search(r" within \[[0-9a-f]{16}\]$", line)
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+async def test_names_of_strangers_forge_no_record(valkey: Valkey, style: str) -> None:
+    """The name of a consumer, of a group, a source, a message: what is logged of them, if any."""
+    out = written(style, level="debug")
+    given = {"redis_addr": valkey.url, "consumer_name": HOSTILE.replace("\udc80", "")}
+    async with (
+        serving(role="collector,distributor", **given) as one,
+        serving(role="distributor", **given) as two,
+        subscribed(one.url, delivery="shared", group=given["consumer_name"]) as first,
+        subscribed(two.url, delivery="shared", group=given["consumer_name"]) as second,
+    ):
+        for reader in (first, second):
+            await reader.named("hello")
+        await one.post({"source": "\x1b[31m\nforged", "message": "\u202e\r\n12:00:00 ERROR"})
+        await wait_until(lambda: "~2" in out.getvalue(), "the second is renamed, and says so")
+    text = out.getvalue()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", text)
+    for line in text.splitlines():
+        assert re.match(r"{.*}$" if style == "json" else r"\d\d:\d\d:\d\d [A-Z]+ +\S", line)

@@ -279,7 +279,10 @@ async def test_a_read_only_redis_stops_the_senders_and_not_the_readers(
         assert time.monotonic() - started < 2
         await wait_until(said(distributor, "ok"), "the distributor knows it as well")
         assert len([line for line in log.lines if "read-only" in line]) == 2  # one a process
-        assert len(log.lines) == 6
+        assert log.lines.count("Redis is ready") == 4
+        # One that becomes a replica closes the connections that wait: that may be noticed first.
+        assert len([line for line in log.lines if "cannot be reached" in line]) <= 1
+        assert len(log.lines) <= 7
 
 
 async def test_a_full_redis_refuses_and_recovers_without_a_flood_of_words(

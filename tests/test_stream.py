@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import math
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -761,6 +762,25 @@ def acl(server: Valkey, *words: str) -> None:
 async def stop(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait((task,))
+
+
+async def test_the_size_of_the_stream_is_known_to_who_may_ask(valkey: Valkey) -> None:
+    acl(valkey, "SETUSER", "frugal", "on", ">pw", "~*", "+@all", "-memory", "-info")
+    try:
+        async with stream_at(address_of(valkey)) as stream:
+            assert await stream.size() == 0
+            await add(stream, 100)
+            await stream._redis.check()
+            assert await stream.size() > 1000
+            assert stream.memory.used > 100_000
+            assert stream.memory.limit == 0
+        async with stream_at(address_of(valkey, username="frugal", password="pw")) as stream:
+            await stream._redis.check()
+            assert math.isnan(await stream.size())
+            assert math.isnan(stream.memory.used)
+            assert stream.health.kind == "ok"
+    finally:
+        acl(valkey, "DELUSER", "frugal")
 
 
 async def test_a_user_without_permission_is_told_as_such(valkey: Valkey) -> None:

@@ -5,32 +5,31 @@ import contextlib
 import fcntl
 import json
 import os
-import pty
 import re
 import signal
 import struct
-import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from wcwidth import width
 
+from logpipe.client.connection import base_url
 from logpipe.continuity import Gap
 from logpipe.ids import StreamId
 from logpipe.messages import Start
 from logpipe.streaming import NDJSON
-from logpipe.tail import JsonLines, Totals, Wanted, base_url
+from logpipe.tail import JsonLines, Totals, Wanted
 from tests.helpers import wait_until
 from tests.hostile import HOSTILE
 from tests.impostor import HELLO, SSE_HEAD, Impostor, refusing
 from tests.servers import Service, Valkey, free_port, serving, spawned
+from tests.terminals import CLEAN, on_terminal
 
 TAIL = [sys.executable, "-m", "logpipe", "tail"]
-CLEAN = {name: value for name, value in os.environ.items() if not name.endswith("_COLOR")}
 
 
 class Tailing:
@@ -405,60 +404,10 @@ def _bytes_in(pipe: int) -> int:
     return int(count)
 
 
-class Terminal:
-    """A `logpipe tail` on a terminal of its own."""
-
-    def __init__(self, columns: int, *arguments: str, **environ: str) -> None:
-        self.master, slave = pty.openpty()
-        self.resize(columns)
-        self.popen = subprocess.Popen(
-            [*TAIL, *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env={**CLEAN, "TERM": "xterm-256color", **environ},
-            preexec_fn=_own_terminal,
-        )
-        os.close(slave)
-        os.set_blocking(self.master, False)
-        self._seen = b""
-
-    def resize(self, columns: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-
-    @property
-    def seen(self) -> str:
-        with contextlib.suppress(OSError):
-            self._seen += os.read(self.master, 65_536)
-        return self._seen.decode(errors="replace").replace("\r\n", "\n")
-
-    async def until(self, seen: Callable[[str], object], description: str) -> None:
-        await wait_until(lambda: seen(self.seen), description, 20)
-
-    async def press(self, keys: bytes) -> None:
-        os.write(self.master, keys)
-
-
-def _own_terminal() -> None:
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-@contextlib.contextmanager
-def on_terminal(columns: int, *arguments: str, **environ: str) -> Any:
-    terminal = Terminal(columns, *arguments, **environ)
-    try:
-        yield terminal
-    finally:
-        terminal.popen.kill()
-        terminal.popen.wait(10)
-        os.close(terminal.master)
-
-
 async def test_a_terminal_gets_colours_its_width_and_a_word_at_the_end(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url) as service:
         await send(service, 0, 2, message="漢字 " * 30, level="error")
-        with on_terminal(60, "--url", service.url) as terminal:
+        with on_terminal(60, "tail", "--url", service.url) as terminal:
             await terminal.until(lambda seen: seen.count("ERROR") == 2, "both events")
             lines = terminal.seen.split("\n")
             assert "\x1b[1;38;5;160mERROR\x1b[0m" in lines[0]
@@ -481,7 +430,9 @@ async def test_a_terminal_gets_no_colours_where_they_are_not_wanted(
     async with serving(redis_addr=valkey.url) as service:
         for text in HOSTILE:
             await send(service, 0, 1, message=text)
-        with on_terminal(80, "--url", service.url, "--since=1h", *arguments, **environ) as terminal:
+        with on_terminal(
+            80, "tail", "--url", service.url, "--since=1h", *arguments, **environ
+        ) as terminal:
             await send(service, 0, 1, message="the end")
             await terminal.until(lambda seen: "the end" in seen, "the last event")
             assert "\x1b" not in terminal.seen
@@ -494,7 +445,7 @@ async def test_json_on_a_terminal_steers_it_no_more_than_columns_do(valkey: Valk
             await send(service, 0, 1, message=text)
         await send(service, 0, 1, message="the end")
         arguments = ("--url", service.url, "--since=1h", "--output=json")
-        with on_terminal(80, *arguments) as terminal:
+        with on_terminal(80, "tail", *arguments) as terminal:
             await terminal.until(lambda seen: "the end" in seen, "the last event")
             assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]", terminal.seen)
             found = [json.loads(line)["message"] for line in terminal.seen.split("\n")[:-1]]

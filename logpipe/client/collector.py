@@ -3,10 +3,11 @@
 import uuid
 
 import httpx
+import msgspec
 
-from logpipe.client.connection import bearer, shown
-from logpipe.event import Stored
-from logpipe.problems import Problem
+from logpipe.client.connection import away, bearer, refusal, stranger
+from logpipe.event import NOT_DECODED, Stored
+from logpipe.ids import parse_id
 from logpipe.settings import Settings
 
 CUT_OFF = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
@@ -30,23 +31,28 @@ class RemoteCollector:
             except CUT_OFF:
                 answer = await self._http.post(self._url, content=events, headers=headers)
         except httpx.HTTPError as error:
-            detail = f"The collector cannot be reached: {shown(error)}"
-            raise Problem(503, detail, headers={"Retry-After": "1"}) from None
+            raise away("collector", error) from None
         return _stored(answer)
 
 
+class _Taken(msgspec.Struct):
+    """The collector's answer to one event (`id`) or to more."""
+
+    id: str = ""
+    accepted: int = 1
+    first_id: str = ""
+    last_id: str = ""
+
+
+_taken = msgspec.json.Decoder(_Taken)
+
+
 def _stored(answer: httpx.Response) -> Stored:
-    status = answer.status_code
-    if status in (401, 403):
-        # Not passed on: it is about this process's token, not about the user's.
-        raise Problem(502, f"The collector refuses this page's token ({status}): INGEST_TOKENS.")
+    if answer.status_code != 202:
+        raise refusal("collector", "INGEST_TOKENS", answer)
     try:
-        document = answer.json()
-        if status == 202:
-            first = str(document.get("id") or document["first_id"])
-            return Stored(document.get("accepted", 1), first, document.get("last_id", first))
-        detail, errors = str(document["detail"]), document.get("errors", [])
-    except (ValueError, LookupError, TypeError):
-        raise Problem(502, f"What answers as the collector is none ({status}).") from None
-    passed_on = {k: v for k, v in answer.headers.items() if k == "retry-after"}
-    raise Problem(status if status >= 400 else 502, detail, headers=passed_on, errors=errors)
+        taken = _taken.decode(answer.content)
+        first = parse_id(taken.id or taken.first_id)
+        return Stored(taken.accepted, str(first), taken.last_id or str(first))
+    except (*NOT_DECODED, ValueError):
+        raise stranger("collector", 202) from None

@@ -6,7 +6,6 @@ lost connection they go on after the last id.
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -16,6 +15,7 @@ import httpx
 import msgspec
 
 from logpipe import sse
+from logpipe.client.backoff import NOT_NOW, Backoff
 from logpipe.client.connection import CONNECT_TIMEOUT_S, bearer, shown
 from logpipe.client.items import items_of
 from logpipe.continuity import Gap
@@ -30,10 +30,6 @@ SILENCE_S = 60.0
 """A stream without even a heartbeat for so long is dead; HEARTBEAT_S is 15 by default, and three
 of them where it is longer."""
 
-FIRST_RETRY_S = 0.2
-LAST_RETRY_S = 3.0
-"""The pause between two attempts doubles from the first to the last, with jitter."""
-
 QUEUE_LEN = 64
 """Items read ahead for one subscriber; then the distributor is read no further."""
 
@@ -45,9 +41,6 @@ MAX_REFUSAL = 65_536
 
 UNREACHABLE = "the distributor cannot be reached"
 """How a `Notice` begins when there is no connection."""
-
-NOT_NOW = (408, 425, 429)
-"""Client errors that ask to come again."""
 
 NOT_US = (400, 401, 403)
 """The only refusals that count once the distributor was there: a proxy in front of one that
@@ -135,7 +128,7 @@ class RemoteSubscription:
         self._greeted = False
         self._refused: Refused | None = None
         self._told = ""
-        self._retry_s = FIRST_RETRY_S
+        self._backoff = Backoff()
 
     def __enter__(self) -> Self:
         self._task = asyncio.create_task(self._follow(), name="remote subscription")
@@ -220,9 +213,7 @@ class RemoteSubscription:
 
     async def _pause(self, asked_ms: int) -> None:
         """Waits before the next attempt: what the distributor asked for, or longer each time."""
-        pause_s = self._retry_s * random.uniform(0.7, 1.3)  # noqa: S311
-        await asyncio.sleep(max(asked_ms / 1000, pause_s))
-        self._retry_s = min(self._retry_s * 2, LAST_RETRY_S)
+        await asyncio.sleep(max(asked_ms / 1000, self._backoff.pause_s()))
 
     def _is_final(self, status: int) -> bool:
         """Whether an answer that is no stream ends the subscription."""
@@ -244,7 +235,7 @@ class RemoteSubscription:
             return
         self._told = ""
         if not isinstance(item, Hello):
-            self._retry_s = FIRST_RETRY_S
+            self._backoff.reset()
 
     async def _items(self, parser: sse.Parser) -> AsyncGenerator[Item]:
         """What one connection gives. Raises `Refused`, httpx.HTTPError, or as `items_of` does."""

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import httpx
 import msgspec
 
-from logpipe.client.connection import bearer, shown
+from logpipe.client.connection import away, bearer, refusal, stranger
 from logpipe.client.distributor import RemoteDistributor
 from logpipe.event import NOT_DECODED, Entry, StoredEvent
 from logpipe.filters import Filter
 from logpipe.history import HistoryPage
 from logpipe.ids import StreamId, parse_id
 from logpipe.messages import Start, Subscription
-from logpipe.problems import Problem
 
 
 class _Page(msgspec.Struct):
@@ -63,30 +62,16 @@ class RemoteLog:
         try:
             answer = await self._http.get(self._url, params=query, headers=self._headers)
         except httpx.HTTPError as error:
-            detail = f"The distributor cannot be reached: {shown(error)}"
-            raise Problem(503, detail, headers={"Retry-After": "1"}) from None
+            raise away("distributor", error) from None
         if answer.status_code != 200:
-            raise _refusal(answer)
+            raise refusal("distributor", "READ_TOKENS", answer)
         try:
             found = _page.decode(answer.content)
             entries = [_entry(bytes(raw)) for raw in found.events]
             return HistoryPage(entries, parse_id(found.next) if found.next else None)
         except (*NOT_DECODED, ValueError):
-            raise Problem(502, "What answers as the distributor is none (200).") from None
+            raise stranger("distributor", 200) from None
 
 
 def _entry(raw: bytes) -> Entry:
     return Entry(parse_id(_id.decode(raw).id), raw, _event.decode(raw))
-
-
-def _refusal(answer: httpx.Response) -> Problem:
-    status = answer.status_code
-    if status in (401, 403):
-        # Not passed on: it is about this process's token, not about the user's.
-        return Problem(502, f"The distributor refuses this page's token ({status}): READ_TOKENS.")
-    try:
-        detail = str(answer.json()["detail"])
-    except (ValueError, LookupError, TypeError):
-        return Problem(502, f"What answers as the distributor is none ({status}).")
-    passed_on = {k: v for k, v in answer.headers.items() if k == "retry-after"}
-    return Problem(status if status >= 400 else 502, detail, headers=passed_on)

@@ -1,4 +1,4 @@
-"""`POST /ingest`: the native way in, a bare ASGI endpoint.
+"""`POST /ingest`, the native way in, a bare ASGI endpoint; beside it what other shippers speak.
 
 The hot path takes no Request or Response object, and goes past Starlette's middleware and router:
 a third more requests go through without either.
@@ -11,12 +11,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import auth
+from logpipe.collector.answer import Answer, give, problem_answer
 from logpipe.collector.appender import Appender
-from logpipe.collector.body import drain, read_body, too_large
+from logpipe.collector.body import read_body, too_large
 from logpipe.collector.ingest import answer_of, append_of, take_in
+from logpipe.collector.receivers import table as receivers
+from logpipe.collector.receivers.intake import Process
 from logpipe.metrics import Metrics
-from logpipe.problems import MEDIA_TYPE as PROBLEM_TYPE
-from logpipe.problems import Problem
+from logpipe.problems import FAULT, Problem
+from logpipe.request_ids import Identified
 from logpipe.settings import Settings
 from logpipe.subapp import sub_app
 from logpipe.wire import Wire, wire_of
@@ -27,7 +30,13 @@ LARGE_BYTES = 1024 * 1024
 """A larger body is read in a thread: one of 16 MiB would stop everything else for a fifth of a
 second."""
 
-HEADERS_ALLOWED = ("Authorization", "Content-Type", "Content-Encoding", "Idempotency-Key")
+HEADERS_ALLOWED = (
+    "Authorization",
+    "Content-Type",
+    "Content-Encoding",
+    "Idempotency-Key",
+    "X-Request-ID",
+)
 
 HEADERS_READ = frozenset(
     {
@@ -47,9 +56,10 @@ def create(settings: Settings, appender: Appender, metrics: Metrics) -> ASGIApp:
     cors = {
         "allow_origins": settings.cors_allow_origins,
         "allow_methods": ("POST",),
-        "allow_headers": HEADERS_ALLOWED,
+        "allow_headers": (*HEADERS_ALLOWED, *receivers.HEADERS),
     }
-    around = sub_app([Route(PATH, ingest, methods=["POST"])], cors)
+    others = receivers.routes(Process(settings, appender, metrics))
+    around = sub_app([Route(PATH, ingest, methods=["POST"]), *others], cors)
 
     async def collector(scope: Scope, receive: Receive, send: Send) -> None:
         """Another method or path, and what a browser asks, need Starlette; the rest does not."""
@@ -98,13 +108,17 @@ class Ingest:
             return
         except Problem as problem:
             self._metrics.requests.labels(problem.status).inc()
-            await _refuse(problem, receive, send, body_read=body_read)
+            await give(problem_answer(problem), receive, Identified(send), body_read=body_read)
             return
+        except Exception:
+            self._metrics.requests.labels(500).inc()
+            await give(problem_answer(FAULT), receive, Identified(send), body_read=body_read)
+            raise  # to be logged by the server
         self._metrics.requests_accepted.inc()
         if wire is not None:
             wire.respond(202, b"application/json", answer)
         else:
-            await _respond(send, 202, b"application/json", answer)
+            await give(Answer(202, "application/json", answer), receive, send)
 
     async def _body(self, headers: dict[str, str], receive: Receive, wire: Wire | None) -> bytes:
         limit = self._settings.max_body_bytes
@@ -131,31 +145,3 @@ class Ingest:
             self._metrics.events_rejected.inc(len(intake.refusals))
         appended = await self._appender.append(append_of(intake, headers.get("idempotency-key")))
         return answer_of(appended)
-
-
-async def _respond(send: Send, status: int, media_type: bytes, body: bytes) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [(b"content-type", media_type), (b"content-length", b"%d" % len(body))],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _refuse(problem: Problem, receive: Receive, send: Send, *, body_read: bool) -> None:
-    """Answers at once, then lets an unread body run out before the connection closes."""
-    body = problem.body()
-    headers = [
-        (b"content-type", PROBLEM_TYPE.encode()),
-        (b"content-length", b"%d" % len(body)),
-        *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
-    ]
-    if not body_read:
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": not body_read})
-    if not body_read:
-        await drain(receive)
-        await send({"type": "http.response.body", "body": b""})

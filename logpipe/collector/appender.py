@@ -8,11 +8,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context
 from typing import cast
 
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
-from logpipe.stream import Append, Appended, Stream
+from logpipe.stream import Append, Appended, RedisHealth, Stream
 
 MAX_SHARED_BYTES = 256 * 1024
 """One append takes requests up to this size together; a larger request goes alone. Few enough that
@@ -91,6 +92,11 @@ class Appender:
         self._answers = _Answers()
         self._lanes: set[asyncio.Task[None]] = set()
 
+    @property
+    def health(self) -> RedisHealth:
+        """What Redis was like when it was last asked."""
+        return self._stream.health
+
     async def append(self, request: Append) -> Appended:
         """Appends a request's events; returns when Redis has confirmed them.
 
@@ -103,7 +109,8 @@ class Appender:
         self._waiting.append(_Waiting(request, size, done))
         self._waiting_bytes += size
         if len(self._lanes) < LANES:
-            self._lanes.add(asyncio.create_task(self._work()))
+            # For many requests: what it logs is not of the one that began it.
+            self._lanes.add(asyncio.create_task(self._work(), context=Context()))
         return await done
 
     async def _work(self) -> None:

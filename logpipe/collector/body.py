@@ -32,6 +32,10 @@ DRAIN_BYTES = 256 * 1024 * 1024
 much: a connection that is closed on unread data is reset, and the client never sees the answer."""
 
 
+DAMAGED = (zlib.error, zstd.ZstdError)
+"""What unpackers raise for what they cannot read."""
+
+
 class Unpacker(Protocol):
     """One content coding."""
 
@@ -137,7 +141,7 @@ async def read_body(receive: Receive, encoding: str, length: str, limit: int) ->
         )
     try:
         return await _collect(receive, UNPACKERS[coding](), limit)
-    except (zlib.error, zstd.ZstdError) as error:
+    except DAMAGED as error:
         raise Problem(400, f"The body is not {coding}: {error}") from None
 
 

@@ -21,9 +21,7 @@ import tempfile
 from pathlib import Path
 
 from logpipe.engine.error import EngineError
-
-if sys.platform != "win32":
-    import fcntl
+from logpipe.locks import locked, owner, sign
 
 log = logging.getLogger("logpipe.engine")
 
@@ -56,7 +54,7 @@ class DataFolder:
 
     def sign(self, pid: int) -> None:
         """Note which process the engine is."""
-        _sign(self.engine_lock, pid)
+        sign(self.engine_lock, pid)
 
     def release(self) -> None:
         """Give the folder back; again is fine."""
@@ -85,10 +83,10 @@ class DataFolder:
         path = self.path / "logpipe.lock"
         if (lock := await _lock(path, OWNER_GRACE_S)) is None:
             raise EngineError(
-                f"the folder {self.path} is in use by another logpipe{_owner(path)}:"
+                f"the folder {self.path} is in use by another logpipe{owner(path)}:"
                 " stop it, or choose another DATA_DIR"
             )
-        _sign(lock, os.getpid())
+        sign(lock, os.getpid())
         return lock
 
     async def _take_over(self) -> int:
@@ -99,7 +97,7 @@ class DataFolder:
             lock = await _lock(path, ORPHAN_S)
         if lock is None:
             raise EngineError(
-                f"the folder {self.path} is held by an engine{_owner(path)} that outlived"
+                f"the folder {self.path} is held by an engine{owner(path)} that outlived"
                 " its logpipe and does not end: end it, or choose another DATA_DIR"
             )
         return lock
@@ -152,7 +150,7 @@ async def _lock(path: Path, patience_s: float) -> int | None:
     deadline = now() + patience_s
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        while not _locked(lock):
+        while not locked(lock):
             if now() > deadline:
                 os.close(lock)
                 return None
@@ -161,23 +159,3 @@ async def _lock(path: Path, patience_s: float) -> int | None:
         os.close(lock)
         raise
     return lock
-
-
-def _locked(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _sign(lock: int, pid: int) -> None:
-    """Note in a locked file who holds it, for people; on a full disk it stays unknown."""
-    with contextlib.suppress(OSError):
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{pid}\n".encode(), 0)
-
-
-def _owner(path: Path) -> str:
-    pid = path.read_text(encoding="ascii", errors="replace").strip()
-    return f" (process {pid})" if pid else ""

@@ -14,6 +14,9 @@ from logpipe.filters.tree import MESSAGE, And, Node, Or, Regex, Text
 MAX_MARKS = 200
 """Places that are marked in one message."""
 
+_CONTINUATION = bytes(range(0x80, 0xC0))
+"""Bytes of UTF-8 that begin no character."""
+
 Span = tuple[int, int]
 Highlight = Callable[[str], list[Span]]
 
@@ -34,7 +37,7 @@ def _expressions(node: Node) -> Iterator[str]:
             for term in terms:
                 yield from _expressions(term)
         case Text(pattern) if any(pattern):
-            yield ".*?".join(re2.escape(part) for part in pattern if part)
+            yield "(?s:.*?)".join(re2.escape(part) for part in pattern if part)
         case Regex(field, expression) if field == MESSAGE:
             yield expression
 
@@ -50,7 +53,7 @@ def _spans(expressions: list[Any], text: str) -> list[Span]:
     spans = list(_merged(found))
     if len(data) == len(text[:REGEX_CHARACTERS]):
         return spans  # one byte a character
-    return [(_characters(data, low), _characters(data, high)) for low, high in spans]
+    return list(_in_characters(data, spans))
 
 
 def _merged(spans: list[Span]) -> Iterator[Span]:
@@ -65,5 +68,11 @@ def _merged(spans: list[Span]) -> Iterator[Span]:
         yield low, high
 
 
-def _characters(data: bytes, at: int) -> int:
-    return len(data[:at].decode(errors="replace"))
+def _in_characters(data: bytes, spans: list[Span]) -> Iterator[Span]:
+    """The same spans, counted in characters: in bytes that do not continue one."""
+    at = characters = 0
+    for low, high in spans:
+        start = characters + len(data[at:low].translate(None, _CONTINUATION))
+        at, characters = high, start + len(data[low:high].translate(None, _CONTINUATION))
+        if characters > start:
+            yield start, characters

@@ -5,10 +5,11 @@ Behind Sentinels and in a Cluster, all of them go where `primary` says.
 
 import asyncio
 import contextlib
+import math
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis.asyncio as aioredis
 import redis.exceptions
@@ -61,6 +62,13 @@ AUTH_RETRY_S = 5.0
 """After a refused password or user: trying on at once would only fill Redis' log."""
 
 
+class Memory(NamedTuple):
+    """Bytes that Redis uses, and may use (0: no limit); NaN where it does not say."""
+
+    used: float = math.nan
+    limit: float = math.nan
+
+
 class Connections:
     """The connections to one Redis, apart by use, so that none waits for another's time limit.
 
@@ -76,6 +84,8 @@ class Connections:
         self.writing = _client(address, WRITE_TIMEOUT_S, primary)
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S, primary)
         self.reading = _client(address, READ_TIMEOUT_S, primary)
+        self.memory = Memory()
+        """As of the monitor's last look."""
         self._key = key
         self._trouble = trouble
 
@@ -122,6 +132,7 @@ class Connections:
             if kind not in (b"stream", b"none"):
                 raise ResponseError("WRONGTYPE")
         # A user that may not call INFO can still use the stream.
+        self.memory = Memory() if isinstance(info, Exception) else _memory_in(info)
         trouble = None if isinstance(info, Exception) else _trouble_in(info, self.health.kind)
         self.health.report(*(trouble or ("ok",)))
         if trouble:
@@ -252,6 +263,10 @@ def _client(address: RedisAddress, timeout_s: float, primary: Primary | None) ->
             **common,
         )
     return aioredis.Redis.from_pool(pool)
+
+
+def _memory_in(info: dict[str, Any]) -> Memory:
+    return Memory(info.get("used_memory", math.nan), info.get("maxmemory", math.nan))
 
 
 def _trouble_in(info: dict[str, Any], before: Kind) -> tuple[Kind, str] | None:

@@ -4,6 +4,7 @@ Few verbs: `append`, `read`, `wait`, `range`, `bounds`, and those of its `groups
 retries: a verb works or raises `Unavailable`, and the loops above decide.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,11 +24,14 @@ from logpipe.stream.append import (
     outcome,
     outcomes,
 )
-from logpipe.stream.connections import Connections
+from logpipe.stream.connections import Connections, Memory
 from logpipe.stream.entries import entry_of
 from logpipe.stream.exchange import exchange
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
+
+SIZE_SAMPLES = 5
+"""Of each node of a stream, and of each group: what asking for its size may cost Redis."""
 
 
 class Page(NamedTuple):
@@ -63,6 +67,11 @@ class Stream:
     def health(self) -> RedisHealth:
         """What Redis was like when it was last asked."""
         return self._redis.health
+
+    @property
+    def memory(self) -> Memory:
+        """The memory of Redis as of the last look at it."""
+        return self._redis.memory
 
     async def monitor(self) -> None:
         """Keeps `health` true, for ever."""
@@ -163,6 +172,16 @@ class Stream:
         """First and last id and the counters of the stream, as of now."""
         bounds, _ = await self._look(START, 1)
         return bounds
+
+    async def size(self) -> float:
+        """The bytes of the stream in Redis, estimated from `SIZE_SAMPLES` of its nodes; NaN where
+        the user may not ask."""
+        redis = self._redis
+        async with redis.translated(), redis.reading.pipeline(transaction=False) as pipe:
+            pipe.memory_usage(self.name, samples=SIZE_SAMPLES)
+            (size,) = await pipe.execute(raise_on_error=False)
+        # Not raised: this user can still use the stream, and its Redis is well.
+        return math.nan if isinstance(size, ResponseError) else float(size or 0)
 
     async def range(
         self, low: StreamId, high: StreamId, count: int, *, newest_first: bool = False

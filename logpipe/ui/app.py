@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import jinja2
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
@@ -20,12 +20,14 @@ from logpipe.settings import Settings
 from logpipe.subapp import sub_app
 from logpipe.ui import reading
 from logpipe.ui.assets import Assets
-from logpipe.ui.details import details
+from logpipe.ui.download import download
 from logpipe.ui.feed import FeedResponse
 from logpipe.ui.log import Log
 from logpipe.ui.security import require_same_origin, secured
 from logpipe.ui.sending import COUNTS, errors_by_field, events_of, form_of
 from logpipe.ui.session import Session, refusal, sign_out
+from logpipe.ui.status import Status
+from logpipe.watch import Watch
 
 Submit = Callable[[bytes], Awaitable[Stored]]
 """Takes the JSON of events; returns what was stored, or raises a `Problem`."""
@@ -45,9 +47,9 @@ SINCE_CHOICES = (
 )
 
 
-def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics) -> ASGIApp:
+def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch: Watch) -> ASGIApp:
     """The page's sub-app."""
-    page = _Page(settings, log, submit, metrics)
+    page = _Page(settings, log, submit, metrics, watch)
     routes = [
         Route("/", page.index),
         Route("/ui/stream", page.stream),
@@ -57,6 +59,8 @@ def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics) -> AS
         Route("/ui/details", page.details, methods=["POST"]),
         Route("/ui/download", page.download),
         Route("/ui/send", page.send, methods=["POST"]),
+        Route("/status", page.status.page),
+        Route("/ui/status", page.status.now),
         Route("/login", page.login),
         Route("/login", page.sign_in, methods=["POST"]),
         Route("/ui/logout", page.sign_out, methods=["POST"]),
@@ -66,10 +70,13 @@ def create(settings: Settings, log: Log, submit: Submit, metrics: Metrics) -> AS
 
 
 class _Page:
-    def __init__(self, settings: Settings, log: Log, submit: Submit, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch: Watch
+    ) -> None:
         self.assets = Assets()
         self._settings = settings
         self._session = Session(settings)
+        self.status = Status(settings, self._session, self._html, watch)
         self._log = log
         self._submit = submit
         self._metrics = metrics
@@ -149,22 +156,18 @@ class _Page:
         return Response(counted, 200, {"Cache-Control": "no-store"}, "application/json")
 
     async def details(self, request: Request) -> Response:
-        """The event of a row, as a tree. The row has all of it: the stream may have it no more."""
+        """The event of a row, as a tree. The row has all of it: the stream may have it no more.
+
+        A POST because it is large; it changes nothing, and so may come from anywhere.
+        """
         self._require_reader(request)
         form = dict(await form_of(request, self._settings.max_message_bytes))
-        return _fragment(details(reading.posted_event(form.get("event", ""))))
+        return _fragment(reading.details_of(form.get("event", "")))
 
     async def download(self, request: Request) -> Response:
         """All that matches, as a file."""
         self._require_reader(request)
-        query = request.query_params
-        format_ = query.get("format", "ndjson")
-        media_type, parts = reading.download(self._log, query, format_)
-        headers = {
-            "Content-Disposition": f'attachment; filename="logpipe.{format_}"',
-            "Cache-Control": "no-store",
-        }
-        return StreamingResponse(parts, 200, headers, media_type)
+        return await download(self._log, request.query_params)
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -201,7 +204,7 @@ class _Page:
         token = form.get("token", "").strip()
         if not self._session.is_token(token):
             return self._login(request, "This token is not known here.", 403)
-        onward = RedirectResponse(_with_query("/", request.query_params), 303)
+        onward = RedirectResponse(_after_login(request.query_params), 303)
         if self._session.sign_in(request, onward, token).read:
             return onward
         again = self._login(request, "This token may send. To read needs another.", 403)
@@ -264,6 +267,10 @@ def _trouble_with_position(query: Mapping[str, str]) -> str:
     except Problem as problem:
         return problem.detail
     return ""
+
+
+def _after_login(query: Mapping[str, str]) -> str:
+    return "/status" if query.get("then") == "status" else _with_query("/", query)
 
 
 def _given(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:

@@ -12,6 +12,8 @@ FOLDER = Path(__file__).parent / "static"
 FILES = (
     "page.css",
     "page.js",
+    "status.css",
+    "status.js",
     "theme.js",
     "icon.svg",
     "htmx/htmx-4.min.js",

@@ -17,14 +17,16 @@ from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry, level_rank
 from logpipe.filters import Filter
-from logpipe.ids import StreamId
+from logpipe.ids import START, StreamId
 from logpipe.live import Writer
-from logpipe.messages import Batch, Hello, Item, Message, Notice, Subscription, named
+from logpipe.messages import Batch, Hello, Item, Message, Notice, Progress, Subscription, named
 from logpipe.metrics import Metrics
 from logpipe.streaming import StreamResponse
 from logpipe.ui.rows import View, gap_row, left_out_row, row
 from logpipe.ui.volume import Volume
 
+BUNDLE_READ_BYTES = 2 * 1024 * 1024
+"""Events of one bundle, shown or not: a page that catches up has more bundles, not larger ones."""
 TICK_S = 0.25
 """Between two bundles of one page; the first after a silence comes at once."""
 ROWS_A_SECOND = 200
@@ -33,8 +35,8 @@ BURST_ROWS = 1_000
 """So many rows at once are shown whole: what came while the page was paused or away."""
 BUNDLE_BYTES = 512 * 1024
 """The events of one bundle that are shown as rows; a sample of larger ones has fewer."""
-ONCE_S = 0.1
-"""How long a stream that is asked for once waits for more before it ends."""
+ONCE_S = 1.0
+"""How long a stream that is asked for once waits for what it has seen to be there."""
 MAX_SOURCES = 200
 """Names of sources that one stream tells, for the page to choose from."""
 ERROR_RANK = level_rank("ERROR")
@@ -43,7 +45,7 @@ ERROR_RANK = level_rank("ERROR")
 class Paced:
     """A subscription whose items come in bundles, `TICK_S` apart at the least.
 
-    With `once` it ends when it has given what is there: the page asks again.
+    With `once` it ends when it has given what was there at its beginning: the page asks again.
     """
 
     confirms = False
@@ -53,6 +55,8 @@ class Paced:
         self._inner = inner
         self._once = once
         self._begun = False
+        self._over = False
+        self._last: StreamId | None = None
         self._given_at = 0.0
         self._pending: asyncio.Task[Sequence[Item] | None] | None = None
 
@@ -77,6 +81,7 @@ class Paced:
     def __exit__(self, *error: object) -> None:
         if self._pending is not None:
             self._pending.cancel()
+            self._pending.add_done_callback(_forget)
         self._inner.__exit__(*error)
 
     async def sent(self) -> None:
@@ -87,19 +92,35 @@ class Paced:
 
     async def next(self) -> Sequence[Item] | None:
         """The next bundle; as `Subscription.next`."""
+        if self._over:
+            return None
         first = await self._more(ONCE_S if self._once and self._begun else None)
         if not first:
             return None if self._once else first
         items = list(first)
         due = self._given_at + TICK_S
-        while (rest := due - time.monotonic()) > 0:
+        while (rest := due - time.monotonic()) > 0 and _size(items) < BUNDLE_READ_BYTES:
             more = await self._more(rest)
             if more is None:
                 break  # nothing more in time, or the end, which the next call finds again
             items += more
         self._begun = True
+        self._over = self._once and any(self._has_all(item) for item in items)
         self._given_at = time.monotonic()
         return items
+
+    def _has_all(self, item: Item) -> bool:
+        """Whether this leads to what was the last id at the beginning, or nothing more does."""
+        match item:
+            case Hello(id, last=last):
+                self._last, at = last or START, id
+            case Batch():
+                at = item.end.id
+            case Gap(resume=at) | Progress(at):
+                pass
+            case _:
+                return True
+        return self._last is not None and at >= self._last
 
     async def _more(self, patience: float | None) -> Sequence[Item] | None:
         """What the subscription gives next; None at its end, or when it takes longer.
@@ -118,6 +139,16 @@ class Paced:
 
     async def _next(self) -> Sequence[Item] | None:
         return await self._inner.next()
+
+
+def _size(items: Sequence[Item]) -> int:
+    return sum(item.size for item in items if isinstance(item, Batch))
+
+
+def _forget(task: "asyncio.Task[Sequence[Item] | None]") -> None:
+    """Takes what became of a task that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 class RowEncoder:

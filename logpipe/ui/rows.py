@@ -14,8 +14,10 @@ from logpipe.filters import Filter
 from logpipe.filters.highlight import Highlight, highlight
 from logpipe.filters.predicate import MISSING, looked_up
 from logpipe.ids import MAX_PART, START, StreamId
-from logpipe.ui.text import message, shown
+from logpipe.ui.text import MAX_SGR, message, shown
 
+MAX_COLUMNS = 8
+MAX_COLUMN_NAME = 100
 FOLD_CHARACTERS = 1_500
 FOLD_LINES = 12
 """A message longer than this shows its beginning and a button for the rest."""
@@ -86,7 +88,7 @@ def _facts(id_: StreamId, event: StoredEvent) -> str:
         "level": event.level,
         "metadata": event.metadata,
     }
-    return str(escape(_json(facts)))
+    return str(escape(as_json(facts)))
 
 
 def _folded(text: str, found: Highlight | None) -> str:
@@ -94,11 +96,18 @@ def _folded(text: str, found: Highlight | None) -> str:
     cut = min(_line_end(text, FOLD_LINES), FOLD_CHARACTERS)
     if len(text) <= cut * 1.2:
         return message(text, found)
+    cut = _between(text, cut)
     return (
         f'{message(text[:cut], found)}<button type="button" class="more" aria-expanded="false">'
         f'show all {len(text):,} characters</button><span class="rest" hidden>'
         f"{message(text[cut:], found)}</span>"
     )
+
+
+def _between(text: str, at: int) -> int:
+    """A place at or before this one that is not within a line end, or what sets a colour."""
+    begun = max(text.rfind("\x1b", max(0, at - MAX_SGR), at), text.rfind("\r", max(0, at - 1), at))
+    return begun if begun > 0 else at
 
 
 def _line_end(text: str, lines: int) -> int:
@@ -137,7 +146,7 @@ def _clock(seconds: int) -> tuple[str, str]:
 def _column(metadata: dict[str, Any], key: str) -> str:
     """The value of one key, where it has a column of its own."""
     value = looked_up(metadata, key)
-    text = "" if value is MISSING else shown(_plain(value))
+    text = "" if value is MISSING else shown(plain(value))
     return f'<span class="column" data-key="{escape(key)}">{text}</span>'
 
 
@@ -146,15 +155,17 @@ def _meta(event: StoredEvent, view: View) -> str:
     rest = {k: v for k, v in event.metadata.items() if k not in view.columns}
     if not rest:
         return ""
-    pairs = " ".join([f"{name}={_plain(value)}" for name, value in rest.items()])
+    pairs = " ".join([f"{name}={plain(value)}" for name, value in rest.items()])
     return f' <span class="meta">{shown(pairs)}</span>'
 
 
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else _json(value)
+def plain(value: Any) -> str:
+    """A value as people read it: a text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else as_json(value)
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """JSON, or an ellipsis for what is nested too deep."""
     try:
         return msgspec.json.encode(value).decode()
     except RecursionError:

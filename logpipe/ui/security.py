@@ -56,7 +56,12 @@ def is_own(host: str, allowed: tuple[str, ...]) -> bool:
     and is one origin with this page to the browser. A token's cookie is not sent to it.
     """
     name = _hostname(host)
-    if "*" in allowed or name in allowed or name.endswith(PRIVATE_NAMES) or "." not in name:
+    if (
+        "*" in allowed
+        or name in map(_hostname, allowed)
+        or name.endswith(PRIVATE_NAMES)
+        or "." not in name
+    ):
         return True
     try:
         ipaddress.ip_address(name)
@@ -68,7 +73,7 @@ def is_own(host: str, allowed: tuple[str, ...]) -> bool:
 def _hostname(host: str) -> str:
     """The name or the address in a Host header, without its port and brackets."""
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower().rstrip(".")
 
 

@@ -33,19 +33,20 @@ async def form_of(request: Request, limit: int) -> Pairs:
 
 async def _body(request: Request, limit: int) -> bytes:
     """The body. A little more than allowed is read to its end, so that the answer is seen."""
-    body = b""
+    body = bytearray()
     size = 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
-            body += chunk if size <= limit else b""
+            if size <= limit:
+                body += chunk
             if size > 16 * limit:
                 break
     except ClientDisconnect:
         raise Problem(400, "The form was cut off.") from None
     if size > limit:
         raise Problem(413, "The event is too large.")
-    return body
+    return bytes(body)
 
 
 def events_of(form: Pairs) -> bytes:
@@ -58,11 +59,17 @@ def events_of(form: Pairs) -> bytes:
     if metadata := _metadata(form):
         event["metadata"] = metadata
     count = _count(fields.get("count") or "1")
-    if count == 1:
-        return msgspec.json.encode(event)
-    message = event.get("message", "")
-    numbered = [{**event, "message": f"{message} ({n} of {count})"} for n in range(1, count + 1)]
-    return msgspec.json.encode(numbered)
+    try:
+        return msgspec.json.encode(_numbered(event, count) if count > 1 else event)
+    except RecursionError:
+        raise _wrong("This is nested too deep.") from None
+
+
+def _numbered(event: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    if "message" not in event:
+        return [event]  # for the collector to tell
+    message = event["message"]
+    return [{**event, "message": f"{message} ({n} of {count})"} for n in range(1, count + 1)]
 
 
 def _count(text: str) -> int:

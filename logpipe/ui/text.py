@@ -15,13 +15,15 @@ from markupsafe import escape
 from logpipe.filters.highlight import Highlight
 
 # Control characters except tab and line feed; marks that reorder, join or hide text (bidi, zero
-# width, tags, line separators); lone surrogates, which have no UTF-8.
+# width, tags, line separators, soft hyphens); lone surrogates, which have no UTF-8.
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    "\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]+"
 )
 # Select Graphic Rendition (ECMA-48, 8.3.117), as programs write it for a terminal.
 _SGR = re.compile(r"\x1b\[([0-9;]{0,48})m")
+MAX_SGR = 51
+"""Characters of the longest sequence that is obeyed."""
 
 MAX_STYLES = 2_000
 """Changes of colour in one message that are obeyed; what follows is shown as its escape."""
@@ -56,9 +58,9 @@ def message(text: str, found: Highlight | None = None) -> str:
 
 
 def _visible(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    name = f"x{code:02x}" if code < 256 else f"u{code:04x}"
-    return f'<span class="hidden">\\{name}</span>'
+    """One element for a run of them: a message of nothing else has 64 thousand."""
+    escapes = "".join([f"\\x{n:02x}" if n < 256 else f"\\u{n:04x}" for n in map(ord, match[0])])
+    return f'<span class="hidden">{escapes}</span>'
 
 
 def _pieces(text: str, styles: Sequence[Style], spans: Sequence[tuple[int, int]]) -> Iterator[str]:

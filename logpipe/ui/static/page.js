@@ -32,7 +32,8 @@ function changed(changes) {
 }
 
 function go(changes) {
-  history.pushState(null, "", changed(changes));
+  const url = changed(changes);
+  if (url !== location.pathname + location.search) history.pushState(null, "", url);
   begin();
 }
 
@@ -43,7 +44,7 @@ const note = (changes) => history.replaceState(null, "", changed(changes));
 let mode = "live";
 let cursor = ""; // the id up to which the rows are shown
 let counted = ""; // paused: the id up to which the server has counted
-let waiting = 0;
+let waiting = 0, lost = 0; // paused: events, and gaps, between cursor and counted
 let byScrolling = false;
 let generation = 0; // of the rows: what was asked for before they were cleared comes too late
 
@@ -88,8 +89,7 @@ async function beginAt(id) {
 
 function beginSpan(query) {
   enter("span");
-  const [low, high] = ["since", "to"].map((name) => Number(query.get(name)?.split("-")[0]));
-  const told = [low, high].map((ms) => (ms ? new Date(ms).toLocaleString() : "the beginning"));
+  const told = ["since", "to"].map((name) => placeOf(query.get(name)) || "the beginning");
   byId("place-said").textContent = `Showing ${told.join(" – ")}`;
   byId("back-to-live").href = changed({ since: "", to: "" });
   show("disconnected", "a span of time, not live");
@@ -107,7 +107,7 @@ function pause({ scrolling = false } = {}) {
 }
 
 function recount() {
-  waiting = 0;
+  waiting = lost = 0;
   counted = cursor;
   tellWaiting();
   if (meant()) connect();
@@ -123,11 +123,13 @@ function resume() {
 }
 
 function jump() {
-  if (waiting) {
-    const html = `${count(waiting)} ${waiting === 1 ? "event" : "events"} passed while this was paused: `;
+  if (waiting || lost) {
+    const events = `${count(waiting)} ${waiting === 1 ? "event" : "events"}`;
+    const text = `${events} passed while this was paused${lost ? ", and others are missing" : ""}: `;
     const link = Object.assign(document.createElement("a"), { textContent: "show them", href: changed({ at: lastId() }) });
-    rows.append(remark(html, link));
+    rows.append(remark(text, link));
   }
+  counters.gaps += lost;
   cursor = counted;
   resume();
 }
@@ -177,7 +179,7 @@ function connect() {
   const paused = mode === "paused";
   const from = paused ? counted : cursor;
   const more = { last_event_id: from, rows: paused && "0", once: asks() && "1" };
-  const query = asked(paused || from ? IN_FILTER : [...IN_FILTER], more);
+  const query = asked(IN_FILTER, more);
   connection = pattern.cloneNode();
   connection.removeAttribute("id");
   connection.removeAttribute("data-htmx-powered");
@@ -208,7 +210,11 @@ function on(name, react) {
   live.addEventListener(name, (event) => event.target === connection && react(event.detail, event));
 }
 
-on("htmx:before:request", ({ ctx }) => (request = ctx.request));
+on("htmx:before:request", ({ ctx }) => {
+  request = ctx.request;
+  // No answer, or one that is no longer wanted, is nothing that htmx should write to the console.
+  ctx.fetch = (...what) => fetch(...what).catch(() => Response.error());
+});
 on("htmx:after:sse:connection", () => (opened = true));
 on("htmx:before:swap", (_, event) => opened || event.preventDefault()); // an error, not a stream
 on("htmx:finally:request", ({ ctx }) => {
@@ -249,7 +255,7 @@ on("bye", ({ data }) => {
 });
 on("progress", ({ id }) => moved(id));
 on("missing", ({ data, id }) => {
-  counters.gaps++;
+  mode === "paused" ? lost++ : counters.gaps++;
   moved(id);
 });
 on("tally", ({ data, id }) => {
@@ -262,6 +268,7 @@ on("tally", ({ data, id }) => {
     counters.filtered += tally.read - tally.found;
   }
   paces.push([Date.now(), tally.found, mode === "live" ? tally.shown : tally.found]);
+  tellRate(Date.now());
   offerSources(tally.sources);
   volume.add(tally.volume);
   moved(id);
@@ -385,6 +392,7 @@ async function older() {
   rows.insertAdjacentHTML("afterbegin", html);
   const fresh = rows.querySelectorAll(".when:not([data-clock])");
   counters.shown += fresh.length;
+  tellRate(Date.now());
   tellTimes(fresh);
   log.scrollTop = log.scrollHeight - below;
   if (atEnd) toEnd();
@@ -399,6 +407,8 @@ function trimEnd() {
   cursor = lastId();
   recount();
 }
+
+new ResizeObserver(() => mode === "live" && toEnd()).observe(log);
 
 let lastTop = 0;
 log.addEventListener("scroll", () => {
@@ -430,6 +440,13 @@ function timeOf(ms, clock, now) {
   const today = new Date(clock === "utc" ? now.getTime() : now - now.getTimezoneOffset() * 60_000);
   const zone = clock === "utc" ? "Z" : "";
   return (day === today.toISOString().slice(0, 10) ? time : `${day} ${time}`) + zone;
+}
+
+const toSecond = (ms) => timeOf(ms, byId("clock").value === "utc" ? "utc" : "local", new Date())?.replace(/\.\d{3}/, "");
+
+// A position of the URL as people read it: an id or a time in milliseconds as its time.
+function placeOf(position) {
+  return /^\d{13}(-\d+)?$/.test(position) ? toSecond(parseInt(position)) : position;
 }
 
 function ago(ms) {
@@ -579,10 +596,8 @@ const volume = {
     const tallest = Math.max(1, ...bars.map((bar) => bar.reduce((a, b) => a + b)));
     svg.setAttribute("viewBox", `0 0 ${Math.max(1, bars.length)} 100`);
     svg.replaceChildren(...bars.flatMap((bar, at) => this.barOf(bar, at, tallest)), this.chosen(bars.length));
-    const clock = byId("clock").value === "utc" ? "utc" : "local";
-    const told = (ms) => timeOf(ms, clock, new Date()).replace(/\.\d{3}/, "");
-    byId("volume-from").textContent = bars.length ? (this.complete ? "" : "counted from ") + told(this.low) : "";
-    byId("volume-to").textContent = bars.length ? told(this.low + bars.length * this.width) : "";
+    byId("volume-from").textContent = bars.length ? (this.complete ? "" : "counted from ") + toSecond(this.low) : "";
+    byId("volume-to").textContent = bars.length ? toSecond(this.low + bars.length * this.width) : "";
     const most = `at most ${count(tallest)} in ${count(this.width / 1000)} s`;
     if (!this.pointed) byId("volume-said").textContent = bars.length ? most : "no events yet";
   },
@@ -625,7 +640,7 @@ addEventListener("pointermove", (event) => {
   const inside = [...volume.counts].filter(([at]) => at >= low && at < low + volume.width);
   const totals = volume.KINDS.map((kind, n) => [kind, inside.reduce((sum, [, counts]) => sum + counts[n], 0)]);
   const told = totals.filter(([, n]) => n).map(([kind, n]) => `${count(n)} ${kind}`).join(", ");
-  byId("volume-said").textContent = `${timeOf(low, byId("clock").value === "utc" ? "utc" : "local", new Date()).replace(/\.\d{3}/, "")}: ${told || "none"}`;
+  byId("volume-said").textContent = `${toSecond(low)}: ${told || "none"}`;
 });
 addEventListener("pointerup", () => {
   if (!volume.dragged) return;
@@ -645,6 +660,7 @@ function fillControls() {
     const value = given().get(name) ?? "";
     if (control.options && ![...control.options].some((option) => option.value === value)) control.add(new Option(value, value));
     control.value = value;
+    if (control.options?.[control.selectedIndex].text === value) control.options[control.selectedIndex].text = placeOf(value);
   }
   for (const chip of filters.querySelectorAll(".chip")) chip.ariaPressed = String(chosenLevels().includes(chip.dataset.level));
   byId("clear-filter").hidden = !asked([...IN_FILTER, "since", "to", "at"]).size;
@@ -772,7 +788,7 @@ byId("save").addEventListener("click", () => {
   if (query) keepSaved([...saved().filter((each) => each !== query), query]);
 });
 document.addEventListener("click", ({ target }) => {
-  for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(target)) menu.open = false;
+  for (const menu of document.querySelectorAll("details.menu[open]")) menu.open = menu.contains(target) && !target.matches("a");
 });
 
 // -- the form ------------------------------------------------------------------------------------------

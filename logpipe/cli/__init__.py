@@ -1,22 +1,22 @@
-"""The command line: the only module that prints or exits."""
+"""The command line: the only package that prints or exits."""
 
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from logpipe import __version__
+from logpipe.cli import bench, send
+from logpipe.cli.common import CONTEXT, fail, local_url, over_echo, settings_of, tell, url_option
 from logpipe.settings import BadSettingsError, Settings, fields, load
 
 if TYPE_CHECKING:
     from logpipe.output import Output
     from logpipe.process import Inherited
     from logpipe.tail import Format, Wanted
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @click.group(context_settings=CONTEXT)
@@ -27,7 +27,7 @@ def main() -> None:
     \b
     On a laptop, with everything in one process:
       logpipe serve
-      curl -d '{"source": "demo", "message": "hello"}' http://127.0.0.1:8080/ingest
+      echo hello | logpipe send
       logpipe tail
     """
 
@@ -60,7 +60,7 @@ def serve(**options: Any) -> None:
     try:
         settings = load(options, os.environ)
     except BadSettingsError as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     _serve(settings)
 
 
@@ -71,7 +71,7 @@ def worker(listener: int, life: int) -> None:
     """One of the WORKERS of `serve`, which starts it."""
     from logpipe.process import Inherited
 
-    _serve(_settings(os.environ), Inherited(listener, life))
+    _serve(settings_of(os.environ), Inherited(listener, life))
 
 
 def _serve(settings: Settings, inherited: "Inherited | None" = None) -> NoReturn:
@@ -93,7 +93,7 @@ def _serve(settings: Settings, inherited: "Inherited | None" = None) -> NoReturn
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             sys.exit(runner.run(serving))
     except (EngineError, PortTakenError) as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
 
 
 def _loop_factory() -> Callable[[], Any] | None:
@@ -104,29 +104,8 @@ def _loop_factory() -> Callable[[], Any] | None:
     return uvloop.new_event_loop
 
 
-_url_option = click.option(
-    "--url",
-    envvar="URL",
-    metavar="URL",
-    help="Base URL of the service, or URL.  [default: this machine, at PORT or the port of ROLE]",
-)
-
-
-def _local_url() -> str:
-    from logpipe.health import local_url
-
-    return local_url(_settings(os.environ))
-
-
-def _settings(environ: Mapping[str, str]) -> Settings:
-    try:
-        return load({}, environ)
-    except BadSettingsError as error:
-        _fail(str(error), 2)
-
-
 @main.command(context_settings=CONTEXT)
-@_url_option
+@url_option
 @click.option("--timeout", default=3.0, show_default=True, help="Seconds to wait for the answer.")
 def health(url: str | None, timeout: float) -> None:
     """Say whether a service is ready: exit 0, or 1 with the reason.
@@ -135,10 +114,10 @@ def health(url: str | None, timeout: float) -> None:
     """
     from logpipe.health import check
 
-    url = url or _local_url()
+    url = url or local_url()
     ready, word = check(url, timeout)
     if not ready:
-        _fail(f"{url}: {word}", 1)
+        fail(f"{url}: {word}", 1)
     click.echo(f"{url}: {word}")
 
 
@@ -166,7 +145,7 @@ def _is_term(word: str) -> bool:
 
 @main.command(cls=_QueryCommand, context_settings=CONTEXT)
 @click.argument("query", nargs=-1)
-@_url_option
+@url_option
 @click.option(
     "-n",
     "--tail",
@@ -223,15 +202,16 @@ def tail(query: str, output: str, color: str, *, cut: bool, **asked: Any) -> Non
 def _wanted(
     query: str, url: str | None, tail: int | None, since: str, token: str | None
 ) -> "Wanted":
-    from logpipe.tail import Wanted, base_url
+    from logpipe.client.connection import base_url
+    from logpipe.tail import Wanted
 
     try:
-        url = base_url(url or _local_url())
+        url = base_url(url or local_url())
     except ValueError as error:
-        _fail(f"--url {url}: {error}", 2)
+        fail(f"--url {url}: {error}", 2)
     # Only these: a PORT that cannot be used is no matter here.
     names = ("READ_TOKENS", "READ_TOKENS_FILE", "HEARTBEAT_S")
-    settings = _settings({name: os.environ[name] for name in names if name in os.environ})
+    settings = settings_of({name: os.environ[name] for name in names if name in os.environ})
     tokens = (token,) if token else settings.read_tokens
     return Wanted(url, tokens, query, since, tail, settings.heartbeat_s)
 
@@ -243,113 +223,16 @@ def _follow(wanted: "Wanted", shown: "Format", out: "Output") -> NoReturn:
 
     totals = Totals()
     try:
-        stopped = run_until_stopped(follow(wanted, shown, out.write, _tell, totals), out)
+        stopped = run_until_stopped(follow(wanted, shown, out.write, tell, totals), out)
     except Refused as refused:
         code, lines = refusal(refused, wanted)
-        _fail("\n".join(lines), code)
+        fail("\n".join(lines), code)
     except OSError as error:
-        _fail(f"the output cannot be written: {error.strerror}", 1)
+        fail(f"the output cannot be written: {error.strerror}", 1)
     if stopped:
-        click.echo(f"{_over_echo()}{totals}", err=True)
+        click.echo(f"{over_echo()}{totals}", err=True)
     sys.exit(0)
 
 
-def _over_echo() -> str:
-    """What writes over the ^C that a terminal shows for its key."""
-    return "\r" if sys.stderr.isatty() else ""
-
-
-def _tell(line: str) -> None:
-    click.echo(f"logpipe: {line}", err=True)
-
-
-_COUNT = click.IntRange(min=1)
-_SOME = click.FloatRange(min=0, min_open=True)
-
-
-@main.command(context_settings=CONTEXT)
-@_url_option
-@click.option(
-    "--ingest-url", metavar="URL", help="Where the collector is.  [default: that of --url]"
-)
-@click.option(
-    "--only",
-    type=click.Choice(["single", "batch", "fan-out", "latency"]),
-    multiple=True,
-    help="Measure only this; repeatable.",
-)
-@click.option(
-    "--seconds", type=_SOME, default=5.0, show_default=True, help="Length of each measurement."
-)
-@click.option("--connections", type=_COUNT, default=64, show_default=True, help="Of the senders.")
-@click.option("--batch", type=_COUNT, default=1000, show_default=True, help="Events of a batch.")
-@click.option("--readers", type=_COUNT, default=1000, show_default=True, help="Of the fan-out.")
-@click.option(
-    "--rate",
-    type=_SOME,
-    default=1000.0,
-    show_default=True,
-    help="Events a second of the fan-out.",
-)
-@click.option("--ingest-rate", type=_SOME, help="Events a second to send.  [default: all it takes]")
-@click.option("--size", type=_COUNT, default=200, show_default=True, help="Bytes of an event.")
-@click.option("--yes", is_flag=True, help="Push out the events that the stream holds.")
-@click.option("--json", "as_json", is_flag=True, help="A line of JSON a measurement.")
-def bench(
-    url: str | None, ingest_url: str | None, *, yes: bool, as_json: bool, **asked: Any
-) -> None:
-    """Measure a running deployment: how fast events go in and come out, how late, and whether all
-    arrive.
-
-    It fills the stream with events of its own (source `bench`), so that older ones are trimmed.
-    The first of INGEST_TOKENS and of READ_TOKENS is sent. Exit 1 when anything was lost or refused.
-    """
-    import msgspec
-
-    from logpipe.bench.deployment import NAMES, Plan, UnfitError, foreign_events, measure
-    from logpipe.bench.report import lines, whole
-    from logpipe.bench.target import address_of, logpipe_at
-
-    names = ("INGEST_TOKENS", "INGEST_TOKENS_FILE", "READ_TOKENS", "READ_TOKENS_FILE")
-    settings = _settings({name: os.environ[name] for name in names if name in os.environ})
-    ingest_token, read_token = (
-        "".join(t[:1]) for t in (settings.ingest_tokens, settings.read_tokens)
-    )
-    url = url or _local_url()
-    for option, given in (("--url", url), ("--ingest-url", ingest_url or url)):
-        try:
-            address_of(given)
-        except ValueError as error:
-            _fail(f"{option} {given}: {error}", 2)
-    target = logpipe_at(ingest_url or url, url, ingest_token=ingest_token, read_token=read_token)
-    plan = Plan(names=asked.pop("only") or NAMES, **asked)
-    done = []
-    try:
-        if not yes and foreign_events(target, read_token):
-            _fail(
-                f"the stream at {url} holds events, which a benchmark pushes out:"
-                " --yes if that may be",
-                1,
-            )
-        for each in measure(target, plan, _progress, read_token):
-            _progress("", 1)
-            done.append(each)
-            for line in [msgspec.json.encode(each).decode()] if as_json else lines([each]):
-                click.echo(line)
-    except UnfitError as error:
-        _progress("", 1)
-        _fail(str(error), 1)
-    sys.exit(0 if whole(done) else 1)
-
-
-def _progress(name: str, part: float) -> None:
-    """How much of a measurement is done, on a terminal; no name wipes it away."""
-    if sys.stderr.isatty():
-        bar = f"{name:<8} {'#' * round(part * 30):.<30}" if name else ""
-        click.echo(f"\r\x1b[K{bar}", err=True, nl=False)
-
-
-def _fail(lines: str, code: int) -> NoReturn:
-    for line in lines.split("\n"):
-        _tell(line)
-    sys.exit(code)
+for each in (send.command, bench.command):
+    main.add_command(each)

@@ -1,0 +1,51 @@
+"""What the commands share: where the service is, and words for people."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import NoReturn
+
+import click
+
+from logpipe.settings import BadSettingsError, Settings, load
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+url_option = click.option(
+    "--url",
+    envvar="URL",
+    metavar="URL",
+    help="Base URL of the service, or URL.  [default: this machine, at PORT or the port of ROLE]",
+)
+
+
+def local_url() -> str:
+    """Where `serve` listens with this environment."""
+    from logpipe.health import local_url
+
+    return local_url(settings_of(os.environ))
+
+
+def settings_of(environ: Mapping[str, str]) -> Settings:
+    """The settings; ends the program where they cannot be used."""
+    try:
+        return load({}, environ)
+    except BadSettingsError as error:
+        fail(str(error), 2)
+
+
+def over_echo() -> str:
+    """What writes over the ^C that a terminal shows for its key."""
+    return "\r" if sys.stderr.isatty() else ""
+
+
+def tell(line: str) -> None:
+    """A line for people."""
+    click.echo(f"logpipe: {line}", err=True)
+
+
+def fail(lines: str, code: int) -> NoReturn:
+    """Ends the program."""
+    for line in lines.split("\n"):
+        tell(line)
+    sys.exit(code)

@@ -1,0 +1,97 @@
+"""Another process of logpipe over HTTP, as an operator sees it: the twin of `watch.look_here`."""
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping, Sequence
+
+import httpx
+import msgspec
+
+from logpipe.client.connection import bearer, shown
+from logpipe.samples import Sample, read_sample
+from logpipe.subscribers import Subscriber
+from logpipe.watch import LOOK_S, Health, Seen
+
+MAX_ANSWER = 8 * 2**20
+"""Bytes of an answer: 30,000 subscribers."""
+
+
+class _Listed(msgspec.Struct):
+    subscribers: list[Subscriber]
+
+
+class NotUnderstoodError(Exception):
+    """An answer that is none of logpipe's; the message says so."""
+
+
+class RemoteProcess:
+    """Looks at the process at a URL. `roles` are those that it should have; without `tokens` (an
+    empty list is one) it is not asked for its subscribers."""
+
+    def __init__(
+        self,
+        url: str,
+        http: httpx.AsyncClient,
+        roles: Sequence[str],
+        tokens: Sequence[str] | None = None,
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._http = http
+        self._tokens = tokens
+        self._unseen = Seen(without_credentials(self._url), roles)
+
+    async def __call__(self, closely: bool) -> Seen:
+        """What the process says of itself, as far as it says anything."""
+        seen = self._unseen
+        try:
+            async with asyncio.timeout(LOOK_S):
+                health = await self._health()
+                seen = seen._replace(health=health, roles=health.roles)
+                seen = seen._replace(sample=await self._sample())
+                if closely and self._tokens is not None:
+                    seen = seen._replace(subscribers=await self._subscribers(self._tokens))
+        except NotUnderstoodError as error:
+            return seen._replace(trouble=str(error))
+        except TimeoutError:
+            return seen._replace(trouble=f"no answer within {LOOK_S:g} s")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return seen._replace(trouble=f"cannot be reached: {shown(error)}")
+        return seen
+
+    async def _health(self) -> Health:
+        status, body = await self._get("/healthz")
+        try:
+            return msgspec.json.decode(body, type=Health)
+        except msgspec.MsgspecError:
+            raise NotUnderstoodError(f"what answers there is not logpipe ({status})") from None
+
+    async def _sample(self) -> Sample:
+        status, body = await self._get("/metrics")
+        try:
+            return read_sample(body.decode(), time.monotonic())
+        except ValueError:  # UnicodeDecodeError included
+            raise NotUnderstoodError(f"its /metrics are not understood ({status})") from None
+
+    async def _subscribers(self, tokens: Sequence[str]) -> list[Subscriber]:
+        status, body = await self._get("/subscribers", bearer(tokens))
+        if status in (401, 403):
+            raise NotUnderstoodError(f"it refuses this page's token ({status}): READ_TOKENS")
+        try:
+            return msgspec.json.decode(body, type=_Listed).subscribers
+        except msgspec.MsgspecError:
+            raise NotUnderstoodError(f"it lists no subscribers ({status})") from None
+
+    async def _get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
+        body = bytearray()
+        async with self._http.stream("GET", self._url + path, headers=headers) as answer:
+            async for part in answer.aiter_bytes():
+                body += part
+                if len(body) > MAX_ANSWER:
+                    raise NotUnderstoodError("its answer is too large")
+        return answer.status_code, bytes(body)
+
+
+def without_credentials(url: str) -> str:
+    """A URL as it may be shown. To the last @: a password may hold `/`, `#` and `@` as it is."""
+    return re.sub(r"//.*@", "//", url)

@@ -1,0 +1,1 @@
+"""What other shippers speak: a file a protocol, over one intake."""

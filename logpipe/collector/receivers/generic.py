@@ -1,0 +1,171 @@
+"""JSON of any shape, and plain lines: `/ingest/json`. The fields of the event are guessed."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from logpipe.collector.answer import Answer, problem_answer
+from logpipe.collector.ingest import JSON_TYPES, MAX_REPORTED, NDJSON_TYPES
+from logpipe.collector.receivers import fields
+from logpipe.collector.receivers.protocol import (
+    Batch,
+    Item,
+    Outcome,
+    Request,
+    problems_of,
+    raise_if_none_taken,
+)
+from logpipe.event import Event
+from logpipe.problems import Problem
+
+PATHS = ("/ingest/json",)
+
+MESSAGES = (
+    "message", "msg", "log", "_msg", "line", "event", "body", "short_message", "text", "MESSAGE",
+)  # fmt: skip
+SOURCES = (
+    "source", "service", "service.name", "service_name", "app", "application", "container_name",
+    "container.name", "kubernetes.container_name", "logger", "logger_name", "log.logger", "host",
+    "hostname", "host.name", "host.hostname",
+)  # fmt: skip
+TIMES = (
+    "ts_unix_ms", "@timestamp", "timestamp", "time", "ts", "date", "_time", "datetime",
+    "eventTime", "timeUnixNano",
+)  # fmt: skip
+
+UNTYPED = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+"""Types that say nothing of the content: its first byte decides."""
+
+MAX_NAME = 256
+"""Characters of a field's name that a request chooses."""
+
+
+class Names(NamedTuple):
+    """Where the event's fields are looked for, and values that stand for them."""
+
+    message: Sequence[str] = MESSAGES
+    level: Sequence[str] = fields.LEVELS
+    source: Sequence[str] = SOURCES
+    time: Sequence[str] = TIMES
+    given_source: str = ""
+    given_level: str = ""
+
+
+def parse(request: Request) -> Batch:
+    """Each value or line is an event."""
+    items = items_of(request.body, _format(request.media_type), names_of(request), "json")
+    return Batch(items, _answer)
+
+
+def names_of(request: Request) -> Names:
+    """The names that a request chooses by parameters such as `message_field=a,b.c`, or by headers
+    such as `X-Logpipe-Message-Field`, and the guesses where it chooses none."""
+
+    def chosen(name: str) -> str:
+        return request.query.get(name) or request.text(f"x-logpipe-{name.replace('_', '-')}")
+
+    def names(name: str, guesses: Sequence[str]) -> Sequence[str]:
+        return tuple(each[:MAX_NAME] for each in chosen(name).split(",") if each) or guesses
+
+    return Names(
+        names("message_field", MESSAGES),
+        names("level_field", fields.LEVELS),
+        names("source_field", SOURCES),
+        names("time_field", TIMES),
+        chosen("source"),
+        chosen("level"),
+    )
+
+
+def _format(media_type: str) -> str:
+    """`json`, `ndjson`, `text`, or `` where the body decides. Raises a 415 `Problem`."""
+    if media_type in NDJSON_TYPES:
+        return "ndjson"
+    if media_type in JSON_TYPES or media_type.endswith("+json"):
+        return "json"
+    if media_type == "text/plain":
+        return "text"
+    if media_type in UNTYPED:
+        return ""
+    raise Problem(
+        415,
+        f"Content-Type {media_type[:64]!r} is not taken: use application/json,"
+        " application/x-ndjson or text/plain.",
+        headers={"Accept": "application/json, application/x-ndjson, text/plain"},
+    )
+
+
+def items_of(body: bytes, form: str, names: Names, source: str) -> Iterator[Item]:
+    """The events of a body; `source` is theirs where they say nothing of it."""
+    for value in _values(body, form or ("json" if body.lstrip()[:1] in b"{[" else "text")):
+        yield value if isinstance(value, Problem) else event_of(value, names, source)
+
+
+def _values(body: bytes, form: str) -> Iterable[Any]:
+    if form == "json":
+        yield from fields.json_values(body)
+        return
+    for line in body.split(b"\n"):
+        text = line.strip() if form == "ndjson" else line.rstrip(b"\r")
+        if not text:
+            continue
+        if form == "text":
+            yield text.decode(errors="replace")
+        else:
+            value = fields.json_value(text)
+            yield from value if isinstance(value, list) else (value,)
+
+
+def event_of(value: Any, names: Names, source: str) -> Event:
+    """The event of a JSON value. What is not taken for a field of the event is its metadata."""
+    if not isinstance(value, dict):
+        named = names.given_source or source
+        return fields.event_of(named, fields.text_of(value), names.given_level, None, {})
+    found_source = fields.first(value, names.source, fields.is_text)
+    if value.get("source") == found_source:
+        value.pop("source", None)  # any other name says more than that it is the source
+    level = names.given_level or fields.pop(value, names.level, fields.is_level)
+    ts_unix_ms = fields.ms_of(fields.pop(value, names.time, fields.is_time))
+    message = fields.pop(value, names.message, fields.is_text)
+    if message is None:
+        # Of an object that has no text to show, the whole is shown.
+        message = fields.text_of(value)
+    found_source = names.given_source or found_source or source
+    return fields.event_of(found_source, message, level, ts_unix_ms, _metadata(value))
+
+
+def _metadata(rest: dict[str, Any]) -> dict[str, Any]:
+    """What is left of an object; its own `metadata` is not put into another one."""
+    inner = rest.get("metadata")
+    if not isinstance(inner, dict):
+        return rest
+    del rest["metadata"]
+    return fields.merge(inner, rest, "_")
+
+
+def _answer(outcomes: Sequence[Outcome]) -> Answer:
+    if not outcomes:
+        raise Problem(400, "The body holds no event.")
+    problems = problems_of(outcomes)
+    errors = [{"index": i, "error": each.detail} for i, each in problems[:MAX_REPORTED]]
+    try:
+        raise_if_none_taken(outcomes)
+    except Problem as problem:
+        raise Problem(
+            problem.status, problem.detail, rejected=len(problems), errors=errors
+        ) from None
+    stored = [each for each in outcomes if not isinstance(each, Problem)]
+    told = {
+        "accepted": len(stored),
+        "rejected": len(problems),
+        "first_id": stored[0].first,
+        "last_id": stored[-1].last,
+        "errors": errors,
+    }
+    return Answer(202, "application/json", msgspec.json.encode(told))
+
+
+def refused(_: Request, problem: Problem) -> Answer:
+    """As at `/ingest`."""
+    return problem_answer(problem)

@@ -1,0 +1,188 @@
+"""The one intake of all protocols: token, body, parser, append, answer."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from logpipe import auth
+from logpipe.collector.answer import Answer, give
+from logpipe.collector.appender import Appender
+from logpipe.collector.body import read_body
+from logpipe.collector.ingest import MAX_KEY_LENGTH
+from logpipe.collector.receivers.packing import Packed, appends_of, pack
+from logpipe.collector.receivers.protocol import Batch, Outcome, Protocol, Request
+from logpipe.collector.receivers.tokens import token_of
+from logpipe.collector.receivers.unpacking import by_its_first_bytes, from_snappy
+from logpipe.event import NOT_DECODED
+from logpipe.metrics import Metrics
+from logpipe.problems import Problem
+from logpipe.settings import Settings
+from logpipe.stream import Append
+
+LARGE_BYTES = 64 * 1024
+"""A larger body is read in a thread: its parser takes a few milliseconds or more."""
+
+APPENDS_AT_ONCE = 1_000
+"""Events with keys of their own that wait for Redis together."""
+
+MAX_PARAMETERS = 100
+"""Parameters of a query string."""
+
+
+class Process(NamedTuple):
+    """What all receivers of a process stand on."""
+
+    settings: Settings
+    appender: Appender
+    metrics: Metrics
+
+
+def request_of(scope: Scope, limit: int) -> Request:
+    """The head of a request; of a header or parameter that comes twice, the first."""
+    headers = {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in reversed(scope["headers"])
+    }
+    try:
+        text = scope["query_string"].decode("latin-1")
+        query = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        query = []
+    parameters = scope.get("path_params", {})
+    return Request(headers, dict(reversed(query)), parameters, b"", limit, scope["method"])
+
+
+class Receiver:
+    """The endpoint of one protocol, as an ASGI application."""
+
+    def __init__(self, name: str, protocol: Protocol, process: Process) -> None:
+        self._name = name
+        self._protocol = protocol
+        self._settings, self._appender, self._metrics = process
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, every outcome in the protocol's own words."""
+        request = request_of(scope, self._settings.max_body_bytes)
+        body_read = False
+        try:
+            admit(self._protocol, request, self._settings.ingest_tokens)
+            once = _once(self._protocol, request)
+            request = request._replace(body=await self._body(request, receive))
+            body_read = True
+            answer = await self._take(request, once)
+        except ClientDisconnect:
+            return
+        except Problem as problem:
+            answer = self._protocol.refused(request, problem)
+        self._metrics.receiver_requests.labels(self._name, answer.status).inc()
+        await give(answer, receive, send, body_read=body_read)
+
+    async def _body(self, request: Request, receive: Receive) -> bytes:
+        coding = request.headers.get("content-encoding", "").strip().lower()
+        length = request.headers.get("content-length", "")
+        limit = request.limit
+        told = self._protocol.tells_packing
+        if told and "," in coding:
+            coding = ""  # a list of what might be, as one sender has it
+        if coding == "snappy":
+            return from_snappy(await read_body(receive, "", length, limit), limit)
+        body = await read_body(receive, coding, length, limit)
+        return by_its_first_bytes(body, limit) if told else body
+
+    async def _take(self, request: Request, once: str | None) -> Answer:
+        self._metrics.body_bytes.inc(len(request.body))
+        if len(request.body) > LARGE_BYTES:
+            batch, packed = await asyncio.to_thread(self._pack, request)
+        else:
+            batch, packed = self._pack(request)
+        outcomes = await self._store(batch, packed, once and f"{self._name}\n{once}")
+        self._count(outcomes)
+        return batch.answer(outcomes)
+
+    def _pack(self, request: Request) -> tuple[Batch, Packed]:
+        settings = self._settings
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            batch = self._protocol.parse(request)
+            limits = settings.max_message_bytes, settings.max_body_bytes
+            return batch, pack(batch.items, *limits, now_ms)
+        except NOT_DECODED as error:
+            raise Problem(400, f"The body cannot be read: {error}") from None
+
+    async def _store(self, batch: Batch, packed: Packed, once: str | None) -> list[Outcome]:
+        """An outcome for each item. Raises a `Problem` when Redis has taken nothing of them."""
+        taken = [i for i, problem in enumerate(packed.problems) if problem is None]
+        keys = [self._key(batch.keys[i]) for i in taken] if batch.keys else ()
+        stored = await self._append(list(appends_of(packed.events, keys, once)) if taken else [])
+        if stored and all(isinstance(each, Problem) for each in stored):
+            raise next(each for each in stored if isinstance(each, Problem))
+        given = iter(stored)
+        return [problem or next(given) for problem in packed.problems]
+
+    def _key(self, key: str | None) -> str | None:
+        return None if key is None else f"{self._name}\nitem\n{key}"
+
+    async def _append(self, appends: Sequence[Append]) -> list[Outcome]:
+        """An outcome for each event; once Redis has refused some, the rest is not tried."""
+        outcomes: list[Outcome] = []
+        for at in range(0, len(appends), APPENDS_AT_ONCE):
+            some = appends[at : at + APPENDS_AT_ONCE]
+            failed = outcomes[-1] if outcomes else None
+            if isinstance(failed, Problem):
+                results: list[Outcome] = [failed] * len(some)
+            else:
+                results = list(await asyncio.gather(*map(self._append_one, some)))
+            for append, outcome in zip(some, results, strict=True):
+                outcomes += [outcome] * len(append.events)
+        return outcomes
+
+    async def _append_one(self, append: Append) -> Outcome:
+        try:
+            return await self._appender.append(append)
+        except Problem as problem:
+            return problem
+
+    def _count(self, outcomes: Sequence[Outcome]) -> None:
+        rejected = failed = repeated = 0
+        for outcome in outcomes:
+            if isinstance(outcome, Problem):
+                rejected += outcome.status < 500
+                failed += outcome.status >= 500
+            else:
+                repeated += outcome.repeated
+        counted = {"rejected": rejected, "failed": failed, "repeated": repeated}
+        counted["accepted"] = len(outcomes) - sum(counted.values())
+        for word, count in counted.items():
+            if count:
+                self._metrics.receiver_events.labels(self._name, word).inc(count)
+        self._metrics.events_rejected.inc(rejected)
+
+
+def admit(protocol: Protocol, request: Request, tokens: Sequence[str]) -> None:
+    """Checks the token, wherever the protocol has it. Raises a 401 or 403 `Problem`."""
+    if not tokens:
+        return
+    token = protocol.token(request) or token_of(request.headers)
+    if not token:
+        raise Problem(401, "This needs a token.", headers=auth.CHALLENGE)
+    auth.admit(token, tokens)
+
+
+def _once(protocol: Protocol, request: Request) -> str | None:
+    """The request's idempotency key: the protocol's own, else the header's. Raises a 400 `Problem`.
+
+    The word before it keeps the kinds apart: a header's line end would have been refused.
+    """
+    if own := protocol.key(request):
+        return f"own\n{own}"
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise Problem(400, f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters.")
+    return f"key\n{key}"

@@ -1,0 +1,44 @@
+"""Heroku's log drains: octet-counted RFC 5424 without its structured data."""
+
+from typing import Any
+
+from logpipe.collector.answer import Answer, problem_answer
+from logpipe.collector.receivers import fields, syslog
+from logpipe.collector.receivers.protocol import Batch, Request, always
+from logpipe.event import Event
+from logpipe.problems import Problem
+
+PATHS = ("/logplex",)
+
+
+def parse(request: Request) -> Batch:
+    """Each message is an event. Raises a 400 `Problem` when there are not as many as announced."""
+    frames = syslog.frames_of(request.body, request.limit)
+    announced = request.headers.get("logplex-msg-count", "")
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) != len(frames):
+        raise Problem(
+            400, f"The body holds {len(frames)} messages, not {announced[:20]} (Logplex-Msg-Count)."
+        )
+    drain = fields.present(logplex__drain_token=request.headers.get("logplex-drain-token"))
+    return Batch((event_of(frame, drain) for frame in frames), always(Answer(204)))
+
+
+def event_of(frame: syslog.Frame, drain: dict[str, Any]) -> Event:
+    """The event of a message: behind the header all is text."""
+    text = frame.data.rstrip(b"\r\n\0").decode(errors="replace")
+    metadata = dict(drain)
+    severity, rest = syslog.priority(text, metadata)
+    header = syslog.HEADER.match(rest)
+    if header is None:
+        return fields.event_of("logplex", rest, severity, None, metadata)
+    return syslog.finished(header, rest[header.end() :], severity, metadata)
+
+
+def key(request: Request) -> str | None:
+    """A frame keeps its id when it is sent again."""
+    return request.headers.get("logplex-frame-id")
+
+
+def refused(_: Request, problem: Problem) -> Answer:
+    """As at `/ingest`: only the status is looked at."""
+    return problem_answer(problem)

@@ -1,0 +1,150 @@
+"""Loki's push: JSON, and protobuf packed by snappy, as Promtail, Alloy and Docker's driver send."""
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from logpipe.collector.answer import Answer
+from logpipe.collector.receivers import fields
+from logpipe.collector.receivers.protobuf import each, message, parsed
+from logpipe.collector.receivers.protocol import Batch, Item, Request, always
+from logpipe.collector.receivers.unpacking import from_snappy
+from logpipe.event import Event
+from logpipe.problems import Problem
+
+PATHS = ("/loki/api/v1/push", "/api/prom/push")
+READY_PATHS = ("/ready",)
+
+SOURCES = (
+    "service_name", "service", "app", "application", "app_name", "name", "app_kubernetes_io_name",
+    "container", "container_name", "k8s_container_name", "compose_service", "component",
+    "workload", "job", "k8s_job_name", "host", "hostname",
+)  # fmt: skip
+"""Labels by which Loki itself tells services, most telling first."""
+
+MAX_KNOWN_LABELS = 1024
+"""Characters of labels that are remembered: a sender repeats its own with every push."""
+
+_LABEL = re.compile(r'\s*([^\s={},"]+)\s*=\s*"((?:[^"\\]++|\\.)*+)"\s*(?:,|$)', re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
+
+
+class JsonStream(msgspec.Struct, gc=False):
+    """A stream of today's JSON, or of the first version's."""
+
+    stream: dict[str, Any] = {}
+    values: list[list[Any]] = []
+    labels: str = ""
+    entries: list[dict[str, Any]] = []
+
+
+class JsonPush(msgspec.Struct, gc=False):
+    """The body of a push as JSON."""
+
+    streams: list[JsonStream] = []
+
+
+_decode = msgspec.json.Decoder(JsonPush).decode
+
+
+def parse(request: Request) -> Batch:
+    """Each value of each stream is an event."""
+    tenant = request.text("x-scope-orgid")
+    if request.media_type == "application/json":
+        items = _of_json(fields.decoded(_decode, request.body), tenant)
+    else:
+        items = _of_protobuf(request, tenant)
+    return Batch(items, always(Answer(204)))
+
+
+def _of_json(push: JsonPush, tenant: str) -> Iterator[Item]:
+    for stream in push.streams:
+        labels = stream.stream or labels_of(stream.labels)
+        for value in stream.values:
+            yield _of_value(labels, value, tenant)
+        for entry in stream.entries:
+            line = fields.text_of(entry.get("line", ""))
+            yield _event(labels, {}, line, fields.ms_of(entry.get("ts")), tenant)
+
+
+def _of_value(labels: Mapping[str, Any], value: list[Any], tenant: str) -> Item:
+    """Raises a 400 `Problem`, as Loki does: the sender has mistaken the format for another."""
+    if len(value) < 2:
+        raise Problem(400, "A value is a list of a time and a line.")
+    ts, line, *rest = value
+    if not isinstance(ts, str) or not re.fullmatch(r"\d{1,20}", ts, re.ASCII):
+        raise Problem(400, f"The time of a value is a text of nanoseconds, not {str(ts)[:64]!r}.")
+    extra = rest[0] if rest and isinstance(rest[0], dict) else {}
+    return _event(labels, extra, fields.text_of(line), int(ts) // 1_000_000, tenant)
+
+
+def _of_protobuf(request: Request, tenant: str) -> Iterator[Item]:
+    body = request.body
+    if request.headers.get("content-encoding", "").strip().lower() in ("", "identity"):
+        body = from_snappy(body, request.limit)  # packed, whether a header says so or not
+    push = parsed(message("PushRequest"), body)
+    for stream in each(message("Stream"), push.streams):
+        labels = labels_of(_text(stream.labels))
+        for entry in each(message("Entry"), stream.entries):
+            extra = {_text(pair.name): _text(pair.value) for pair in entry.structured_metadata}
+            yield _event(labels, extra, _text(entry.line), _time_of(entry), tenant)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
+
+
+def _time_of(entry: Any) -> int | None:
+    if not entry.HasField("timestamp"):
+        return None
+    return int(entry.timestamp.seconds) * 1000 + int(entry.timestamp.nanos) // 1_000_000
+
+
+def _event(
+    labels: Mapping[str, Any], extra: Mapping[str, Any], line: str, ts: int | None, tenant: str
+) -> Event:
+    found = fields.merge(dict(labels), extra, "entry.")
+    level = fields.pop(found, fields.LEVELS, fields.is_level)
+    source = fields.first(found, SOURCES, fields.is_text)
+    metadata = fields.named(found) | fields.present(loki__tenant=tenant)
+    return fields.event_of(source or "loki", line, level, fields.ms_within(ts), metadata)
+
+
+def labels_of(text: str) -> Mapping[str, str]:
+    """The labels of `{a="b", c="d"}`; a text that is written otherwise is a label by itself."""
+    return _known_labels(text) if len(text) <= MAX_KNOWN_LABELS else _labels(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_labels(text: str) -> Mapping[str, str]:
+    return _labels(text)
+
+
+def _labels(text: str) -> Mapping[str, str]:
+    inner = text.strip().removeprefix("{").removesuffix("}").strip()
+    labels, at = {}, 0
+    while at < len(inner):
+        label = _LABEL.match(inner, at)
+        if label is None:
+            return {"labels": text}
+        labels[label[1]] = _ESCAPE.sub(lambda escape: _ESCAPED.get(escape[1], escape[1]), label[2])
+        at = label.end()
+    return labels
+
+
+def ready(*, serves: bool) -> Answer:
+    """Whether events are taken now."""
+    return Answer(
+        200 if serves else 503, "text/plain", b"ready\n" if serves else b"Redis is away\n"
+    )
+
+
+def refused(_: Request, problem: Problem) -> Answer:
+    """A line of text. What is wrong for good is 400: by any other status some senders repeat it."""
+    status = 400 if problem.status in (413, 415, 422) else problem.status
+    body = f"{problem.detail}\n".encode()
+    return Answer(status, "text/plain; charset=utf-8", body, problem.headers)

@@ -1,0 +1,99 @@
+"""From items to what is appended: encoded, within the bounds of one event and of a request."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import msgspec
+
+from logpipe.collector.receivers.protocol import Item
+from logpipe.event import Event, encode
+from logpipe.problems import Problem
+from logpipe.stream import Append
+
+MAX_EVENTS = 100_000
+"""Events of one request: an empty one takes two bytes of protobuf, and a hundred here."""
+
+MAX_GROWTH = 4
+"""Times MAX_BODY_BYTES that the events of a request may have together: what many share, such as
+the attributes of a resource, is written once in a request and with every event here."""
+
+LEAST_BODY_BYTES = 1024 * 1024
+"""Where MAX_BODY_BYTES is less, the events of a request may grow as if it were this."""
+
+CUT = "log.truncated_from_bytes"
+"""In the metadata of an event that was cut to MAX_MESSAGE_BYTES: its size before."""
+
+
+class Packed(NamedTuple):
+    """The encoded events of a request, and for each item None or why it was not taken."""
+
+    events: list[bytes]
+    problems: list[Problem | None]
+
+
+def pack(items: Iterable[Item], max_event: int, max_body: int, now_ms: int) -> Packed:
+    """Encodes. Raises a 413 `Problem` for more than one request may bring."""
+    packed = Packed([], [])
+    limit = MAX_GROWTH * max(max_body, LEAST_BODY_BYTES)
+    size = 0
+    for item in items:
+        if len(packed.problems) >= MAX_EVENTS:
+            raise Problem(413, f"One request may have {MAX_EVENTS} events.")
+        if isinstance(item, Problem):
+            packed.problems.append(item)
+            continue
+        whole = _encoded(item, now_ms)
+        size += len(whole)
+        if size > limit:
+            raise Problem(413, f"The events have over {limit} bytes together.")
+        event = whole if len(whole) <= max_event else _cut(item, len(whole), max_event)
+        if event is not None:
+            packed.events.append(event)
+        packed.problems.append(None if event else _over(len(whole), max_event))
+    return packed
+
+
+def _over(size: int, limit: int) -> Problem:
+    return Problem(413, f"The event has {size} bytes, over {limit} (MAX_MESSAGE_BYTES).")
+
+
+def _encoded(event: Event, now_ms: int) -> bytes:
+    return encode([event], now_ms)[0]
+
+
+def _cut(event: Event, size: int, limit: int) -> bytes | None:
+    """The event with as much of its message as fits; where its metadata alone is too large, without
+    that. None where not even the rest fits."""
+    for metadata in (event.metadata, {}):
+        marked = {**metadata, CUT: size}
+        shell = Event(event.source, "", event.level, event.ts_unix_ms, marked)
+        room = limit - len(_encoded(shell, 0))
+        if room >= 0:
+            shell.message = _fitting(event.message, room)
+            return _encoded(shell, 0)
+    return None
+
+
+def _fitting(text: str, room: int) -> str:
+    """As much of a text as has at most `room` bytes in JSON; what is escaped may cost some more."""
+    kept = text.encode()[:room].decode(errors="ignore")
+    excess = len(msgspec.json.encode(kept)) - 2 - room
+    return kept.encode()[:-excess].decode(errors="ignore") if excess > 0 else kept
+
+
+def appends_of(
+    events: Sequence[bytes], keys: Sequence[str | None], once: str | None
+) -> Iterator[Append]:
+    """An append for each event with a key of its own, and one for each run of events without.
+
+    `keys` is empty or has one an event; `once` is the request's, which the runs have among them.
+    """
+    if not any(keys):
+        yield Append(events, once)
+        return
+    for keyed, run in groupby(range(len(events)), key=lambda i: keys[i] is not None):
+        places = list(run)
+        for part in ([i] for i in places) if keyed else (places,):
+            key = keys[part[0]] if keyed else once and f"{once}\n{part[0]}"
+            yield Append(events[part[0] : part[-1] + 1], key)

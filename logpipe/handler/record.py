@@ -1,0 +1,277 @@
+"""A record of `logging` as an event's JSON: whatever the record holds, logpipe accepts it.
+
+Called where the program logs, because what a record refers to may change afterwards. Data that is
+not JSON becomes its text, and what is too large is cut where a reader sees it.
+"""
+
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from logpipe.event import LEVELS, MAX_TS_UNIX_MS, RANK, Event, level_name
+
+MAX_EVENT_BYTES = 65_536
+"""An event's JSON: the default of MAX_MESSAGE_BYTES, over which a collector refuses."""
+
+MAX_VALUES = 1_000
+"""Values of one record's `extra`, nested ones counted; the rest is named by a mark."""
+
+MAX_NESTING = 16
+"""Levels of containers in `extra`; what is deeper becomes its text."""
+
+CUT_TO = (24_000, 8_000, 2_000, 200)
+"""Characters that texts of a too large event keep, tried in turn until it fits."""
+
+MAX_SOURCE = 256
+MAX_LEVEL = 32
+
+_encode = msgspec.json.Encoder().encode
+_MAX_INT, _MIN_INT = 2**63 - 1, -(2**63)
+_STANDARD = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"}
+_UNNAMED = "Level "  # how logging calls a level's number that has no name
+
+
+def event_of(record: logging.LogRecord, source: str | None, message: Callable[[], str]) -> bytes:
+    """The event's JSON, at most `MAX_EVENT_BYTES`.
+
+    `message` formats the record; where it raises, the event has the text that was to be formatted,
+    the arguments, and the error as `logpipe.format_error`.
+    """
+    metadata = _origin(record)
+    if source is not None:
+        metadata["otel.scope.name"] = text(record.name)
+    metadata |= _exception(record)
+    words = _message(record, message, metadata)
+    metadata |= _extra(record)
+    event = Event(
+        source=text(source or record.name)[:MAX_SOURCE] or "root",
+        message=words,
+        level=_level(record, metadata),
+        ts_unix_ms=_moment(record.created),
+        metadata=metadata,
+    )
+    return fitted(event)
+
+
+def _origin(record: logging.LogRecord) -> dict[str, Any]:
+    """Where it was logged, under OpenTelemetry's names."""
+    found = {
+        "code.file.path": record.pathname,
+        "code.line.number": record.lineno,
+        "code.function.name": record.funcName,
+        "process.pid": record.process,
+        "thread.id": record.thread,
+        "thread.name": record.threadName,
+        "asyncio.task.name": getattr(record, "taskName", None),
+    }
+    return {name: plain(value) for name, value in found.items() if value is not None}
+
+
+def _exception(record: logging.LogRecord) -> dict[str, Any]:
+    """The exception with its causes, and the stack if `stack_info` asked for it."""
+    found: dict[str, Any] = {}
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, BaseException):
+        found["exception.type"] = _qualified(type(error))
+        found["exception.message"] = text(error)
+        found["exception.stacktrace"] = _stacktrace(error)
+    elif record.exc_text:  # all that is left after a way through another process
+        found["exception.stacktrace"] = text(record.exc_text)
+    if record.stack_info:
+        found["code.stacktrace"] = text(record.stack_info)
+    return found
+
+
+def _qualified(kind: type) -> str:
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def _stacktrace(error: BaseException) -> str:
+    try:
+        return text("".join(traceback.format_exception(error)).rstrip("\n"))
+    except Exception as worse:  # noqa: BLE001 - an exception's own code may raise anything
+        return f"<no stack trace: {type(worse).__name__}>"
+
+
+def _message(
+    record: logging.LogRecord, message: Callable[[], str], metadata: dict[str, Any]
+) -> str:
+    try:
+        return text(message())
+    except Exception as error:  # noqa: BLE001 - the arguments' own code may raise anything
+        metadata["logpipe.format_error"] = f"{type(error).__name__}: {text(error)}"
+        return f"{text(record.msg)} {text(record.args)}" if record.args else text(record.msg)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    own = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+    kept: dict[str, Any] = plain(own) if own else {}
+    return kept
+
+
+def _level(record: logging.LogRecord, metadata: dict[str, Any]) -> str:
+    """A name of one's own is kept, its number beside it; a bare number ranks between the names."""
+    name = level_name(text(record.levelname).strip()[:MAX_LEVEL])[:MAX_LEVEL]
+    if name in RANK:
+        return name
+    metadata["logging.levelno"] = plain(record.levelno)
+    if name and not name.startswith(_UNNAMED.upper()):
+        return name
+    try:
+        return LEVELS[max(0, min(record.levelno // 10, 5))]
+    except Exception:  # noqa: BLE001 - a made-up record may hold anything
+        return "INFO"
+
+
+def _moment(created: float) -> int:
+    try:
+        return max(0, min(int(created * 1000), MAX_TS_UNIX_MS))
+    except Exception:  # noqa: BLE001 - a made-up record may hold anything
+        return time.time_ns() // 1_000_000
+
+
+def text(value: object) -> str:
+    """`str(value)` whatever its code does, as UTF-8 can hold it (half characters spelled out)."""
+    if type(value) is str and value.isascii():
+        return value
+    try:
+        found = value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+        found = str.__str__(found)  # of a subclass: what it holds
+        return found if found.isascii() else found.encode(errors="backslashreplace").decode()
+    except Exception:  # noqa: BLE001 - an object's own code may raise anything
+        return f"<unprintable {type(value).__name__}>"
+
+
+def plain(value: object) -> Any:
+    """The value as JSON has it: containers are copied, everything else unknown is its text."""
+    if type(value) is str:
+        return text(value)
+    return _Plain().of(value, ())
+
+
+class _Plain:
+    """One walk through a value, bounded by `MAX_VALUES` and `MAX_NESTING`."""
+
+    def __init__(self) -> None:
+        self._left = MAX_VALUES
+
+    def of(self, value: object, within: tuple[int, ...]) -> Any:
+        kind = type(value)
+        if kind is str:
+            return text(value)
+        if kind is bool or value is None:
+            return value
+        if kind is int:
+            return value if _MIN_INT <= value <= _MAX_INT else text(value)  # type: ignore[operator]
+        if kind is float:
+            return value if math.isfinite(value) else text(value)  # type: ignore[arg-type]
+        if isinstance(value, dict | list | tuple | set | frozenset):
+            return self._container(value, within)
+        return text(value)
+
+    def _container(self, value: Any, within: tuple[int, ...]) -> Any:
+        if id(value) in within:
+            return f"<circular {type(value).__name__}>"
+        if len(within) >= MAX_NESTING:
+            return text(value)
+        inner = (*within, id(value))
+        try:
+            # A copy: another thread may change it meanwhile.
+            if isinstance(value, dict):
+                return self._mapping(value.copy(), inner)
+            return self._sequence(list(value), inner)
+        except Exception:  # noqa: BLE001 - a subclass's own code may raise anything
+            return text(value)
+
+    def _mapping(self, value: Mapping[Any, Any], within: tuple[int, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, item in value.items():
+            if self._spent():
+                found["…"] = f"[cut: {len(value) - len(found)} of {len(value)} values]"
+                break
+            found[text(name)] = self.of(item, within)
+        return found
+
+    def _sequence(self, value: list[Any], within: tuple[int, ...]) -> list[Any]:
+        found: list[Any] = []
+        for item in value:
+            if self._spent():
+                found.append(f"… [cut: {len(value) - len(found)} of {len(value)} values]")
+                break
+            found.append(self.of(item, within))
+        return found
+
+    def _spent(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def fitted(event: Event) -> bytes:
+    """The event's JSON; over `MAX_EVENT_BYTES`, its long texts are cut, then its metadata."""
+    encoded = _encode(event)
+    whole = len(encoded)
+    for limit in CUT_TO:
+        if len(encoded) <= MAX_EVENT_BYTES:
+            return encoded
+        # The message is what people read: it keeps twice as much.
+        event.message = cut(event.message, 2 * limit)
+        event.metadata = _shortened(event.metadata, limit)
+        encoded = _encode(event)
+    if len(encoded) > MAX_EVENT_BYTES:
+        event.metadata = {"…": f"[cut: the metadata of an event of {whole} bytes]"}
+        encoded = _encode(event)
+    return encoded
+
+
+def _shortened(value: Any, limit: int) -> Any:
+    if isinstance(value, str):
+        return cut(value, limit)
+    if isinstance(value, dict):
+        return {cut(name, limit): _shortened(item, limit) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item, limit) for item in value]
+    return value
+
+
+def cut(words: str, limit: int) -> str:
+    """Begin and end of a text that is longer than `limit` characters, and how much is missing."""
+    if len(words) <= limit:
+        return words
+    end = limit // 4
+    return f"{words[: limit - end]}… [cut: {len(words) - limit} characters] …{words[-end:]}"
+
+
+def notice_of(count: int, reason: str, source: str | None, since_ms: int) -> bytes:
+    """The event that says what the handler had to drop since that time."""
+    return _encode(
+        Event(
+            source=text(source or "logpipe.handler")[:MAX_SOURCE],
+            level="WARN",
+            message=f"logpipe handler dropped {counted(count)}: {reason}",
+            ts_unix_ms=time.time_ns() // 1_000_000,
+            metadata={
+                "logpipe.dropped": count,
+                "logpipe.dropped_since_unix_ms": since_ms,
+                "logpipe.dropped_reason": reason,
+            },
+        )
+    )
+
+
+def counted(events: int) -> str:
+    """As people say it."""
+    return "1 event" if events == 1 else f"{events} events"
+
+
+def joined(events: Iterable[bytes]) -> bytes:
+    """A body of NDJSON."""
+    return b"\n".join(events)

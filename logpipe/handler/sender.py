@@ -1,0 +1,148 @@
+"""The handler's thread: takes batches from the outbox and sends each until it has an answer."""
+
+import http.client
+import logging
+import random
+import sys
+import threading
+import time
+
+from logpipe.handler.outbox import Batch, Loss, Outbox, batch
+from logpipe.handler.record import counted, joined, notice_of
+from logpipe.handler.transport import Answer, Transport
+
+BACKOFF_S = 0.25
+MAX_BACKOFF_S = 30.0
+"""Waits between two attempts double from one to the other; half of each is chance."""
+
+TOO_LARGE = 413
+
+
+class Here(threading.local):
+    """What the calling thread is in: `sending` for the transport, `depth` of records in records."""
+
+    sending = False
+    depth = 0
+
+
+here = Here()
+
+
+class Sender:
+    """Empties an outbox; `source` is that of the events which tell a loss."""
+
+    def __init__(self, outbox: Outbox, transport: Transport, source: str | None) -> None:
+        self.outbox = outbox
+        self.transport = transport
+        self._source = source
+        self._trouble = ""
+
+    def run(self) -> None:
+        """Until the outbox is closed and empty, or abandoned."""
+        here.sending = True
+        try:
+            while (taken := self.outbox.take()) is not None:
+                self._send(taken)
+        finally:
+            here.sending = False
+            self.transport.close()
+
+    def run_until(self, deadline: float) -> None:
+        """The same in the caller's thread, of a closed outbox; what is left then, stays."""
+        self.outbox.deadline = deadline
+        self.transport.timeout = max(0.01, min(self.transport.timeout, deadline - time.monotonic()))
+        self.run()
+
+    def _send(self, taken: Batch) -> None:
+        waiting = [taken]
+        while waiting:
+            part = waiting.pop(0)
+            try:
+                answer = self._answered(part)
+            except Exception as error:  # noqa: BLE001 - the thread has to live on, whatever it is
+                self._dropped(part, f"{type(error).__name__}: {error}")
+                continue
+            if answer is None:
+                return
+            if answer.status == TOO_LARGE and len(part.events) > 1:
+                waiting[:0] = _halves(part)
+            elif answer.stored:
+                self._stored(part, answer)
+            else:
+                self._dropped(part, f"refused by the collector ({_shown(answer)})")
+
+    def _answered(self, part: Batch) -> Answer | None:
+        """The first answer that is final, or None when the outbox was abandoned before."""
+        body = joined([*part.events, *map(self._notice, part.losses)])
+        backoff = BACKOFF_S
+        while not self.outbox.abandoned:
+            try:
+                answer = self.transport.post(body, part.key)
+                if not answer.transient:
+                    return answer
+                trouble = f"the collector answers {_shown(answer)}"
+                asked = answer.retry_after
+            except (OSError, http.client.HTTPException) as error:
+                trouble, asked = f"{type(error).__name__}: {error}", None
+            self._waits(trouble)
+            backoff = self._pause(asked, backoff)
+        return None
+
+    def _pause(self, asked: float | None, backoff: float) -> float:
+        """Waits as asked for, or for about `backoff` seconds. Returns the next backoff."""
+        if asked is not None:
+            self.outbox.pause(asked + random.uniform(0, BACKOFF_S), hurry=False)  # noqa: S311
+            return BACKOFF_S
+        if self.outbox.pause(backoff * random.uniform(0.5, 1), hurry=True):  # noqa: S311
+            self.outbox.pause(BACKOFF_S * random.uniform(0.5, 1), hurry=False)  # noqa: S311
+            return BACKOFF_S
+        return min(2 * backoff, MAX_BACKOFF_S)
+
+    def _notice(self, loss: Loss) -> bytes:
+        return notice_of(loss.events, loss.reason, self._source, loss.since_ms)
+
+    def _stored(self, part: Batch, answer: Answer) -> None:
+        self._trouble = ""
+        self.outbox.flowing = True
+        if answer.rejected:
+            reason = f"refused by the collector ({answer.detail})"
+            self.outbox.drop(reason, min(answer.rejected, len(part.events)))
+        self.outbox.settle(part.events)
+
+    def _dropped(self, part: Batch, reason: str) -> None:
+        """Counted, and told with the next events: what was just refused might be refused again."""
+        self.outbox.flowing = False
+        self.outbox.untold(part.losses)
+        if part.events:
+            self.outbox.drop(reason, len(part.events))
+            self.outbox.settle(part.events)
+            self._complain(f"dropped {counted(len(part.events))}: {reason}")
+
+    def _waits(self, trouble: str) -> None:
+        self.outbox.flowing = False
+        self._complain(f"waits: {trouble}")
+
+    def _complain(self, trouble: str) -> None:
+        """On stderr, where logging reports handlers in trouble; once until all is well again."""
+        if not self._trouble and not self.outbox.abandoned:
+            complain(trouble)
+        self._trouble = trouble
+
+
+def complain(trouble: str) -> None:
+    """A line on stderr, unless `logging.raiseExceptions` is off."""
+    if logging.raiseExceptions and sys.stderr:
+        try:
+            sys.stderr.write(f"logpipe handler: {trouble}\n")
+        except (OSError, ValueError):
+            return  # there is nobody left to tell
+
+
+def _halves(part: Batch) -> list[Batch]:
+    """Two batches, each with a key of its own: nothing of the whole was stored."""
+    middle = len(part.events) // 2
+    return [batch(part.events[:middle], part.losses), batch(part.events[middle:], [])]
+
+
+def _shown(answer: Answer) -> str:
+    return f"{answer.status} {answer.detail}".strip()

@@ -1,0 +1,195 @@
+"""A log file by its name, through everything that rotates it."""
+
+import errno
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+
+from logpipe.send.batch import Chunk
+from logpipe.send.position import LEAST_BYTES, Position, find, holds, later
+from logpipe.send.reader import EmptiedError, Reader
+
+ROTATED_S = 5.0
+"""A file that lost its name is followed until it has been silent for so long: its writer may not
+have noticed yet."""
+PAST = 8
+"""Files of a name that were read to their end and are remembered, the newest."""
+
+Tell = Callable[[str], None]
+
+
+class Log:
+    """A file by its name, and those that had the name before and are not read to their end."""
+
+    def __init__(self, path: str, source: str, tell: Tell) -> None:
+        self._path = path
+        self._source = source
+        self._tell = tell
+        self._current: Reader | None = None
+        self._old: list[Reader] = []
+        self._past: deque[Position] = deque(maxlen=PAST)
+        self._left_ns: int | None = None
+        self._told = ""
+        self.ended = False
+
+    def resume(self, positions: Sequence[Position]) -> None:
+        """Goes on where it was, in files that were renamed or copied meanwhile, too."""
+        for position in positions:
+            reader = self._found(position)
+            if reader is None:
+                if not position.rotated:
+                    self._tell(
+                        f"{self._path}: the file that was read up to line {position.line:,} is"
+                        " gone, with what may have followed"
+                    )
+            elif not reader.is_at(self._path):
+                self._retire(reader, left=not position.rotated)
+            elif position.rotated:  # the new file has got the number of one that was removed
+                reader.close()
+            else:
+                self._current = reader
+
+    def open(self, *, at_end: bool = False) -> None:
+        """Opens the file unless it is open. Raises OSError."""
+        if self._current is None:
+            file = os.open(self._path, os.O_RDONLY)
+            if stat.S_ISDIR(os.fstat(file).st_mode):
+                os.close(file)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            self._current = Reader(file, self._path, self._source)
+            if at_end:
+                self._current.skip()
+            self._retire_unseen()
+
+    def _found(self, position: Position) -> Reader | None:
+        try:
+            path = find(position)
+            file = os.open(path, os.O_RDONLY) if path else -1
+        except OSError:
+            return None
+        if path is None:
+            return None
+        if not holds(file, position):
+            os.close(file)
+            return None
+        return Reader(file, self._path, self._source, position)
+
+    def _retire(self, reader: Reader, *, left: bool = False) -> None:
+        """Reads on in a file that lost the name; it may be the one that was `left` for another."""
+        reader.silent_at = time.monotonic() + ROTATED_S
+        self._old.append(reader)
+        if left:
+            self._left_ns = reader.written_ns()
+
+    def _retire_unseen(self) -> None:
+        """Reads the files between the one that was left and the current one: a log may be renamed
+        more than once before anyone looks."""
+        if self._left_ns is None:
+            return
+        for path in later(Path(self._path).absolute(), self._left_ns, self.positions()):
+            with suppress(OSError):
+                reader = Reader(os.open(path, os.O_RDONLY), self._path, self._source)
+                self._retire(reader)
+        self._left_ns = None
+
+    def _finish(self, reader: Reader) -> Chunk:
+        """The last line of a file that lost its name. That it was read is remembered."""
+        rest = reader.rest()
+        self._old.remove(reader)
+        if (
+            reader.offset >= LEAST_BYTES
+        ):  # of fewer, only the number would be known, which is reused
+            self._past.append(reader.position(rotated=True))
+        reader.close()
+        return rest
+
+    def chunks(self, stop: Event) -> Iterator[Chunk | None]:
+        """All there is, the last line as well where it has no end."""
+        for old in list(self._old):
+            yield from self._until_end(old, stop)
+            if not stop.is_set():
+                yield self._finish(old)
+        if self._current:
+            yield from self._until_end(self._current, stop)
+            if not stop.is_set():
+                yield self._current.rest()
+        self.ended = not stop.is_set()
+
+    def _until_end(self, reader: Reader, stop: Event) -> Iterator[Chunk]:
+        try:
+            while not stop.is_set() and (chunk := reader.read()):
+                yield chunk
+        except EmptiedError:
+            self._tell(f"{self._path}: was emptied while it was read")
+
+    def next(self) -> Chunk | None:
+        """What was written since; None where nothing was."""
+        is_open = self._is_open()  # first: with the new file, files between it and the old show
+        for old in list(self._old):
+            if chunk := self._next_of_old(old):
+                return chunk
+        return self._next_of_current() if is_open else None
+
+    def _next_of_old(self, reader: Reader) -> Chunk | None:
+        chunk = None
+        with suppress(EmptiedError):
+            chunk = reader.read()
+        now = time.monotonic()
+        if chunk:
+            reader.silent_at = now + ROTATED_S
+        elif now > reader.silent_at:
+            rest = self._finish(reader)
+            return rest if rest.lines else None
+        return chunk
+
+    def _next_of_current(self) -> Chunk | None:
+        reader = self._current
+        assert reader is not None
+        # Asked before the read: then what the read does not give was not there.
+        renamed = reader.is_at(self._path) is False
+        try:
+            chunk = reader.read()
+        except EmptiedError:
+            self._on_emptied(reader)
+            return self.next()
+        if chunk is None and renamed:
+            self._retire(reader, left=True)
+            self._current = None
+            return self.next()
+        return chunk
+
+    def _on_emptied(self, reader: Reader) -> None:
+        """Who empties a log has copied it before, with lines that were not read yet."""
+        copy = self._found(reader.position(rotated=False))
+        if copy is not None and copy.is_at(self._path):
+            copy.close()
+        elif copy is not None:
+            self._retire(copy, left=True)
+        reader.restart()
+        self._retire_unseen()
+
+    def _is_open(self) -> bool:
+        try:
+            self.open()
+        except OSError as error:
+            if self._told != error.strerror:
+                self._told = error.strerror or ""
+                self._tell(f"{self._path}: {error.strerror}; waiting for it")
+            return False
+        self._told = ""
+        return True
+
+    def positions(self) -> list[Position]:
+        """Of all files, those that lost the name first."""
+        found = [*self._past, *(reader.position(rotated=True) for reader in self._old)]
+        return [*found, self._current.position(rotated=False)] if self._current else found
+
+    def size(self) -> int | None:
+        """Bytes that are there now and were not read."""
+        readers = [*self._old, self._current] if self._current else self._old
+        return sum(reader.remaining() for reader in readers)

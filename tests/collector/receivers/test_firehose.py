@@ -1,0 +1,129 @@
+import base64
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from logpipe.collector.receivers.firehose import parse
+from logpipe.problems import Problem
+from tests.collector.receivers.parsing import event, events, items
+from tests.collector.receivers.samples import TOKEN, collecting, stored, texts
+from tests.servers import Valkey, serving
+
+ARN = "arn:aws:firehose:eu-central-1:1234:deliverystream/my-stream"
+CLOUDWATCH = {
+    "messageType": "DATA_MESSAGE", "owner": "1234", "logGroup": "/aws/lambda/f",
+    "logStream": "2024/[1]x", "subscriptionFilters": ["sf"],
+    "logEvents": [
+        {"id": "e1", "timestamp": 1_710_000_000_123, "message": "START"},
+        {"id": "e2", "timestamp": 1, "message": "END", "extractedFields": {"a": "b"}},
+    ],
+}  # fmt: skip
+
+
+def delivery(*records: bytes) -> bytes:
+    packed = [{"data": base64.b64encode(record).decode()} for record in records]
+    return json.dumps({"requestId": "r1", "timestamp": 1, "records": packed}).encode()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_cloudwatchs_log_events_are_events(packed: bool) -> None:
+    record = json.dumps(CLOUDWATCH).encode()
+    attributes = json.dumps({"commonAttributes": {"env": "prod"}})
+    first, second = events(
+        parse,
+        delivery(gzip.compress(record) if packed else record),
+        headers={
+            "x-amz-firehose-source-arn": ARN,
+            "x-amz-firehose-common-attributes": attributes,
+        },
+    )
+    assert (first.source, first.message) == ("/aws/lambda/f", "START")
+    assert first.ts_unix_ms == 1_710_000_000_123
+    assert first.metadata == {
+        "log.record.uid": "e1", "aws.log.group.names": ["/aws/lambda/f"],
+        "aws.log.stream.names": ["2024/[1]x"], "cloud.account.id": "1234",
+        "aws.log.subscription_filters": ["sf"], "cloud.resource_id": ARN, "env": "prod",
+    }  # fmt: skip
+    assert second.metadata["extractedFields"] == {"a": "b"}
+
+
+def test_a_control_message_only_asks_whether_anyone_is_there() -> None:
+    control = json.dumps({**CLOUDWATCH, "messageType": "CONTROL_MESSAGE"}).encode()
+    bare = b'{"messageType":"CONTROL_MESSAGE"}'
+    assert items(parse, delivery(gzip.compress(control), control, bare)) == []
+
+
+def test_other_records_are_json_or_lines() -> None:
+    found = events(
+        parse,
+        delivery(b'{"msg":"a","level":"warn"}{"msg":"b"}', b"c\nd\n", gzip.compress(b"e"), b""),
+        headers={"x-amz-firehose-source-arn": ARN},
+    )
+    assert [each.message for each in found] == ["a", "b", "c", "d", "e"]
+    assert {each.source for each in found} == {"my-stream"}
+    assert found[0].level == "WARN"
+
+
+def test_a_record_that_is_no_base64_is_taken_as_it_is() -> None:
+    assert event(parse, b'{"records":[{"data":"caf\xc3\xa9!"}]}').message == "café!"
+
+
+@pytest.mark.parametrize(
+    "group", ["", None, 7, "g" * 512, ["x"]], ids=["empty", "null", "number", "long", "list"]
+)
+def test_a_log_group_of_any_kind_is_no_reason_to_fail(group: Any) -> None:
+    record = json.dumps({**CLOUDWATCH, "logGroup": group, "logEvents": [7, None, {}]}).encode()
+    assert len(events(parse, delivery(record))) == 3
+
+
+def test_what_a_record_unpacks_to_is_bounded_for_all_together() -> None:
+    record = gzip.compress(b"x" * 600)
+    assert len(events(parse, delivery(record), limit=1000)) == 1
+    with pytest.raises(Problem) as caught:
+        items(parse, delivery(record, record), limit=1000)
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"{", b'{"records":7}', b'{"records":[{"data":7}]}', delivery(b"\x1f\x8bbad")],
+)
+def test_what_is_no_delivery_is_a_400(body: bytes) -> None:
+    with pytest.raises((Problem, ValueError)):
+        items(parse, body)
+
+
+async def test_the_answer_repeats_the_id_of_the_request(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        headers = {"X-Amz-Firehose-Request-Id": "r1", "X-Amz-Firehose-Protocol-Version": "1.0"}
+        for _ in range(2):
+            answer = await service.http.post("/firehose", content=delivery(b"a"), headers=headers)
+            assert answer.status_code == 200
+            assert answer.headers["content-type"] == "application/json"
+            assert answer.json()["requestId"] == "r1"
+            assert set(answer.json()) == {"requestId", "timestamp"}
+        assert texts(valkey) == ("a",)  # the second time it was the same request
+        other = {**headers, "X-Amz-Firehose-Request-Id": "r2"}
+        await service.http.post("/firehose", content=delivery(b"b"), headers=other)
+        assert texts(valkey) == ("a", "b")
+
+
+async def test_an_error_says_why_in_the_same_form(valkey: Valkey) -> None:
+    headers = {"X-Amz-Firehose-Request-Id": "r1"}
+    async with collecting(valkey, ingest_tokens=TOKEN) as service:
+        for key, status in ((None, 401), ("wrong", 403)):
+            given = headers | ({"X-Amz-Firehose-Access-Key": key} if key else {})
+            answer = await service.http.post("/firehose", content=delivery(b"a"), headers=given)
+            assert answer.status_code == status
+            assert answer.json()["requestId"] == "r1"
+            assert answer.json()["errorMessage"]
+        bad = await service.http.post(
+            "/firehose", content=b"{", headers={**headers, "X-Amz-Firehose-Access-Key": TOKEN}
+        )
+        assert (bad.status_code, bad.json()["requestId"]) == (400, "r1")
+        assert stored(valkey) == []
+    async with serving(redis_addr="unix:///nowhere/v.sock", role="collector") as service:
+        answer = await service.http.post("/firehose", content=delivery(b"a"), headers=headers)
+        assert (answer.status_code, answer.json()["requestId"]) == (503, "r1")

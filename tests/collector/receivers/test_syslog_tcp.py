@@ -1,0 +1,216 @@
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from logpipe.app import running
+from logpipe.collector.receivers import syslog_tcp
+from logpipe.collector.receivers.syslog_tcp import SyslogListener
+from logpipe.problems import Problem
+from logpipe.server import PortTakenError
+from logpipe.settings import load
+from logpipe.stream import Append
+from tests.collector.receivers.samples import collecting, counted, stored, texts
+from tests.helpers import wait_until
+from tests.raw import Connection
+from tests.servers import Service, Valkey, free_port, serving, spawned
+
+
+def listener_of(service: Service) -> SyslogListener:
+    assert service.process.syslog is not None
+    return service.process.syslog
+
+
+@contextlib.asynccontextmanager
+async def to(port: int) -> AsyncIterator[Connection]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield Connection(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def sent(port: int, data: bytes) -> None:
+    async with to(port) as connection:
+        await connection.send(data)
+
+
+async def metric(service: Service, outcome: str) -> float:
+    name = f'logpipe_receiver_events_total{{outcome="{outcome}",protocol="syslog-tcp"}} '
+    lines = (await service.http.get("/metrics")).text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+async def test_both_framings_come_in_over_one_port(valkey: Valkey) -> None:
+    async with collecting(valkey, syslog_tcp=0) as service:
+        port = listener_of(service).port
+        await sent(port, b"<14>1 - h a - - - one\n<14>1 - h a - - - two\n")
+        await wait_until(lambda: len(stored(valkey)) == 2, "lines are stored")
+        await sent(port, counted(b"<14>1 - h a - - - th\nree", b"<14>four") + b"<14>five")
+        await wait_until(lambda: len(stored(valkey)) == 5, "counted ones are stored")
+        assert texts(valkey) == ("one", "two", "th\nree", "four", "five")
+        assert await metric(service, "accepted") == 5
+        first, *_, last = stored(valkey)
+        assert first["metadata"]["host.name"] == "h"
+        assert last["metadata"]["host.name"] == "127.0.0.1"  # the message says nothing of it
+
+
+async def test_it_is_off_unless_a_port_is_given(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        assert service.process.syslog is None
+
+
+async def test_a_role_without_a_collector_listens_to_none(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, role="distributor", syslog_tcp=0) as service:
+        assert service.process.syslog is None
+
+
+async def test_a_message_that_comes_in_pieces_is_one(valkey: Valkey) -> None:
+    async with collecting(valkey, syslog_tcp=0) as service, to(listener_of(service).port) as sender:
+        await sender.send(b"<14>first\n<14>sec")
+        await wait_until(lambda: texts(valkey) == ("first",), "the first is stored")
+        await sender.send(b"ond\n")
+        await wait_until(lambda: texts(valkey) == ("first", "second"), "the second is stored")
+
+
+@pytest.mark.parametrize(("length", "cut"), [(1000, False), (1001, True), (100_000, True)])
+async def test_a_message_over_the_limit_is_cut_and_what_follows_is_whole(
+    valkey: Valkey, length: int, cut: bool
+) -> None:
+    async with collecting(valkey, syslog_tcp=0, max_message_bytes=1000) as service:
+        await sent(listener_of(service).port, b"x" * length + b"\nnext\n")
+        await wait_until(lambda: len(stored(valkey)) == 2, "both are stored")
+        long, following = stored(valkey)
+        assert ("log.truncated" in long["metadata"]) is cut
+        assert following["message"] == "next"
+
+
+async def test_one_connection_too_many_is_closed_and_the_others_go_on(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(syslog_tcp, "MAX_CONNECTIONS", 2)
+    async with collecting(valkey, syslog_tcp=0) as service:
+        port = listener_of(service).port
+        async with to(port) as one, to(port) as two:
+            await one.send(b"1\n")
+            await two.send(b"2\n")
+            await wait_until(lambda: len(stored(valkey)) == 2, "two are open")
+            for _ in range(2):
+                async with to(port) as third:
+                    assert await third.rest() == b""
+            told = [each for each in caplog.messages if "more are closed" in each]
+            assert len(told) == 1
+            await one.send(b"3\n")
+            await wait_until(lambda: len(stored(valkey)) == 3, "an open one goes on")
+        await wait_until(lambda: not listener_of(service)._open, "both have ended")
+        await sent(port, b"4\n")
+        await wait_until(lambda: len(stored(valkey)) == 4, "there is room again")
+
+
+async def test_while_redis_is_away_nothing_is_read_and_then_everything_is_stored_once(
+    own_valkey: Valkey,
+) -> None:
+    async with collecting(own_valkey, syslog_tcp=0) as service:
+        async with to(listener_of(service).port) as sender:
+            await sender.send(b"before\n")
+            await wait_until(lambda: len(stored(own_valkey)) == 1, "the first is stored")
+            own_valkey.signal(signal.SIGSTOP)
+            line = b"x" * 1000
+            lines = [b"%05d %b\n" % (number, line) for number in range(10_000)]
+            sending = asyncio.create_task(sender.send(b"".join(lines)))
+            (connection,) = listener_of(service)._open
+            await wait_until(lambda: bool(connection._ready), "some of it was read")
+            await wait_until(lambda: not connection._transport.is_reading(), "no more is read")
+            held = sum(len(frame.data) for frame in connection._ready)
+            assert held <= 512 * 1024
+            assert not sending.done()  # the rest waits with the sender
+            own_valkey.signal(signal.SIGCONT)
+            own_valkey.kill()
+            own_valkey.start()
+            await sending
+        await wait_until(lambda: len(stored(own_valkey)) >= 10_001, "all is stored", timeout=30)
+        assert [text[:5] for text in texts(own_valkey)[1:]] == [f"{n:05d}" for n in range(10_000)]
+
+
+async def test_an_append_whose_confirmation_was_lost_is_not_made_twice(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with collecting(valkey, syslog_tcp=0) as service:
+        appender = listener_of(service).process.appender
+        append, calls = appender.append, []
+
+        async def lossy(request: Append) -> object:
+            done = await append(request)
+            calls.append(request.once)
+            if len(calls) == 1:
+                raise Problem(503, "no confirmation in time")
+            return done
+
+        monkeypatch.setattr(appender, "append", lossy)
+        await sent(listener_of(service).port, b"once\n")
+        await wait_until(lambda: len(calls) == 2, "it is tried again")
+        assert calls[0] == calls[1]
+        assert texts(valkey) == ("once",)
+
+
+async def test_what_was_read_and_not_stored_at_the_end_is_told(
+    own_valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        collecting(own_valkey, syslog_tcp=0) as service,
+        to(listener_of(service).port) as sender,
+    ):
+        await sender.send(b"before\n")
+        await wait_until(lambda: len(stored(own_valkey)) == 1, "the first is stored")
+        own_valkey.kill()
+        await sender.send(b"1\n2\n3\n")
+        (connection,) = listener_of(service)._open
+        await wait_until(lambda: len(connection._ready) == 3, "they were read")
+        service.server.stop()
+        await sender.rest()
+    assert "3 messages of 127.0.0.1 were read and not stored" in caplog.text
+
+
+async def test_tokens_cannot_be_asked_for_and_that_is_said(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        async with collecting(valkey, syslog_tcp=0):
+            assert "syslog knows no tokens" not in caplog.text
+        async with collecting(valkey, syslog_tcp=0, ingest_tokens="t"):
+            assert "syslog knows no tokens" in caplog.text
+
+
+async def test_a_port_in_use_ends_the_start_with_its_own_variable(valkey: Valkey) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortTakenError, match=rf"^SYSLOG_TCP={port}: .* --syslog-tcp$"):
+            async with running(load({"redis_addr": valkey.url, "syslog_tcp": port}, {})):
+                pass
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_process_takes_syslog_and_ends_in_time_while_senders_are_connected(
+    valkey: Valkey, tmp_path: Path, workers: str
+) -> None:
+    port = free_port()
+    async with spawned(
+        tmp_path, ROLE="collector", REDIS_ADDR=valkey.url, SYSLOG_TCP=str(port), WORKERS=workers
+    ) as process:
+        await process.ready()
+        async with contextlib.AsyncExitStack() as stack:
+            senders = [await stack.enter_async_context(to(port)) for _ in range(8)]
+            for number, sender in enumerate(senders):
+                await sender.send(b"%d\n" % number)
+            await wait_until(lambda: len(stored(valkey)) == 8, "all are stored")
+            await senders[0].send(b"half a line")
+            process.popen.send_signal(signal.SIGTERM)
+            assert await process.exit_status(timeout=5) == 0, process.log.read_text()
+            assert [await sender.rest() for sender in senders] == [b""] * 8

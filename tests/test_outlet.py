@@ -1,0 +1,128 @@
+"""The log's way out: in order, whole, and never in the way of those who write to it."""
+
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from logpipe import outlet
+from logpipe.logs import JsonFormatter
+from logpipe.outlet import Outlet, may_block
+from tests.helpers import wait_until
+from tests.servers import Valkey, free_port, spawned
+
+EVENT = b'{"source":"a","message":"b"}'
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    read, write = os.pipe()
+    yield read, write
+    os.close(read)
+    os.close(write)
+
+
+def said(handler: Outlet, text: str) -> None:
+    handler.handle(logging.makeLogRecord({"msg": text, "levelname": "INFO", "name": "x"}))
+
+
+def test_only_what_needs_a_reader_may_block(tmp_path: Path, pipe: tuple[int, int]) -> None:
+    assert not may_block(io.StringIO())
+    with (tmp_path / "log").open("w") as file:
+        assert not may_block(file)
+    assert not may_block(file)  # closed
+    with os.fdopen(os.dup(pipe[1]), "w") as out:
+        assert may_block(out)
+
+
+def test_records_come_in_order_a_line_each_and_all_before_the_end(pipe: tuple[int, int]) -> None:
+    handler = Outlet(pipe[1])
+    for number in range(1000):
+        said(handler, f"{number} é \udc80")
+    handler.flush()
+    lines = os.read(pipe[0], 1 << 20).decode().splitlines()
+    assert lines == [f"{number} é \\udc80" for number in range(1000)]
+
+
+def test_who_reads_nothing_stops_nobody_and_is_told_what_was_dropped(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlet, "MAX_WAITING", 100)
+    handler = Outlet(pipe[1])
+    handler.setFormatter(JsonFormatter())
+    for number in range(2000):
+        said(handler, f"{number}" + "x" * 1000)
+    started = time.monotonic()
+    handler.flush()
+    assert time.monotonic() - started < outlet.FLUSH_S + 5  # it gives up
+    os.set_blocking(pipe[0], False)
+    kept, dropped = read_all(handler, pipe[0], 2000)
+    assert kept == sorted(set(kept))
+    assert kept[:100] == list(range(100))
+    assert dropped > 0
+
+
+def read_all(handler: Outlet, pipe: int, count: int) -> tuple[list[int], int]:
+    """The numbers that came, and how many the log says were dropped: so many together."""
+    kept: list[int] = []
+    dropped = 0
+    rest = b""
+    deadline = time.monotonic() + 10
+    while len(kept) + dropped < count:
+        assert time.monotonic() < deadline
+        try:
+            *lines, rest = (rest + os.read(pipe, 1 << 20)).split(b"\n")
+        except BlockingIOError:
+            said(handler, "later")
+            time.sleep(0.01)
+            continue
+        for message in (json.loads(line)["message"] for line in lines):
+            if message.endswith("x"):
+                kept.append(int(message.rstrip("x")))
+            elif "were dropped" in message:
+                dropped += int(message.split()[0])
+    return kept, dropped
+
+
+def test_a_descriptor_that_is_gone_is_no_trouble(pipe: tuple[int, int]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    handler = Outlet(write)  # SIGPIPE is off in Python: EPIPE
+    said(handler, "into the void")
+    handler.flush()
+    os.close(write)
+
+
+async def test_a_collector_whose_log_nobody_reads_takes_events_and_ends(
+    tmp_path: Path, valkey: Valkey
+) -> None:
+    """At level debug, with a line a request: several times what a pipe holds."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)  # holds it open, and takes nothing
+    port = str(free_port())
+    (tmp_path / f"logpipe-{port}.log").symlink_to(fifo)
+    environ = {"REDIS_ADDR": valkey.url, "ROLE": "collector", "LOG_LEVEL": "debug"}
+    async with spawned(tmp_path, PORT=port, LOG_FORMAT="json", **environ) as process:
+        async with httpx.AsyncClient(base_url=process.url, trust_env=False) as http:
+
+            async def answers() -> bool:
+                try:
+                    return (await http.get("/healthz")).status_code == 200
+                except httpx.HTTPError:
+                    return False
+
+            await wait_until(answers, "it is ready", timeout=20)
+            for _ in range(1000):
+                assert (await http.post("/ingest", content=EVENT)).status_code == 202
+        process.popen.terminate()
+        assert await process.exit_status() == 0
+    os.set_blocking(reader, False)
+    assert len(os.read(reader, 1 << 20)) >= 60_000  # it was full
+    os.close(reader)
