@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import redis
 from redis.exceptions import RedisError
 
 from tests.servers import Valkey, free_port

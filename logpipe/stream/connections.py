@@ -37,6 +37,7 @@ from redis.exceptions import (
 from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream.direct import Direct
+from logpipe.stream.failovers import note_command
 from logpipe.stream.finding import primary_of
 from logpipe.stream.following import FollowingClient, FollowingConnection
 from logpipe.stream.health import Kind, RedisHealth
@@ -55,9 +56,9 @@ TROUBLED_S = 0.2
 """Between two looks at one that is in trouble."""
 ROOM_AGAIN = 0.05
 """The part of its memory that a full Redis must have free to be no longer full."""
-WATCH_S = 0.25
-"""Between two looks for another primary while this one is in trouble: what waits for a frozen one
-does not ask."""
+WATCH_S = 0.2
+"""Between two looks for another primary. One that is frozen, or not told yet of its successor,
+gives no reason to look; the latter even acknowledges what will be lost."""
 AUTH_RETRY_S = 5.0
 """After a refused password or user: trying on at once would only fill Redis' log."""
 
@@ -79,8 +80,10 @@ class Connections:
         self, address: RedisAddress, key: str, block_ms: int, trouble: Callable[[], str | None]
     ) -> None:
         self.health = RedisHealth(str(address))
-        self._primary = primary = primary_of(address, key)
-        self.appending = Direct(address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary)
+        self.primary = primary = primary_of(address, key)
+        self.appending = Direct(
+            address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, note_command(key)
+        )
         self.writing = _client(address, WRITE_TIMEOUT_S, primary)
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S, primary)
         self.reading = _client(address, READ_TIMEOUT_S, primary)
@@ -93,21 +96,22 @@ class Connections:
         """Closes them all."""
         for client in (self.appending, self.writing, self.blocking, self.reading):
             await client.aclose()
+        if self.primary is not None:
+            await self.primary.aclose()
 
     async def monitor(self) -> None:
         """Looks at Redis for ever, so that `health` is true also when nothing is sent."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._monitor())
-            if self._primary is not None:
-                tasks.create_task(self._watch(self._primary))
+            if self.primary is not None:
+                tasks.create_task(self._watch(self.primary))
 
     async def _watch(self, primary: Primary) -> None:
-        """Looks for another primary while there is trouble, for ever."""
+        """Looks for another primary, for ever."""
         while True:
             await asyncio.sleep(WATCH_S)
-            if self.health.kind != "ok":
-                with contextlib.suppress(RedisError, OSError):
-                    await primary.look()
+            with contextlib.suppress(RedisError, OSError):
+                await primary.look()
 
     async def _monitor(self) -> None:
         while True:

@@ -103,7 +103,8 @@ def _raise_refusal(answers: list[Any]) -> None:
 class Direct:
     """Connections to a Redis as they are needed, each used by one command at a time.
 
-    With a `primary`, they are to the node that it names, instead of the address.
+    With a `primary`, they are to the node that it names, instead of the address, and begin with
+    `greeting`.
     """
 
     def __init__(
@@ -112,11 +113,13 @@ class Direct:
         connect_s: float,
         answer_s: float,
         primary: Primary | None = None,
+        greeting: tuple[Any, ...] = (),
     ) -> None:
         self._address = address
         self._connect_s = connect_s
         self._answer_s = answer_s
         self._primary = primary
+        self._noting = [greeting] if greeting else []
         self._idle: list[_Connection] = []
 
     async def call(self, *command: Any) -> Any:
@@ -134,7 +137,7 @@ class Direct:
         return await self._at(None, packed, count)
 
     async def _at(self, node: Node | None, packed: list[bytes], count: int) -> list[Any]:
-        connection = self._take(node) or await self._connect(node)
+        connection = self._take(node) or await self._connect(node, self._noting)
         answers = await connection.exchange(packed, count, self._answer_s)
         self._idle.append(connection)
         return answers
@@ -161,7 +164,7 @@ class Direct:
 
     async def _ask(self, node: Node, packed: list[bytes], count: int) -> list[Any]:
         """By a connection for this once: a slot moves seldom."""
-        connection = await self._connect(node)
+        connection = await self._connect(node, [])
         try:
             asking = hiredis.pack_command(("ASKING",))
             return (await connection.exchange([asking, *packed], count + 1, self._answer_s))[1:]
@@ -176,7 +179,7 @@ class Direct:
             connection.cut_off()
         return None
 
-    async def _connect(self, node: Node | None) -> _Connection:
+    async def _connect(self, node: Node | None, noting: list[tuple[Any, ...]]) -> _Connection:
         address, loop = self._address, asyncio.get_running_loop()
         host, port = node or (address.host, address.port)
         async with asyncio.timeout(self._connect_s):
@@ -193,13 +196,13 @@ class Direct:
         if self._primary is not None:
             self._primary.connected(connection)
         # A login that is refused is told by every command after it.
-        greeting = self._greeting()
+        greeting = [*self._greeting(), *noting]
         packed = [hiredis.pack_command(command) for command in greeting]
         answers = await connection.exchange(packed, len(greeting), self._connect_s)
         for answer in answers:
-            if isinstance(answer, Exception):
-                connection.transport.abort()
-                raise answer
+            if isinstance(answer, ResponseError):
+                connection.cut_off()
+                raise refusal(answer)
         return connection
 
     def _greeting(self) -> list[tuple[Any, ...]]:

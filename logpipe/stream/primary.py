@@ -72,8 +72,13 @@ class Connected(Protocol):
 class Primary:
     """The node to connect to, which `ask` finds; it raises `RedisError` or OSError."""
 
-    def __init__(self, ask: Callable[[], Awaitable[Node]]) -> None:
+    def __init__(
+        self, ask: Callable[[], Awaitable[Node]], aclose: Callable[[], Awaitable[None]]
+    ) -> None:
         self._ask = ask
+        self._aclose = aclose
+        self.generation = 0
+        """Grows when it may be another node, or the same one with another past."""
         self._known: Node | None = None
         self._asking: asyncio.Task[Node] | None = None
         self._connections: weakref.WeakSet[Connected] = weakref.WeakSet()
@@ -97,9 +102,19 @@ class Primary:
         self.moved(node)
         return node
 
+    async def aclose(self) -> None:
+        """Ends what asks."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+        await self._aclose()
+
     def moved(self, node: Node) -> None:
         """Takes note of the primary; connections to any other node are over."""
+        if node == self._known:
+            return
         self._known = node
+        self.generation += 1
         for connection in list(self._connections):
             if connection.node != node:
                 connection.cut_off()
@@ -114,6 +129,7 @@ class Primary:
             self.moved(Node(error.host or (node.host if node else ""), error.port))
         elif isinstance(error, _DOUBTFUL) and node == self._known:
             self._known = None  # the next one asks
+            self.generation += 1
 
     async def followed(self, send: Callable[[Node | None], Awaitable[T]]) -> T:
         """What `send` answers, once it is not refused because the slot is elsewhere.

@@ -5,7 +5,7 @@ retries: a verb works or raises `Unavailable`, and the loops above decide.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -27,6 +27,7 @@ from logpipe.stream.append import (
 from logpipe.stream.connections import Connections, Memory
 from logpipe.stream.entries import entry_of
 from logpipe.stream.exchange import exchange
+from logpipe.stream.failovers import KEPT, NOTE, Failovers, gap_before, note_keys
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
 
@@ -61,6 +62,9 @@ class Stream:
         self._block_ms = block_ms
         self._transaction = Transaction(name, maxlen)
         self._redis = Connections(address, name, block_ms, trouble)
+        self._failovers = Failovers()
+        self._noted = -1
+        """The generation of the primary whose failovers these are."""
         self.groups = StreamGroups(self._redis, name)
 
     @property
@@ -109,12 +113,30 @@ class Stream:
         that does not reach from before it to behind it may be another one, which makes the
         position worthless.
         """
+        return await self._steadily(lambda: self._read(after, count, witness))
+
+    async def _steadily(self, read: Callable[[], Awaitable[Page]]) -> Page:
+        """A page as one primary has it whose failovers are known."""
+        primary = self._redis.primary
+        if primary is None:
+            return await read()
+        while True:
+            generation = primary.generation
+            if generation != self._noted:
+                async with self._redis.translated():
+                    told = await NOTE.run(self._redis.writing, note_keys(self.name), KEPT)
+                self._failovers, self._noted = Failovers(told), generation
+            page = await read()
+            if primary.generation == generation:
+                return page
+
+    async def _read(self, after: Cursor, count: int, witness: StreamId) -> Page:
         async with self._redis.translated():
             raw: Any = await self._redis.reading.xrange(self.name, str(after.id), "+", count + 1)
         if raw and from_wire(raw[0][0]) == after.id:
             # Trimming takes from the front: while the cursor's own entry is there, nothing after
             # it has gone.
-            return _page(None, after, raw[1:])
+            return self._page(after, raw[1:])
         return await self._prove(after, count, witness)
 
     async def follow(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
@@ -122,6 +144,9 @@ class Stream:
 
         Waiting and reading are sent together: one way to Redis and back instead of two.
         """
+        return await self._steadily(lambda: self._follow(after, count, witness))
+
+    async def _follow(self, after: Cursor, count: int, witness: StreamId) -> Page:
         async with self._redis.translated():
             waited, raw = await exchange(
                 self._redis.blocking,
@@ -132,7 +157,7 @@ class Stream:
                 if isinstance(answer, Exception):
                     raise answer
         if raw and from_wire(raw[0][0]) == after.id:
-            return _page(None, after, [(id_, dict(_pairs(fields))) for id_, fields in raw[1:]])
+            return self._page(after, [(id_, dict(_pairs(fields))) for id_, fields in raw[1:]])
         return await self._prove(after, count, witness)
 
     async def _prove(self, after: Cursor, count: int, witness: StreamId) -> Page:
@@ -142,13 +167,37 @@ class Stream:
             after = after.unproven()
         gap = gap_after(after, bounds)
         if gap is None:
-            return _page(None, _located(after, bounds), raw)
+            return self._page(_located(after, bounds), raw)
+        if gap.reason == "reset" and (end := self._failovers.end_before(after.id)) is not None:
+            return await self._rejoin(after, end, count)
         start = Cursor(gap.resume, bounds.position_before_first)
         if gap.reason == "reset":
             again, raw = await self._look(gap.resume, count)
             if again.first != bounds.first:
-                return await self.read(after, count, witness)
-        return _page(gap, start, raw)
+                return await self._read(after, count, witness)
+        return self._page(start, raw)._replace(gap=gap)
+
+    async def _rejoin(self, after: Cursor, end: StreamId, count: int) -> Page:
+        """What follows a cursor that a failover has taken from the stream, which is the same up to
+        `end`."""
+        _, raw = await self._look(end, count)
+        if not raw:
+            return _page(None, after, [])
+        gap = gap_before(from_wire(raw[0][0]), after.id)
+        page = self._page(Cursor(gap.resume), raw)
+        return page if after.id == gap.resume else page._replace(gap=gap)
+
+    def _page(self, after: Cursor, raw: list[Any]) -> Page:
+        """Entries that follow a cursor: up to where a failover may have cost some, or from there
+        on, with the gap."""
+        end = self._failovers.end_between(after.id, from_wire(raw[-1][0])) if raw else None
+        before = [each for each in raw if end is not None and from_wire(each[0]) <= end]
+        if end is None or before:
+            return _page(None, after, before or raw)
+        gap = gap_before(from_wire(raw[0][0]), after.id)
+        if gap.resume == end:
+            return _page(None, after, raw)
+        return self._page(Cursor(gap.resume), raw)._replace(gap=gap)
 
     async def _look(self, after: StreamId, count: int) -> tuple[Bounds, list[Any]]:
         """The bounds and the entries after an id, as of one moment."""
