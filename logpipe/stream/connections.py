@@ -42,6 +42,7 @@ from logpipe.stream.finding import primary_of
 from logpipe.stream.following import FollowingClient, FollowingConnection
 from logpipe.stream.health import Kind, RedisHealth
 from logpipe.stream.primary import Primary
+from logpipe.stream.replicas import Replicas
 
 CONNECT_TIMEOUT_S = 1.0
 WRITE_TIMEOUT_S = 1.5
@@ -77,7 +78,12 @@ class Connections:
     """
 
     def __init__(
-        self, address: RedisAddress, key: str, block_ms: int, trouble: Callable[[], str | None]
+        self,
+        address: RedisAddress,
+        key: str,
+        block_ms: int,
+        ack_replicas: int,
+        trouble: Callable[[], str | None],
     ) -> None:
         self.health = RedisHealth(str(address))
         self.primary = primary = primary_of(address, key)
@@ -87,6 +93,7 @@ class Connections:
         self.writing = _client(address, WRITE_TIMEOUT_S, primary)
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S, primary)
         self.reading = _client(address, READ_TIMEOUT_S, primary)
+        self.replicas = Replicas(ack_replicas) if ack_replicas else None
         self.memory = Memory()
         """As of the monitor's last look."""
         self._key = key
@@ -137,10 +144,16 @@ class Connections:
                 raise ResponseError("WRONGTYPE")
         # A user that may not call INFO can still use the stream.
         self.memory = Memory() if isinstance(info, Exception) else _memory_in(info)
-        trouble = None if isinstance(info, Exception) else _trouble_in(info, self.health.kind)
+        trouble = None if isinstance(info, Exception) else self._trouble_in(info)
         self.health.report(*(trouble or ("ok",)))
         if trouble:
             raise self.health.unavailable()
+
+    def _trouble_in(self, info: dict[str, Any]) -> tuple[Kind, str] | None:
+        trouble = _trouble_in(info, self.health.kind)
+        if trouble is None and self.replicas and (missing := self.replicas.missing(info)):
+            return "replicas", missing
+        return trouble
 
     @asynccontextmanager
     async def translated(self, *, trying: bool = False) -> AsyncIterator[None]:

@@ -7,6 +7,7 @@ command is packed by hiredis, written at once, and its answer is taken by one ca
 
 import asyncio
 import ssl
+from collections.abc import Sequence
 from typing import Any, cast
 
 import hiredis
@@ -122,12 +123,13 @@ class Direct:
         self._noting = [greeting] if greeting else []
         self._idle: list[_Connection] = []
 
-    async def call(self, *command: Any) -> Any:
-        """The answer to a command. Raises OSError and RedisError."""
-        (answer,) = await self.exchange(await _packed(command), 1)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    async def call(self, *command: Any, then: Sequence[bytes] = ()) -> list[Any]:
+        """The answer to a command, and those to packed ones right after it on the same connection.
+        Raises OSError, and RedisError also for the first one's."""
+        answers = await self.exchange([*await _packed(command), *then], 1 + len(then))
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return answers
 
     async def exchange(self, packed: list[bytes], count: int) -> list[Any]:
         """The answers to so many packed commands, errors among them. Raises OSError and

@@ -55,8 +55,8 @@ class _Sentinels:
         The leader of a failover names the new primary by its address alone as long as it has the
         other replicas reconfigured, and is the only one to know.
         """
-        flat = await sentinel.call("SENTINEL", "MASTER", self._name)
-        where = await sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
+        (flat,) = await sentinel.call("SENTINEL", "MASTER", self._name)
+        (where,) = await sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
         state = dict(zip(flat[::2], flat[1::2], strict=True))
         ahead = where != [state[b"ip"], state[b"port"]]
         return (ahead, int(state[b"config-epoch"])), Node(where[0].decode(), int(where[1]))
@@ -87,7 +87,7 @@ class _Slots:
         raise RedisConnectionError("no node of the Cluster knows who owns the stream's slot")
 
     async def _ask(self, node: Node) -> Node | None:
-        ranges = await self._nodes[node].call("CLUSTER", "SLOTS")
+        (ranges,) = await self._nodes[node].call("CLUSTER", "SLOTS")
         await self._keep({_node(each, node) for row in ranges for each in row[2:]})
         owners = (row[2] for row in ranges if row[0] <= self._slot <= row[1])
         owner = next(owners, None)

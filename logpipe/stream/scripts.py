@@ -1,6 +1,7 @@
 """What the scripts have in common: how they are called, and the keys beside the stream's."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import redis.asyncio as aioredis
@@ -27,14 +28,16 @@ class Script(NamedTuple):
         except NoScriptError:
             return await client.eval(self.text, len(keys), *keys, *arguments)
 
-    async def run_directly(self, direct: Direct, keys: list[str], *arguments: Any) -> Any:
-        """As `run`."""
+    async def run_directly(
+        self, direct: Direct, keys: list[str], *arguments: Any, then: Sequence[bytes] = ()
+    ) -> list[Any]:
+        """As `run`; after its answer those to the packed commands that go with it."""
         try:
-            return await direct.call("EVALSHA", self.sha, len(keys), *keys, *arguments)
+            return await direct.call("EVALSHA", self.sha, len(keys), *keys, *arguments, then=then)
         except ResponseError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
-        return await direct.call("EVAL", self.text, len(keys), *keys, *arguments)
+        return await direct.call("EVAL", self.text, len(keys), *keys, *arguments, then=then)
 
 
 def companion_key(stream: str, kind: str, text: str) -> str:

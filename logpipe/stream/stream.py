@@ -30,6 +30,7 @@ from logpipe.stream.exchange import exchange
 from logpipe.stream.failovers import KEPT, NOTE, Failovers, gap_before, note_keys
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
+from logpipe.stream.replicas import Replicas
 
 SIZE_SAMPLES = 5
 """Of each node of a stream, and of each group: what asking for its size may cost Redis."""
@@ -55,13 +56,14 @@ class Stream:
         *,
         maxlen: int,
         block_ms: int = 1000,
+        ack_replicas: int = 0,
         trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.name = name
         self._maxlen = maxlen
         self._block_ms = block_ms
         self._transaction = Transaction(name, maxlen)
-        self._redis = Connections(address, name, block_ms, trouble)
+        self._redis = Connections(address, name, block_ms, ack_replicas, trouble)
         self._failovers = Failovers()
         self._noted = -1
         """The generation of the primary whose failovers these are."""
@@ -91,18 +93,38 @@ class Stream:
         """Appends the events of all requests in one step, each request whole or not at all.
 
         Returns only after Redis has confirmed. Raises `Unavailable`; then the events of this call
-        are not in the stream, unless the connection was lost while Redis worked.
+        are not in the stream, unless the connection was lost while Redis worked, or too few
+        replicas have confirmed them (of the kind `replicas`).
         """
+        replicas = self._redis.replicas
+        if replicas is not None and self.health.kind == "replicas":
+            raise self.health.unavailable()  # each would wait in vain, one after the other
         if all(request.once is None for request in requests):
             events = [event for request in requests for event in request.events]
             packed, count = self._transaction.packed(events)
             async with self._redis.translated():
-                ids = ids_of(await self._redis.appending.exchange([packed], count))
+                if replicas is not None:
+                    ids = ids_of(await self._exchange_and_wait(packed, count, replicas))
+                else:
+                    ids = ids_of(await self._redis.appending.exchange([packed], count))
             return list(outcomes(requests, ids))
-        keys, rest = arguments(self.name, self._maxlen, requests)
+        keys, rest = arguments(self.name, self._maxlen, requests, waits=replicas is not None)
+        then = [] if replicas is None else [replicas.packed]
         async with self._redis.translated():
-            answers = await APPEND.run_directly(self._redis.appending, keys, *rest)
+            answers, *waited = await APPEND.run_directly(
+                self._redis.appending, keys, *rest, then=then
+            )
+            if replicas is not None:
+                replicas.check(*waited)
         return [outcome(answer) for answer in answers]
+
+    async def _exchange_and_wait(self, packed: bytes, count: int, replicas: Replicas) -> list[Any]:
+        *answers, waited = await self._redis.appending.exchange(
+            [packed, replicas.packed], count + 1
+        )
+        if not isinstance(answers[-1], Exception):
+            replicas.check(waited)
+        return answers
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -190,7 +212,9 @@ class Stream:
     def _page(self, after: Cursor, raw: list[Any]) -> Page:
         """Entries that follow a cursor: up to where a failover may have cost some, or from there
         on, with the gap."""
-        end = self._failovers.end_between(after.id, from_wire(raw[-1][0])) if raw else None
+        end = None
+        if raw and self._redis.replicas is None:  # else what was acknowledged is on the replica
+            end = self._failovers.end_between(after.id, from_wire(raw[-1][0]))
         before = [each for each in raw if end is not None and from_wire(each[0]) <= end]
         if end is None or before:
             return _page(None, after, before or raw)
