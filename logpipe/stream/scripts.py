@@ -1,7 +1,6 @@
 """What the scripts have in common: how they are called, and the keys beside the stream's."""
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import redis.asyncio as aioredis
@@ -28,16 +27,24 @@ class Script(NamedTuple):
         except NoScriptError:
             return await client.eval(self.text, len(keys), *keys, *arguments)
 
-    async def run_directly(
-        self, direct: Direct, keys: list[str], *arguments: Any, then: Sequence[bytes] = ()
-    ) -> list[Any]:
-        """As `run`; after its answer those to the packed commands that go with it."""
+    async def run_directly(self, direct: Direct, keys: list[str], *arguments: Any) -> Any:
+        """As `run`."""
         try:
-            return await direct.call("EVALSHA", self.sha, len(keys), *keys, *arguments, then=then)
+            return (await direct.call("EVALSHA", self.sha, len(keys), *keys, *arguments))[0]
         except ResponseError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
-        return await direct.call("EVAL", self.text, len(keys), *keys, *arguments, then=then)
+        return (await direct.call("EVAL", self.text, len(keys), *keys, *arguments))[0]
+
+    async def run_directly_and(
+        self, then: bytes, direct: Direct, keys: list[str], *arguments: Any
+    ) -> tuple[Any, Any]:
+        """As `run`, and the answer to a packed command that goes with it: to wait after a script
+        that turned out to be forgotten would be in vain, so its text goes along."""
+        first, second = await direct.call(
+            "EVAL", self.text, len(keys), *keys, *arguments, then=[then]
+        )
+        return first, second
 
 
 def companion_key(stream: str, kind: str, text: str) -> str:

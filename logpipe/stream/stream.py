@@ -109,13 +109,14 @@ class Stream:
                     ids = ids_of(await self._redis.appending.exchange([packed], count))
             return list(outcomes(requests, ids))
         keys, rest = arguments(self.name, self._maxlen, requests, waits=replicas is not None)
-        then = [] if replicas is None else [replicas.packed]
         async with self._redis.translated():
-            answers, *waited = await APPEND.run_directly(
-                self._redis.appending, keys, *rest, then=then
-            )
-            if replicas is not None:
-                replicas.check(*waited)
+            if replicas is None:
+                answers = await APPEND.run_directly(self._redis.appending, keys, *rest)
+            else:
+                answers, waited = await APPEND.run_directly_and(
+                    replicas.packed, self._redis.appending, keys, *rest
+                )
+                replicas.check(waited)
         return [outcome(answer) for answer in answers]
 
     async def _exchange_and_wait(self, packed: bytes, count: int, replicas: Replicas) -> list[Any]:
