@@ -9,8 +9,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from tests.servers import Valkey, free_port
@@ -57,6 +58,20 @@ class Deployment:
         node.start()
         return node
 
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, **options: int) -> Iterator[Self]:
+        """A running one, gone at the end."""
+        deployment = cls()
+        try:
+            deployment.start(**options)
+            yield deployment
+        finally:
+            deployment.close()
+
+    def start(self, **options: int) -> None:
+        """Starts the servers; returns when they know each other."""
+
     def close(self) -> None:
         """Kills them all."""
         for node in self.nodes:
@@ -79,8 +94,10 @@ def eventually(predicate: Callable[[], Any], description: str, timeout: float = 
 class Replicated(Deployment):
     """A primary, replicas, and three Sentinels that watch them."""
 
-    def __init__(self, replicas: int = 1, sentinels: int = 3, down_after_ms: int = 1000) -> None:
-        super().__init__()
+    def start(  # type: ignore[override]
+        self, *, replicas: int = 1, sentinels: int = 3, down_after_ms: int = 1000
+    ) -> None:
+        """As `Deployment.start`."""
         primary = self.node("--appendonly", "no", "--repl-diskless-sync-delay", "0")
         to_primary = ("--replicaof", f"127.0.0.1 {primary.port}", "--repl-diskless-sync-delay", "0")
         self.data = [primary, *(self.node(*to_primary) for _ in range(replicas))]
@@ -128,12 +145,68 @@ class Replicated(Deployment):
         _, port = self.sentinels[0].ask("SENTINEL GET-MASTER-ADDR-BY-NAME", MASTER)
         return next(node for node in self.data if node.port == int(port))
 
-    @classmethod
-    @contextlib.contextmanager
-    def started(cls, **options: int) -> Iterator["Replicated"]:
-        """A running one, gone at the end."""
-        deployment = cls(**options)
-        try:
-            yield deployment
-        finally:
-            deployment.close()
+
+SLOTS = 16384
+
+
+class Cluster(Deployment):
+    """Three primaries that share the slots, and a replica of the one that owns the stream's."""
+
+    slot = key_slot(b"logs")
+
+    def start(self, *, node_timeout_ms: int = 1000) -> None:  # type: ignore[override]
+        """As `Deployment.start`."""
+        self._options = (
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms)),
+            *("--repl-diskless-sync-delay", "0"),
+        )
+        self._buses: dict[int, int] = {}
+        self.primaries = [self._member() for _ in range(3)]
+        step = -(-SLOTS // 3)
+        for number, node in enumerate(self.primaries):
+            end = min((number + 1) * step, SLOTS) - 1
+            node.ask("CLUSTER", "ADDSLOTSRANGE", number * step, end)
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        self.owner = self.primaries[self.slot // step]
+        self.replica = self._member()
+        first = self.nodes[0]
+        for node in self.nodes[1:]:
+            node.ask("CLUSTER", "MEET", "127.0.0.1", first.port, self._buses[first.port])
+        eventually(lambda: all(map(self._knows_all, self.nodes)), "the nodes know each other")
+        self.replica.ask("CLUSTER", "REPLICATE", id_of(self.owner))
+        eventually(lambda: all(map(self._knows_replica, self.nodes)), "they know the replica")
+        eventually(
+            lambda: self.replica.client.info("replication")["master_link_status"] == "up",
+            "the replica has caught up",
+        )
+
+    def _member(self) -> Node:
+        bus = free_port()
+        node = self.node(*self._options, "--cluster-port", str(bus))
+        self._buses[node.port] = bus
+        return node
+
+    def _knows_all(self, node: Node) -> bool:
+        info = node.ask("CLUSTER", "INFO")
+        known = b"cluster_known_nodes:%d\r" % len(self.nodes)
+        return b"cluster_state:ok\r" in info and known in info
+
+    def _knows_replica(self, node: Node) -> bool:
+        return bool(node.ask("CLUSTER", "REPLICAS", id_of(self.owner)))
+
+    @property
+    def url(self) -> str:
+        """What REDIS_ADDR is for it: two of its nodes know the others."""
+        return f"redis+cluster://{','.join(node.place for node in self.primaries[1:])}"
+
+    def owner_by(self, node: Node) -> Node:
+        """Who owns the stream's slot, as a node has it."""
+        for first, last, (_, port, *_), *_ in node.ask("CLUSTER", "SLOTS"):
+            if first <= self.slot <= last:
+                return next(each for each in self.nodes if each.port == port)
+        raise AssertionError("nobody owns the slot")
+
+
+def id_of(node: Node) -> str:
+    """A node's name in its Cluster."""
+    return str(node.ask("CLUSTER", "MYID").decode())

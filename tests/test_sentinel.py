@@ -1,20 +1,18 @@
 """Failovers behind real Sentinels, under load."""
 
-import contextlib
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from logpipe.stream.failovers import Failovers
 from tests.deployments import MASTER, Replicated, eventually
 from tests.helpers import wait_until
+from tests.load import loaded, settled
 from tests.promise import untold
-from tests.servers import Service, serving, subscribed
+from tests.servers import serving, subscribed
 from tests.test_redis_faults import (
     ANSWERED_S,
     BOTH,
-    Delivered,
     Load,
     following,
     health,
@@ -33,50 +31,10 @@ def replicated() -> Iterator[Replicated]:
         yield deployment
 
 
-class Watched(Load):
-    """A load that knows the longest time without an acknowledgement."""
-
-    def __init__(self, service: Service) -> None:
-        super().__init__(service)
-        self.outage = 0.0
-        self._last = time.monotonic()
-
-    async def send_one(self) -> None:
-        before = len(self.acknowledged)
-        await super().send_one()
-        if len(self.acknowledged) > before:
-            now = time.monotonic()
-            self.outage, self._last = max(self.outage, now - self._last), now
-
-
-async def settled(load: Load, delivered: Delivered) -> None:
-    """Everything acknowledged has arrived or is told as missing, in order and once."""
-    await wait_until(
-        lambda: not untold(load.acknowledged, delivered.ids, delivered.gaps), "all is told"
-    )
-    received = {id_: load.acknowledged[id_] for id_ in delivered.ids if id_ in load.acknowledged}
-    delivered.check(received)
-
-
-@contextlib.asynccontextmanager
-async def loaded(
-    replicated: Replicated, **settings: object
-) -> AsyncIterator[tuple[Service, Watched, Delivered]]:
-    async with (
-        serving(redis_addr=replicated.url, role=BOTH, **settings) as service,
-        following(service) as delivered,
-    ):
-        await ready(service)
-        load = Watched(service)
-        async with load.running():
-            await load.more(100)
-            yield service, load, delivered
-
-
 async def test_a_primary_that_is_killed_is_followed_by_its_replica_within_seconds(
     replicated: Replicated,
 ) -> None:
-    async with loaded(replicated) as (service, load, delivered):
+    async with loaded(replicated.url) as (service, load, delivered):
         old = replicated.primary
         old.kill()
         await wait_until(said(service, "away"), "the loss is noticed")
@@ -87,7 +45,6 @@ async def test_a_primary_that_is_killed_is_followed_by_its_replica_within_second
         assert load.outage < OUTAGE_S
         assert load.refused > 0
         assert load.slowest < ANSWERED_S
-    await settled(load, delivered)
     assert [gap["reason"] for gap in delivered.gaps] == ["reset"]
 
 
@@ -95,7 +52,7 @@ async def test_a_primary_that_is_replaced_while_it_lives_is_left_at_once(
     replicated: Replicated,
 ) -> None:
     """Sentinel makes a replica of it only after seconds; until then, what it takes is lost."""
-    async with loaded(replicated) as (_, load, delivered):
+    async with loaded(replicated.url) as (_, load, delivered):
         old, new = replicated.data
         replicated.sentinels[0].ask("SENTINEL FAILOVER", MASTER)
         await wait_until(lambda: new.role == "master", "the replica is promoted")
@@ -106,7 +63,6 @@ async def test_a_primary_that_is_replaced_while_it_lives_is_left_at_once(
         old.ask("REPLICAOF", "127.0.0.1", new.port)
         await load.more(200)
         assert load.slowest < ANSWERED_S
-    await settled(load, delivered)
     assert [gap["reason"] for gap in delivered.gaps] == ["reset"]
     assert new.client.xlen("logs") >= len(load.acknowledged) / 2
 

@@ -139,7 +139,11 @@ class Direct:
         return await self._at(None, packed, count)
 
     async def _at(self, node: Node | None, packed: list[bytes], count: int) -> list[Any]:
-        connection = self._take(node) or await self._connect(node, self._noting)
+        connection = self._take(node)
+        if connection is None:
+            connection = await self._connect(node, self._noting)
+            if self._primary is not None:
+                self._primary.connected(connection)
         answers = await connection.exchange(packed, count, self._answer_s)
         self._idle.append(connection)
         return answers
@@ -195,8 +199,6 @@ class Direct:
                     ssl=ssl.create_default_context() if address.tls else None,
                 )
         connection.node = node
-        if self._primary is not None:
-            self._primary.connected(connection)
         # A login that is refused is told by every command after it.
         greeting = [*self._greeting(), *noting]
         packed = [hiredis.pack_command(command) for command in greeting]

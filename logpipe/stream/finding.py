@@ -20,16 +20,20 @@ from logpipe.stream.primary import Primary
 
 ASK_TIMEOUT_S = 0.3
 """For one Sentinel or node to say where the primary is."""
+GRACE_S = 0.5
+"""For a node of a Cluster to finish, or to refuse, what it was asked before the slot left it."""
 
 
 def primary_of(address: RedisAddress, key: str) -> Primary | None:
     """The primary of an address that names more than one server; None of any other."""
     if address.sentinels:
         sentinels = _Sentinels(address)
-        return Primary(sentinels.ask, sentinels.aclose)
+        return Primary(
+            sentinels.ask, sentinels.aclose, grace_s=0
+        )  # else it acknowledges what is lost
     if address.cluster:
         slots = _Slots(address, key_slot(key.encode()))
-        return Primary(slots.ask, slots.aclose)
+        return Primary(slots.ask, slots.aclose, grace_s=GRACE_S)
     return None
 
 

@@ -70,17 +70,26 @@ class Connected(Protocol):
 
 
 class Primary:
-    """The node to connect to, which `ask` finds; it raises `RedisError` or OSError."""
+    """The node to connect to, which `ask` finds; it raises `RedisError` or OSError.
+
+    `grace_s`: how long an earlier one may go on with what it was asked.
+    """
 
     def __init__(
-        self, ask: Callable[[], Awaitable[Node]], aclose: Callable[[], Awaitable[None]]
+        self,
+        ask: Callable[[], Awaitable[Node]],
+        aclose: Callable[[], Awaitable[None]],
+        *,
+        grace_s: float,
     ) -> None:
         self._ask = ask
         self._aclose = aclose
+        self._grace_s = grace_s
         self.generation = 0
         """Grows when it may be another node, or the same one with another past."""
         self._known: Node | None = None
         self._asking: asyncio.Task[Node] | None = None
+        self._cutting: asyncio.TimerHandle | None = None
         self._connections: weakref.WeakSet[Connected] = weakref.WeakSet()
 
     async def where(self) -> Node:
@@ -104,19 +113,27 @@ class Primary:
 
     async def aclose(self) -> None:
         """Ends what asks."""
+        if self._cutting is not None:
+            self._cutting.cancel()
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait([self._asking])
         await self._aclose()
 
     def moved(self, node: Node) -> None:
-        """Takes note of the primary; connections to any other node are over."""
+        """Takes note of the primary; connections to any other node are over, soon."""
         if node == self._known:
             return
         self._known = node
         self.generation += 1
+        if self._cutting is not None:
+            self._cutting.cancel()
+        loop = asyncio.get_running_loop()
+        self._cutting = loop.call_later(self._grace_s, self._cut_off_others)
+
+    def _cut_off_others(self) -> None:
         for connection in list(self._connections):
-            if connection.node != node:
+            if connection.node != self._known is not None:
                 connection.cut_off()
 
     def connected(self, connection: Connected) -> None:
