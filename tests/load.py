@@ -30,8 +30,10 @@ class Watched(Load):
 async def settled(load: Load, delivered: Delivered) -> None:
     """Everything acknowledged has arrived or is told as missing, in order and once."""
     await wait_until(
-        lambda: not untold(load.acknowledged, delivered.ids, delivered.gaps), "all is told"
+        lambda: delivered.ids and delivered.ids[-1] >= max(load.acknowledged), "the newest came"
     )
+    missing = sorted(untold(load.acknowledged, delivered.ids, delivered.gaps))
+    assert missing == [], f"{missing} of {len(load.acknowledged)}, gaps {delivered.gaps}"
     received = {id_: load.acknowledged[id_] for id_ in delivered.ids if id_ in load.acknowledged}
     delivered.check(received)
 

@@ -32,6 +32,10 @@ def owner_of(cluster: Cluster) -> Node:
     return cluster.owner_by(cluster.primaries[0])
 
 
+def agreed(cluster: Cluster, owner: Node) -> bool:
+    return all(cluster.owner_by(node) is owner for node in cluster.primaries)
+
+
 class Keyed:
     """Requests with idempotency keys, each repeated until it is acknowledged."""
 
@@ -70,7 +74,7 @@ async def migrate(cluster: Cluster, source: Node, target: Node) -> None:
     """Moves the stream's slot as a whole, as Valkey can do since 9.0."""
     slot = cluster.slot
     source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", id_of(target))
-    await wait_until(lambda: cluster.owner_by(target) is target, "the slot has moved")
+    await wait_until(lambda: agreed(cluster, target), "the slot has moved")
 
 
 async def migrate_key_by_key(cluster: Cluster, source: Node, target: Node) -> None:
