@@ -39,8 +39,9 @@ def agreed(cluster: Cluster, owner: Node) -> bool:
 class Keyed:
     """Requests with idempotency keys, each repeated until it is acknowledged."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, name: str) -> None:
         self._service = service
+        self._name = name
         self.acknowledged: dict[str, str] = {}
         self.refused = 0
 
@@ -60,7 +61,7 @@ class Keyed:
             number = 0
             while not ended:
                 number += 1
-                await self.send(f"key {number}")
+                await self.send(f"{self._name} {number}")
 
         task = asyncio.create_task(work())
         try:
@@ -95,7 +96,7 @@ async def test_while_the_slot_moves_under_load_nothing_is_lost_or_doubled(
     cluster: Cluster, move: Any
 ) -> None:
     async with loaded(cluster.url) as (service, load, delivered):
-        keyed = Keyed(service)
+        keyed = Keyed(service, move.__name__)
         async with keyed.running():
             for _ in range(4):
                 owner = owner_of(cluster)
@@ -108,7 +109,7 @@ async def test_while_the_slot_moves_under_load_nothing_is_lost_or_doubled(
         load.acknowledged |= keyed.acknowledged
     assert delivered.gaps == []
     assert sorted(delivered.ids[-100:]) == delivered.ids[-100:]
-    messages = [m for m in delivered.messages.values() if m.startswith("key ")]
+    messages = [m for m in delivered.messages.values() if m.startswith(move.__name__)]
     assert len(messages) == len(set(messages)) == len(keyed.acknowledged)
 
 
