@@ -198,6 +198,7 @@ async def _open_stream(
         settings.stream_name,
         maxlen=settings.trim_maxlen,
         block_ms=settings.block_ms,
+        ack_replicas=settings.ack_replicas,
         trouble=trouble,
     )
     stack.push_async_callback(stream.aclose)

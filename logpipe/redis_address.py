@@ -1,17 +1,32 @@
 """The address of a Redis, as REDIS_ADDR has it."""
 
 import re
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 
-_ADDRESSES = "redis://, rediss://, unix:// or embedded://[PATH]"
+_ADDRESSES = (
+    "redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// or embedded://[PATH]"
+)
 _SCHEMES = ("redis", "rediss", "unix", "embedded", "redis+sentinel", "redis+cluster")
+SENTINEL_PORT = 26379
 _HOST = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]*)(?::(?P<port>[0-9]{1,5}))?")
 
 
+class Node(NamedTuple):
+    """A server of several."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
 class RedisAddress(msgspec.Struct, frozen=True):
-    """Where Redis is. Exactly one of `host`, `socket` and `embedded` is set."""
+    """Where Redis is. Exactly one of `host`, `socket`, `embedded`, `sentinels` and `cluster` is
+    set."""
 
     host: str = ""
     port: int = 6379
@@ -22,14 +37,24 @@ class RedisAddress(msgspec.Struct, frozen=True):
     db: int = 0
     username: str | None = None
     password: str | None = None
+    sentinels: tuple[Node, ...] = ()
+    """Who knows where the primary of `service` is; they may want a login of their own."""
+    service: str = ""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = None
+    cluster: tuple[Node, ...] = ()
+    """Some nodes of a Cluster, which know the others."""
 
     def __str__(self) -> str:
         if self.embedded is not None:
             return "the embedded engine"
         if self.socket:
             return f"unix://{self.socket}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+        if self.sentinels:
+            return f"redis+sentinel://{_listed(self.sentinels)}/{self.service}/{self.db}"
+        if self.cluster:
+            return f"redis+cluster://{_listed(self.cluster)}"
+        return f"{'rediss' if self.tls else 'redis'}://{Node(self.host, self.port)}/{self.db}"
 
     def __repr__(self) -> str:
         return f"RedisAddress({self})"  # without the password, wherever it may be printed
@@ -44,8 +69,6 @@ def parse_redis_addr(text: str) -> RedisAddress:
     if not separator or scheme not in _SCHEMES:
         # Not repeated: without a scheme, what comes first may be the password.
         raise ValueError(f"must begin with {_ADDRESSES}")
-    if scheme in ("redis+sentinel", "redis+cluster"):
-        raise ValueError(f"{scheme}:// is not served by this version: use {_ADDRESSES}")
     if scheme == "embedded":
         return RedisAddress(embedded=rest)
     credentials, at, place = rest.rpartition("@")
@@ -58,18 +81,61 @@ def parse_redis_addr(text: str) -> RedisAddress:
         return RedisAddress(
             socket=path, db=_db(query.removeprefix("db=")), username=user, password=secret
         )
+    if scheme == "redis+sentinel":
+        return _sentinels(place, user, secret)
+    if scheme == "redis+cluster":
+        return RedisAddress(
+            cluster=_nodes(place.removesuffix("/"), 6379), username=user, password=secret
+        )
     where, _, db = place.partition("/")
-    match = _HOST.fullmatch(where)
-    if match is None or not 0 < int(match["port"] or 6379) <= 65535:
-        raise ValueError("the part after :// (and after the last @) must be HOST[:PORT][/DB]")
+    (node,) = _nodes(where, 6379, "HOST[:PORT][/DB]", several=False)
     return RedisAddress(
-        host=match["host"].strip("[]") or "localhost",
-        port=int(match["port"] or 6379),
+        host=node.host,
+        port=node.port,
         tls=scheme == "rediss",
         db=_db(db),
         username=user,
         password=secret,
     )
+
+
+def _sentinels(place: str, user: str | None, secret: str | None) -> RedisAddress:
+    """HOST[:PORT],…/MASTER[/DB], and after a `?` the login of the Sentinels themselves."""
+    place, _, query = place.partition("?")
+    where, _, rest = place.partition("/")
+    service, _, db = rest.partition("/")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", service):
+        raise ValueError("the master's name is missing: redis+sentinel://HOST[:PORT],…/MASTER[/DB]")
+    login = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    if not login.keys() <= {"sentinel_username", "sentinel_password"}:
+        raise ValueError("only sentinel_username and sentinel_password may follow the ?")
+    return RedisAddress(
+        sentinels=_nodes(where, SENTINEL_PORT, "HOST[:PORT],…/MASTER[/DB]"),
+        service=service,
+        db=_db(db),
+        username=user,
+        password=secret,
+        sentinel_username=unquote(login.get("sentinel_username", "")) or None,
+        sentinel_password=unquote(login.get("sentinel_password", "")) or None,
+    )
+
+
+def _nodes(
+    text: str, port: int, shape: str = "HOST[:PORT],…", *, several: bool = True
+) -> tuple[Node, ...]:
+    found = []
+    for part in text.split(",") if several else [text]:
+        match = _HOST.fullmatch(part)
+        known = match is not None and 0 < int(match["port"] or port) <= 65535
+        if match is None or not known or (several and not re.fullmatch(r"[^/?#\s]+", part)):
+            raise ValueError(f"the part after :// (and after the last @) must be {shape}")
+        host = match["host"].strip("[]") or "localhost"
+        found.append(Node(host, int(match["port"] or port)))
+    return tuple(found)
+
+
+def _listed(nodes: tuple[Node, ...]) -> str:
+    return ",".join(map(str, nodes))
 
 
 def _db(text: str) -> int:

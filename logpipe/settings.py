@@ -55,11 +55,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_addr: Annotated[
         str,
         setting(
-            "redis://, rediss://, unix:// or embedded://[PATH]. All roles in one process: embedded;"
+            "redis://, rediss://, unix://, redis+sentinel://HOST:PORT,…/MASTER/DB,"
+            " redis+cluster://HOST:PORT,… or embedded://[PATH]. All roles in one process: embedded;"
             " else redis://redis:6379/0.",
             secret=True,
         ),
     ] = ""
+    ack_replicas: Annotated[
+        int,
+        setting("Replicas that must have an event before it is acknowledged.", ge=0, le=100),
+    ] = 0
     data_dir: Annotated[str, setting("Folder of the embedded engine.")] = ""
     stream_name: Annotated[str, setting("Key of the Redis Stream.", min_length=1)] = "logs"
     max_message_bytes: Annotated[int, setting("Largest event, as JSON.", ge=64)] = 65_536

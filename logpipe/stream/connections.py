@@ -1,9 +1,10 @@
 """The connections to Redis: their time limits, and what their errors mean.
 
-Sentinel and Cluster will enter here, by `_client`.
+Behind Sentinels and in a Cluster, all of them go where `primary` says.
 """
 
 import asyncio
+import contextlib
 import math
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -21,19 +22,27 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
+    ClusterDownError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
 from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream.direct import Direct
+from logpipe.stream.failovers import note_command
+from logpipe.stream.finding import primary_of
+from logpipe.stream.following import FollowingClient, FollowingConnection
 from logpipe.stream.health import Kind, RedisHealth
+from logpipe.stream.primary import Primary
+from logpipe.stream.replicas import Replicas
 
 CONNECT_TIMEOUT_S = 1.0
 WRITE_TIMEOUT_S = 1.5
@@ -48,6 +57,9 @@ TROUBLED_S = 0.2
 """Between two looks at one that is in trouble."""
 ROOM_AGAIN = 0.05
 """The part of its memory that a full Redis must have free to be no longer full."""
+WATCH_S = 0.2
+"""Between two looks for another primary. One that is frozen, or not told yet of its successor,
+gives no reason to look; the latter even acknowledges what will be lost."""
 AUTH_RETRY_S = 5.0
 """After a refused password or user: trying on at once would only fill Redis' log."""
 
@@ -74,13 +86,22 @@ class Connections:
     """
 
     def __init__(
-        self, address: RedisAddress, key: str, block_ms: int, trouble: Callable[[], str | None]
+        self,
+        address: RedisAddress,
+        key: str,
+        block_ms: int,
+        ack_replicas: int,
+        trouble: Callable[[], str | None],
     ) -> None:
         self.health = RedisHealth(str(address))
-        self.appending = _direct(address)
-        self.writing = _client(address, WRITE_TIMEOUT_S)
-        self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S)
-        self.reading = _client(address, READ_TIMEOUT_S)
+        self.primary = primary = primary_of(address, key)
+        self.appending = Direct(
+            address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, note_command(key)
+        )
+        self.writing = _client(address, WRITE_TIMEOUT_S, primary)
+        self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S, primary)
+        self.reading = _client(address, READ_TIMEOUT_S, primary)
+        self.replicas = Replicas(ack_replicas) if ack_replicas else None
         self.memory = Memory()
         """As of the monitor's last look; so is `keeping`."""
         self.keeping = Keeping()
@@ -91,9 +112,24 @@ class Connections:
         """Closes them all."""
         for client in (self.appending, self.writing, self.blocking, self.reading):
             await client.aclose()
+        if self.primary is not None:
+            await self.primary.aclose()
 
     async def monitor(self) -> None:
         """Looks at Redis for ever, so that `health` is true also when nothing is sent."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._monitor())
+            if self.primary is not None:
+                tasks.create_task(self._watch(self.primary))
+
+    async def _watch(self, primary: Primary) -> None:
+        """Looks for another primary, for ever."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            with contextlib.suppress(RedisError, OSError):
+                await primary.look()
+
+    async def _monitor(self) -> None:
         while True:
             try:
                 await self.check()
@@ -106,21 +142,28 @@ class Connections:
         """Raises `Unavailable` when Redis cannot do what logpipe needs; sets `health`."""
         async with self.translated(trying=True):
             async with self.reading.pipeline(transaction=False) as pipe:
-                pipe.ping()
                 pipe.type(self._key)
+                pipe.ping()
                 pipe.info("memory", "replication", "persistence")
-                pong, kind, info = await pipe.execute(raise_on_error=False)
-            if isinstance(pong, Exception):
-                raise pong
+                kind, pong, info = await pipe.execute(raise_on_error=False)
+            for answer in (pong, kind):
+                if isinstance(answer, Exception):
+                    raise answer
             if kind not in (b"stream", b"none"):
                 raise ResponseError("WRONGTYPE")
         # A user that may not call INFO can still use the stream.
         self.memory = Memory() if isinstance(info, Exception) else _memory_in(info)
         self.keeping = Keeping() if isinstance(info, Exception) else _keeping_in(info)
-        trouble = None if isinstance(info, Exception) else _trouble_in(info, self.health.kind)
+        trouble = None if isinstance(info, Exception) else self._trouble_in(info)
         self.health.report(*(trouble or ("ok",)))
         if trouble:
             raise self.health.unavailable()
+
+    def _trouble_in(self, info: dict[str, Any]) -> tuple[Kind, str] | None:
+        trouble = _trouble_in(info, self.health.kind)
+        if trouble is None and self.replicas and (missing := self.replicas.missing(info)):
+            return "replicas", missing
+        return trouble
 
     @asynccontextmanager
     async def translated(self, *, trying: bool = False) -> AsyncIterator[None]:
@@ -176,6 +219,9 @@ _BY_CLASS: tuple[tuple[type[Exception], Kind, str], ...] = (
     (BusyLoadingError, "away", "loading its data"),
     (OutOfMemoryError, "full", "out of memory (maxmemory)"),
     (ReadOnlyError, "read-only", "a read-only replica"),
+    (ClusterDownError, "away", "the Cluster does not serve the stream's slot (CLUSTERDOWN)"),
+    (AskError, "away", "the stream's slot is on its way to another node"),
+    (TryAgainError, "away", "the stream's slot is on its way to another node"),
 )
 _BY_WORD: dict[str, tuple[Kind, str]] = {
     "WRONGTYPE": ("wrong-type", "the key {key} is not a stream"),
@@ -204,11 +250,7 @@ def _tls_trouble(error: BaseException | None) -> str | None:
     return None
 
 
-def _direct(address: RedisAddress) -> Direct:
-    return Direct(address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S)
-
-
-def _client(address: RedisAddress, timeout_s: float) -> aioredis.Redis:
+def _client(address: RedisAddress, timeout_s: float, primary: Primary | None) -> aioredis.Redis:
     """A client that never repeats a command by itself: a repeated XADD would double an event.
 
     RESP2, because redis-py 8.1 does not notice closed idle connections over RESP3.
@@ -225,6 +267,16 @@ def _client(address: RedisAddress, timeout_s: float) -> aioredis.Redis:
         "protocol": 2,
         "client_name": "logpipe",
     }
+    if primary is not None:
+        return FollowingClient.of(
+            primary,
+            BlockingConnectionPool(
+                connection_class=FollowingConnection,
+                primary=primary,
+                socket_keepalive=True,
+                **common,
+            ),
+        )
     if address.socket:
         pool = BlockingConnectionPool(
             connection_class=UnixDomainSocketConnection, path=address.socket, **common

@@ -7,13 +7,15 @@ command is packed by hiredis, written at once, and its answer is taken by one ca
 
 import asyncio
 import ssl
+from collections.abc import Sequence
 from typing import Any, cast
 
 import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-from logpipe.redis_address import RedisAddress
+from logpipe.redis_address import Node, RedisAddress
+from logpipe.stream.primary import Primary, refusal
 
 ARGUMENTS_AT_ONCE = 5_000
 """Packed by one call: some milliseconds."""
@@ -30,6 +32,7 @@ class _Connection(asyncio.Protocol):
         self._wanted = 0
         self._done: asyncio.Future[list[Any]] | None = None
         self.lost = False
+        self.node: Node | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by class
@@ -46,6 +49,11 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()  # nobody has asked: it ends, or it is no Redis
         elif len(self._answers) >= self._wanted and not self._done.done():
             self._done.set_result(self._answers)
+
+    def cut_off(self) -> None:
+        """Ends it, and with an error what waits for its answers."""
+        self.lost = True
+        self.transport.abort()
 
     def _fail(self, error: Exception) -> None:
         if self._done is not None and not self._done.done():
@@ -83,57 +91,122 @@ async def _packed(command: tuple[Any, ...]) -> list[bytes]:
     return pieces
 
 
-class Direct:
-    """Connections to a Redis as they are needed, each used by one command at a time."""
+def _raise_refusal(answers: list[Any]) -> None:
+    """A transaction fails as a whole, at its end, and its first error says why."""
+    if not any(isinstance(answer, Exception) for answer in answers[-2:]):
+        return
+    first = next(answer for answer in answers if isinstance(answer, ResponseError))
+    known = refusal(first)
+    if known is not first:
+        raise known
 
-    def __init__(self, address: RedisAddress, connect_s: float, answer_s: float) -> None:
+
+class Direct:
+    """Connections to a Redis as they are needed, each used by one command at a time.
+
+    With a `primary`, they are to the node that it names, instead of the address, and begin with
+    `greeting`.
+    """
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        connect_s: float,
+        answer_s: float,
+        primary: Primary | None = None,
+        greeting: tuple[Any, ...] = (),
+    ) -> None:
         self._address = address
         self._connect_s = connect_s
         self._answer_s = answer_s
+        self._primary = primary
+        self._noting = [greeting] if greeting else []
         self._idle: list[_Connection] = []
 
-    async def call(self, *command: Any) -> Any:
-        """The answer to a command. Raises OSError and RedisError."""
-        (answer,) = await self.exchange(await _packed(command), 1)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    async def call(self, *command: Any, then: Sequence[bytes] = ()) -> list[Any]:
+        """The answer to a command, and those to packed ones right after it on the same connection.
+        Raises OSError, and RedisError also for the first one's."""
+        answers = await self.exchange([*await _packed(command), *then], 1 + len(then))
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return answers
 
     async def exchange(self, packed: list[bytes], count: int) -> list[Any]:
         """The answers to so many packed commands, errors among them. Raises OSError and
         RedisError."""
-        connection = self._take() or await self._connect()
+        if self._primary is not None:
+            return await self._primary.followed(lambda asked: self._follow(packed, count, asked))
+        return await self._at(None, packed, count)
+
+    async def _at(self, node: Node | None, packed: list[bytes], count: int) -> list[Any]:
+        connection = self._take(node)
+        if connection is None:
+            connection = await self._connect(node, self._noting)
+            if self._primary is not None:
+                self._primary.connected(connection)
         answers = await connection.exchange(packed, count, self._answer_s)
         self._idle.append(connection)
         return answers
 
-    def _take(self) -> _Connection | None:
+    async def _follow(self, packed: list[bytes], count: int, asked: Node | None) -> list[Any]:
+        """As `exchange`, at the primary, or at the node that is asked although it is not.
+
+        Raises the error by which commands were refused because they belong to another node; then
+        none of them was executed.
+        """
+        assert self._primary is not None
+        node = asked
+        try:
+            if asked is not None:
+                answers = await self._ask(asked, packed, count)
+            else:
+                node = await self._primary.where()
+                answers = await self._at(node, packed, count)
+            _raise_refusal(answers)
+        except (RedisError, OSError) as error:
+            self._primary.learn(node, error)
+            raise
+        return answers
+
+    async def _ask(self, node: Node, packed: list[bytes], count: int) -> list[Any]:
+        """By a connection for this once: a slot moves seldom."""
+        connection = await self._connect(node, [])
+        try:
+            asking = hiredis.pack_command(("ASKING",))
+            return (await connection.exchange([asking, *packed], count + 1, self._answer_s))[1:]
+        finally:
+            connection.cut_off()
+
+    def _take(self, node: Node | None) -> _Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if not connection.lost:
+            if not connection.lost and connection.node == node:
                 return connection
+            connection.cut_off()
         return None
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self, node: Node | None, noting: list[tuple[Any, ...]]) -> _Connection:
         address, loop = self._address, asyncio.get_running_loop()
+        host, port = node or (address.host, address.port)
         async with asyncio.timeout(self._connect_s):
             if address.socket:
                 _, connection = await loop.create_unix_connection(_Connection, address.socket)
             else:
                 _, connection = await loop.create_connection(
                     _Connection,
-                    address.host,
-                    address.port,
+                    host,
+                    port,
                     ssl=ssl.create_default_context() if address.tls else None,
                 )
+        connection.node = node
         # A login that is refused is told by every command after it.
-        greeting = self._greeting()
+        greeting = [*self._greeting(), *noting]
         packed = [hiredis.pack_command(command) for command in greeting]
         answers = await connection.exchange(packed, len(greeting), self._connect_s)
         for answer in answers:
-            if isinstance(answer, Exception):
-                connection.transport.abort()
-                raise answer
+            if isinstance(answer, ResponseError):
+                connection.cut_off()
+                raise refusal(answer)
         return connection
 
     def _greeting(self) -> list[tuple[Any, ...]]:

@@ -11,10 +11,10 @@ log = logging.getLogger("logpipe.redis")
 
 Kind = Literal[
     "connecting", "ok", "away", "auth", "loading", "clients", "full", "read-only", "disk",
-    "wrong-type", "error",
+    "wrong-type", "replicas", "error",
 ]  # fmt: skip
 
-WRITES_ONLY: frozenset[Kind] = frozenset({"full", "read-only", "disk"})
+WRITES_ONLY: frozenset[Kind] = frozenset({"full", "read-only", "disk", "replicas"})
 """States in which Redis still serves readers."""
 
 

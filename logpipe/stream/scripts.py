@@ -30,11 +30,21 @@ class Script(NamedTuple):
     async def run_directly(self, direct: Direct, keys: list[str], *arguments: Any) -> Any:
         """As `run`."""
         try:
-            return await direct.call("EVALSHA", self.sha, len(keys), *keys, *arguments)
+            return (await direct.call("EVALSHA", self.sha, len(keys), *keys, *arguments))[0]
         except ResponseError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
-        return await direct.call("EVAL", self.text, len(keys), *keys, *arguments)
+        return (await direct.call("EVAL", self.text, len(keys), *keys, *arguments))[0]
+
+    async def run_directly_and(
+        self, then: bytes, direct: Direct, keys: list[str], *arguments: Any
+    ) -> tuple[Any, Any]:
+        """As `run`, and the answer to a packed command that goes with it: to wait after a script
+        that turned out to be forgotten would be in vain, so its text goes along."""
+        first, second = await direct.call(
+            "EVAL", self.text, len(keys), *keys, *arguments, then=[then]
+        )
+        return first, second
 
 
 def companion_key(stream: str, kind: str, text: str) -> str:

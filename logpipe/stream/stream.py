@@ -5,7 +5,7 @@ retries: a verb works or raises `Unavailable`, and the loops above decide.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -27,8 +27,10 @@ from logpipe.stream.append import (
 from logpipe.stream.connections import Connections, Keeping, Memory
 from logpipe.stream.entries import entry_of
 from logpipe.stream.exchange import exchange
+from logpipe.stream.failovers import KEPT, NOTE, Failovers, gap_before, note_keys
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
+from logpipe.stream.replicas import Replicas
 from logpipe.stream.trimming import StreamTrimming
 
 SIZE_SAMPLES = 5
@@ -55,13 +57,17 @@ class Stream:
         *,
         maxlen: int,
         block_ms: int = 1000,
+        ack_replicas: int = 0,
         trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.name = name
         self._maxlen = maxlen
         self._block_ms = block_ms
         self._transaction = Transaction(name, maxlen)
-        self._redis = Connections(address, name, block_ms, trouble)
+        self._redis = Connections(address, name, block_ms, ack_replicas, trouble)
+        self._failovers = Failovers()
+        self._noted = -1
+        """The generation of the primary whose failovers these are."""
         self.groups = StreamGroups(self._redis, name)
         self.trimming = StreamTrimming(self._redis, name)
 
@@ -94,18 +100,39 @@ class Stream:
         """Appends the events of all requests in one step, each request whole or not at all.
 
         Returns only after Redis has confirmed. Raises `Unavailable`; then the events of this call
-        are not in the stream, unless the connection was lost while Redis worked.
+        are not in the stream, unless the connection was lost while Redis worked, or too few
+        replicas have confirmed them (of the kind `replicas`).
         """
+        replicas = self._redis.replicas
+        if replicas is not None and self.health.kind == "replicas":
+            raise self.health.unavailable()  # each would wait in vain, one after the other
         if all(request.once is None for request in requests):
             events = [event for request in requests for event in request.events]
             packed, count = self._transaction.packed(events)
             async with self._redis.translated():
-                ids = ids_of(await self._redis.appending.exchange([packed], count))
+                if replicas is not None:
+                    ids = ids_of(await self._exchange_and_wait(packed, count, replicas))
+                else:
+                    ids = ids_of(await self._redis.appending.exchange([packed], count))
             return list(outcomes(requests, ids))
-        keys, rest = arguments(self.name, self._maxlen, requests)
+        keys, rest = arguments(self.name, self._maxlen, requests, waits=replicas is not None)
         async with self._redis.translated():
-            answers = await APPEND.run_directly(self._redis.appending, keys, *rest)
+            if replicas is None:
+                answers = await APPEND.run_directly(self._redis.appending, keys, *rest)
+            else:
+                answers, waited = await APPEND.run_directly_and(
+                    replicas.packed, self._redis.appending, keys, *rest
+                )
+                replicas.check(waited)
         return [outcome(answer) for answer in answers]
+
+    async def _exchange_and_wait(self, packed: bytes, count: int, replicas: Replicas) -> list[Any]:
+        *answers, waited = await self._redis.appending.exchange(
+            [packed, replicas.packed], count + 1
+        )
+        if not isinstance(answers[-1], Exception):
+            replicas.check(waited)
+        return answers
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -116,12 +143,30 @@ class Stream:
         that does not reach from before it to behind it may be another one, which makes the
         position worthless.
         """
+        return await self._steadily(lambda: self._read(after, count, witness))
+
+    async def _steadily(self, read: Callable[[], Awaitable[Page]]) -> Page:
+        """A page as one primary has it whose failovers are known."""
+        primary = self._redis.primary
+        if primary is None:
+            return await read()
+        while True:
+            generation = primary.generation
+            if generation != self._noted:
+                async with self._redis.translated():
+                    told = await NOTE.run(self._redis.writing, note_keys(self.name), KEPT)
+                self._failovers, self._noted = Failovers(told), generation
+            page = await read()
+            if primary.generation == generation:
+                return page
+
+    async def _read(self, after: Cursor, count: int, witness: StreamId) -> Page:
         async with self._redis.translated():
             raw: Any = await self._redis.reading.xrange(self.name, str(after.id), "+", count + 1)
         if raw and from_wire(raw[0][0]) == after.id:
             # Trimming takes from the front: while the cursor's own entry is there, nothing after
             # it has gone.
-            return _page(None, after, raw[1:])
+            return self._page(after, raw[1:])
         return await self._prove(after, count, witness)
 
     async def follow(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
@@ -129,6 +174,9 @@ class Stream:
 
         Waiting and reading are sent together: one way to Redis and back instead of two.
         """
+        return await self._steadily(lambda: self._follow(after, count, witness))
+
+    async def _follow(self, after: Cursor, count: int, witness: StreamId) -> Page:
         async with self._redis.translated():
             waited, raw = await exchange(
                 self._redis.blocking,
@@ -139,7 +187,7 @@ class Stream:
                 if isinstance(answer, Exception):
                     raise answer
         if raw and from_wire(raw[0][0]) == after.id:
-            return _page(None, after, [(id_, dict(_pairs(fields))) for id_, fields in raw[1:]])
+            return self._page(after, [(id_, dict(_pairs(fields))) for id_, fields in raw[1:]])
         return await self._prove(after, count, witness)
 
     async def _prove(self, after: Cursor, count: int, witness: StreamId) -> Page:
@@ -149,13 +197,39 @@ class Stream:
             after = after.unproven()
         gap = gap_after(after, bounds)
         if gap is None:
-            return _page(None, _located(after, bounds), raw)
+            return self._page(_located(after, bounds), raw)
+        if gap.reason == "reset" and (end := self._failovers.end_before(after.id)) is not None:
+            return await self._rejoin(after, end, count)
         start = Cursor(gap.resume, bounds.position_before_first)
         if gap.reason == "reset":
             again, raw = await self._look(gap.resume, count)
             if again.first != bounds.first:
-                return await self.read(after, count, witness)
-        return _page(gap, start, raw)
+                return await self._read(after, count, witness)
+        return self._page(start, raw)._replace(gap=gap)
+
+    async def _rejoin(self, after: Cursor, end: StreamId, count: int) -> Page:
+        """What follows a cursor that a failover has taken from the stream, which is the same up to
+        `end`."""
+        _, raw = await self._look(end, count)
+        if not raw:
+            return _page(None, after, [])
+        gap = gap_before(from_wire(raw[0][0]), after.id)
+        page = self._page(Cursor(gap.resume), raw)
+        return page if after.id == gap.resume else page._replace(gap=gap)
+
+    def _page(self, after: Cursor, raw: list[Any]) -> Page:
+        """Entries that follow a cursor: up to where a failover may have cost some, or from there
+        on, with the gap."""
+        end = None
+        if raw and self._redis.replicas is None:  # else what was acknowledged is on the replica
+            end = self._failovers.end_between(after.id, from_wire(raw[-1][0]))
+        before = [each for each in raw if end is not None and from_wire(each[0]) <= end]
+        if end is None or before:
+            return _page(None, after, before or raw)
+        gap = gap_before(from_wire(raw[0][0]), after.id)
+        if gap.resume == end:
+            return _page(None, after, raw)
+        return self._page(Cursor(gap.resume), raw)._replace(gap=gap)
 
     async def _look(self, after: StreamId, count: int) -> tuple[Bounds, list[Any]]:
         """The bounds and the entries after an id, as of one moment."""

@@ -1,0 +1,212 @@
+"""Deployments of several servers for tests: a primary with replicas and Sentinels, and a Cluster.
+
+All of them are the test's Valkey binary, on free ports of 127.0.0.1, killed at the end.
+"""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+
+from tests.servers import Valkey, free_port
+
+MASTER = "logs-master"
+
+
+class Node(Valkey):
+    """A Valkey that also listens on a port."""
+
+    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
+        self.port = port or free_port()
+        listening = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "")
+        super().__init__(folder, *listening, *options)
+
+    @property
+    def place(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
+
+    def ask(self, *command: Any) -> Any:
+        """The answer to a command."""
+        return self.client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    @property
+    def role(self) -> str:
+        """`master` or `slave`."""
+        return str(self.ask("ROLE")[0].decode())
+
+
+class Deployment:
+    """Several servers in a folder of their own."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="logpipe-test-"))
+        self.nodes: list[Node] = []
+
+    def node(self, *options: str) -> Node:
+        """Starts one more server."""
+        folder = self.folder / str(len(self.nodes))
+        folder.mkdir()
+        node = Node(folder, *options)
+        self.nodes.append(node)
+        node.start()
+        return node
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, **options: int) -> Iterator[Self]:
+        """A running one, gone at the end."""
+        deployment = cls()
+        try:
+            deployment.start(**options)
+            yield deployment
+        finally:
+            deployment.close()
+
+    def start(self, **options: int) -> None:
+        """Starts the servers; returns when they know each other."""
+
+    def close(self) -> None:
+        """Kills them all."""
+        for node in self.nodes:
+            node.client.close()
+            node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def eventually(predicate: Callable[[], Any], description: str, timeout: float = 15.0) -> Any:
+    """What the predicate says once it is true; servers that do not answer are waited for."""
+    deadline = time.monotonic() + timeout
+    while True:
+        with contextlib.suppress(RedisError):
+            if found := predicate():
+                return found
+        assert time.monotonic() < deadline, f"not within {timeout} s: {description}"
+        time.sleep(0.02)
+
+
+class Replicated(Deployment):
+    """A primary, replicas, and three Sentinels that watch them."""
+
+    def start(  # type: ignore[override]
+        self, *, replicas: int = 1, sentinels: int = 3, down_after_ms: int = 1000
+    ) -> None:
+        """As `Deployment.start`."""
+        primary = self.node("--appendonly", "no", "--repl-diskless-sync-delay", "0")
+        to_primary = ("--replicaof", f"127.0.0.1 {primary.port}", "--repl-diskless-sync-delay", "0")
+        self.data = [primary, *(self.node(*to_primary) for _ in range(replicas))]
+        eventually(
+            lambda: (
+                primary.client.info("replication")["connected_slaves"] == replicas
+                and all(node.client.info()["master_link_status"] == "up" for node in self.data[1:])
+            ),
+            "the replicas are there",
+        )
+        self.sentinels = [self._sentinel(down_after_ms) for _ in range(sentinels)]
+        eventually(self._watched, "the Sentinels know of each other and of the replicas")
+
+    def _sentinel(self, down_after_ms: int) -> Node:
+        folder = self.folder / f"sentinel-{len(self.nodes)}"
+        folder.mkdir()
+        config = folder / "sentinel.conf"
+        config.write_text(
+            f"sentinel monitor {MASTER} 127.0.0.1 {self.data[0].port} 2\n"
+            f"sentinel down-after-milliseconds {MASTER} {down_after_ms}\n"
+            f"sentinel failover-timeout {MASTER} 5000\n"
+        )
+        sentinel = Node(folder)
+        sentinel.arguments = (str(config), "--sentinel")
+        self.nodes.append(sentinel)
+        sentinel.start()
+        return sentinel
+
+    def _watched(self) -> bool:
+        states = [node.ask("SENTINEL MASTER", MASTER) for node in self.sentinels]
+        return all(
+            state["num-other-sentinels"] == len(self.sentinels) - 1
+            and state["num-slaves"] == len(self.data) - 1
+            for state in states
+        )
+
+    @property
+    def url(self) -> str:
+        """What REDIS_ADDR is for it."""
+        return f"redis+sentinel://{','.join(s.place for s in self.sentinels)}/{MASTER}/0"
+
+    @property
+    def primary(self) -> Node:
+        """The server that a Sentinel takes for the primary."""
+        _, port = self.sentinels[0].ask("SENTINEL GET-MASTER-ADDR-BY-NAME", MASTER)
+        return next(node for node in self.data if node.port == int(port))
+
+
+SLOTS = 16384
+
+
+class Cluster(Deployment):
+    """Three primaries that share the slots, and a replica of the one that owns the stream's."""
+
+    slot = key_slot(b"logs")
+
+    def start(self, *, node_timeout_ms: int = 1000) -> None:  # type: ignore[override]
+        """As `Deployment.start`."""
+        self._options = (
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms)),
+            *("--repl-diskless-sync-delay", "0"),
+        )
+        self._buses: dict[int, int] = {}
+        self.primaries = [self._member() for _ in range(3)]
+        step = -(-SLOTS // 3)
+        for number, node in enumerate(self.primaries):
+            end = min((number + 1) * step, SLOTS) - 1
+            node.ask("CLUSTER", "ADDSLOTSRANGE", number * step, end)
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        self.owner = self.primaries[self.slot // step]
+        self.replica = self._member()
+        first = self.nodes[0]
+        for node in self.nodes[1:]:
+            node.ask("CLUSTER", "MEET", "127.0.0.1", first.port, self._buses[first.port])
+        eventually(lambda: all(map(self._knows_all, self.nodes)), "the nodes know each other")
+        self.replica.ask("CLUSTER", "REPLICATE", id_of(self.owner))
+        eventually(lambda: all(map(self._knows_replica, self.nodes)), "they know the replica")
+        eventually(
+            lambda: self.replica.client.info("replication")["master_link_status"] == "up",
+            "the replica has caught up",
+        )
+
+    def _member(self) -> Node:
+        bus = free_port()
+        node = self.node(*self._options, "--cluster-port", str(bus))
+        self._buses[node.port] = bus
+        return node
+
+    def _knows_all(self, node: Node) -> bool:
+        info = node.ask("CLUSTER", "INFO")
+        known = b"cluster_known_nodes:%d\r" % len(self.nodes)
+        return b"cluster_state:ok\r" in info and known in info
+
+    def _knows_replica(self, node: Node) -> bool:
+        return bool(node.ask("CLUSTER", "REPLICAS", id_of(self.owner)))
+
+    @property
+    def url(self) -> str:
+        """What REDIS_ADDR is for it: two of its nodes know the others."""
+        return f"redis+cluster://{','.join(node.place for node in self.primaries[1:])}"
+
+    def owner_by(self, node: Node) -> Node:
+        """Who owns the stream's slot, as a node has it."""
+        for first, last, (_, port, *_), *_ in node.ask("CLUSTER", "SLOTS"):
+            if first <= self.slot <= last:
+                return next(each for each in self.nodes if each.port == port)
+        raise AssertionError("nobody owns the slot")
+
+
+def id_of(node: Node) -> str:
+    """A node's name in its Cluster."""
+    return str(node.ask("CLUSTER", "MYID").decode())

@@ -1,0 +1,145 @@
+"""A real Cluster: its slots move and its nodes die, under load."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from tests.deployments import Cluster, Node, eventually, id_of
+from tests.helpers import wait_until
+from tests.load import loaded
+from tests.servers import Service, subscribed
+from tests.test_redis_faults import ANSWERED_S, health, said, unavailable
+
+TAKEN_OVER_S = 5.0
+"""The node timeout of one second, the vote, and what a busy machine adds."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster.started(node_timeout_ms=1000) as deployment:
+        yield deployment
+        # The last test here kills the owner.
+
+
+def other_than(cluster: Cluster, owner: Node) -> Node:
+    return next(node for node in cluster.primaries if node is not owner)
+
+
+def owner_of(cluster: Cluster) -> Node:
+    return cluster.owner_by(cluster.primaries[0])
+
+
+def agreed(cluster: Cluster, owner: Node) -> bool:
+    return all(cluster.owner_by(node) is owner for node in cluster.primaries)
+
+
+class Keyed:
+    """Requests with idempotency keys, each repeated until it is acknowledged."""
+
+    def __init__(self, service: Service, name: str) -> None:
+        self._service = service
+        self._name = name
+        self.acknowledged: dict[str, str] = {}
+        self.refused = 0
+
+    async def send(self, key: str) -> None:
+        event = {"source": "keyed", "message": key}
+        while (answer := await self._service.post(event, Idempotency_Key=key)).status_code != 202:
+            assert answer.status_code == 503, answer.text
+            self.refused += 1
+            await asyncio.sleep(0.01)
+        self.acknowledged[answer.json()["id"]] = key
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        ended = False
+
+        async def work() -> None:
+            number = 0
+            while not ended:
+                number += 1
+                await self.send(f"{self._name} {number}")
+
+        task = asyncio.create_task(work())
+        try:
+            yield
+        finally:
+            ended = True
+            await task
+
+
+async def migrate(cluster: Cluster, source: Node, target: Node) -> None:
+    """Moves the stream's slot as a whole, as Valkey can do since 9.0."""
+    slot = cluster.slot
+    source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", id_of(target))
+    await wait_until(lambda: agreed(cluster, target), "the slot has moved")
+
+
+async def migrate_key_by_key(cluster: Cluster, source: Node, target: Node) -> None:
+    """Moves the slot as one does with Redis and older Valkeys: the stream first, then the rest."""
+    slot = cluster.slot
+    target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", id_of(source))
+    source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", id_of(target))
+    source.ask("MIGRATE", "127.0.0.1", target.port, "logs", 0, 5000)
+    while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 10):
+        await asyncio.sleep(0.02)
+        source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+    for node in (target, source, *cluster.primaries):
+        node.ask("CLUSTER", "SETSLOT", slot, "NODE", id_of(target))
+
+
+@pytest.mark.parametrize("move", [migrate, migrate_key_by_key])
+async def test_while_the_slot_moves_under_load_nothing_is_lost_or_doubled(
+    cluster: Cluster, move: Any
+) -> None:
+    async with loaded(cluster.url) as (service, load, delivered):
+        keyed = Keyed(service, move.__name__)
+        async with keyed.running():
+            for _ in range(4):
+                owner = owner_of(cluster)
+                await move(cluster, owner, other_than(cluster, owner))
+                await load.more(50)
+        assert load.refused == 0
+        assert load.outage < 1
+        assert move is not migrate or keyed.refused == 0
+        assert (await health(service))["code"] == 200
+        load.acknowledged |= keyed.acknowledged
+    assert delivered.gaps == []
+    assert sorted(delivered.ids[-100:]) == delivered.ids[-100:]
+    messages = [m for m in delivered.messages.values() if m.startswith(move.__name__)]
+    assert len(messages) == len(set(messages)) == len(keyed.acknowledged)
+
+
+async def test_a_group_goes_on_where_the_slot_has_moved(cluster: Cluster) -> None:
+    async with loaded(cluster.url) as (service, load, _):
+        async with subscribed(service.url, delivery="shared", group="g") as reader:
+            await reader.named("hello")
+            first = await reader.until(20)
+            owner = owner_of(cluster)
+            await migrate(cluster, owner, other_than(cluster, owner))
+            ids = [event["id"] for event in [*first, *await reader.until(100)]]
+        assert len(set(ids)) == len(ids)
+        assert [id_ for id_ in load.acknowledged if ids[0] <= id_ <= ids[-1]] != []
+
+
+async def test_when_the_owner_dies_its_replica_is_followed(cluster: Cluster) -> None:
+    """The last of this file: the owner stays dead."""
+    owner = owner_of(cluster)
+    if owner is not cluster.owner:
+        await migrate(cluster, owner, cluster.owner)
+    eventually(
+        lambda: cluster.replica.client.info("replication")["master_link_status"] == "up",
+        "the replica is ready",
+    )
+    async with loaded(cluster.url) as (service, load, delivered):
+        cluster.owner.kill()
+        await unavailable(service, "away")
+        await load.more(100)
+        await wait_until(said(service, "ok"), "it says so")
+        assert load.outage < TAKEN_OVER_S
+        assert load.refused > 0
+        assert load.slowest < ANSWERED_S
+    assert [gap["reason"] for gap in delivered.gaps] == ["reset"]
