@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import httpx
 import msgspec
 
-from logpipe.client.connection import away, bearer, refusal, stranger
+from logpipe.client.connection import away, bearer, refusal, stranger, without_credentials
 from logpipe.client.distributor import RemoteDistributor
 from logpipe.event import NOT_DECODED, Entry, StoredEvent
 from logpipe.filters import Filter
@@ -38,9 +38,9 @@ class RemoteLog:
         distributor: RemoteDistributor,
         tokens: Sequence[str] = (),
     ) -> None:
-        self.name = f"distributor {url.rstrip('/')}"
+        self.name = f"distributor {without_credentials(url.rstrip('/'))}"
         self._url = f"{url.rstrip('/')}/events"
-        self._headers = bearer(tokens)
+        self._tokens = tokens
         self._http = http
         self._distributor = distributor
 
@@ -60,7 +60,7 @@ class RemoteLog:
             "order": "desc" if newest_first else "asc",
         }
         try:
-            answer = await self._http.get(self._url, params=query, headers=self._headers)
+            answer = await self._http.get(self._url, params=query, headers=bearer(self._tokens))
         except httpx.HTTPError as error:
             raise away("distributor", error) from None
         if answer.status_code != 200:

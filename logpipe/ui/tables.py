@@ -4,7 +4,7 @@ import time
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from logpipe.client.process import without_credentials
+from logpipe.client.connection import without_credentials
 from logpipe.samples import STARTED, changes, rate
 from logpipe.settings import Settings, fields
 from logpipe.ui import figures

@@ -11,7 +11,7 @@ from logpipe.doctor.senders import PROBES, SENDERS
 
 def served(method: str, path: str) -> bool:
     """Whether a collector has a route for it."""
-    made = routes(cast("Any", Process(cast("Any", None), cast("Any", None), cast("Any", None))))
+    made = routes(cast("Any", Process(*[cast("Any", None)] * 4)))
     scope = {"type": "http", "method": method, "path": path.partition("?")[0], "headers": []}
     return any(isinstance(r, Route) and r.matches(scope)[0] is Match.FULL for r in made)
 
