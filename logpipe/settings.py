@@ -239,7 +239,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         shown = (
             f"{field.name}=(hidden)"
             if field.secret and getattr(self, field.name)
-            else f"{field.name}={getattr(self, field.name)!r}"
+            else f"{field.name}={_shown(getattr(self, field.name))!r}"
             for field in fields()
         )
         return f"Settings({', '.join(shown)})"
@@ -298,6 +298,15 @@ def fields() -> Iterator[Field]:
 
 def _split(annotated: Any) -> tuple[Any, Any]:
     return annotated.__origin__, annotated.__metadata__[0]
+
+
+def _shown(value: Any) -> Any:
+    return without_credentials(value) if isinstance(value, str) else value
+
+
+def without_credentials(url: str) -> str:
+    """A URL as it may be shown. To the last @: a password may hold `/`, `#` and `@` as it is."""
+    return re.sub(r"//.*@", "//", url)
 
 
 def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
@@ -410,7 +419,8 @@ def _check(settings: Settings) -> list[str]:
         ("DISTRIBUTOR_URL", settings.distributor_url),
     ):
         if not re.fullmatch(r"https?://[^/\s]+.*", url):
-            bad.append(f"{variable}={_on_one_line(url)}: must be a URL like http://collector:8081")
+            told = _on_one_line(without_credentials(url))
+            bad.append(f"{variable}={told}: must be a URL like http://collector:8081")
     for network in settings.forwarded_allow_ips:
         try:
             _ = network == "*" or ipaddress.ip_network(network)

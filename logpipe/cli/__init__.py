@@ -12,7 +12,6 @@ from logpipe import __version__
 from logpipe.cli import bench, doctor, send, snippets
 from logpipe.cli.common import CONTEXT, fail, local_url, over_echo, settings_of, tell, url_option
 from logpipe.settings import BadSettingsError, Settings, fields, load
-from logpipe.tls import require_usable
 
 if TYPE_CHECKING:
     from logpipe.output import Output
@@ -68,6 +67,8 @@ def serve(**options: Any) -> None:
     DATA_DIR. Each option is also an environment variable of the same name in capitals
     (--trim-maxlen is TRIM_MAXLEN); the option wins.
     """
+    from logpipe.tls import require_usable
+
     options["role"] = ",".join(options["role"]) or None
     settings = load(options, os.environ)
     require_usable(settings)

@@ -1,7 +1,6 @@
 """What requests to all roles have in common."""
 
 import os
-import re
 import ssl
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -28,7 +27,7 @@ def trusted() -> ssl.SSLContext:
         reason = (
             "holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
         )
-        raise BadSettingsError([f"SSL_CERT_FILE={path!r}: {reason}"]) from None
+        raise BadSettingsError([f"SSL_CERT_FILE={path}: {reason}"]) from None
 
 
 def http_client() -> httpx.AsyncClient:
@@ -51,11 +50,6 @@ async def _pass_on(request: httpx.Request) -> None:
 def bearer(tokens: Sequence[str]) -> dict[str, str]:
     """The header that shows the first token; none where there is no token."""
     return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
-
-
-def without_credentials(url: str) -> str:
-    """A URL as it may be shown. To the last @: a password may hold `/`, `#` and `@` as it is."""
-    return re.sub(r"//.*@", "//", url)
 
 
 def shown(error: Exception) -> str:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import httpx
 import msgspec
 
-from logpipe.client.connection import away, bearer, refusal, stranger, without_credentials
+from logpipe.client.connection import away, bearer, refusal, stranger
 from logpipe.client.distributor import RemoteDistributor
 from logpipe.event import NOT_DECODED, Entry, StoredEvent
 from logpipe.filters import Filter
 from logpipe.history import HistoryPage
 from logpipe.ids import StreamId, parse_id
 from logpipe.messages import Start, Subscription
+from logpipe.settings import without_credentials
 
 
 class _Page(msgspec.Struct):

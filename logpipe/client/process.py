@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import httpx
 import msgspec
 
-from logpipe.client.connection import bearer, shown, without_credentials
+from logpipe.client.connection import bearer, shown
 from logpipe.samples import Sample, read_sample
+from logpipe.settings import without_credentials
 from logpipe.subscribers import Subscriber
 from logpipe.watch import LOOK_S, Health, Seen
 

@@ -18,9 +18,9 @@ from logpipe.streaming import Revoking
 from logpipe.tokens import Tokens
 
 COOKIE = "logpipe"
-MAX_PROOFS = 5
-"""Tokens that one cookie stands for: one that may read, one that may send, an operator's, and what
-is left of tokens that were replaced."""
+MAX_PROOFS = 4
+"""Tokens that one cookie stands for: one that may read, one that may send, an operator's, and one
+that was replaced."""
 
 
 class Access(NamedTuple):
