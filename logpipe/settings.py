@@ -306,7 +306,7 @@ def _shown(value: Any) -> Any:
 
 def without_credentials(url: str) -> str:
     """A URL as it may be shown. To the last @: a password may hold `/`, `#` and `@` as it is."""
-    return re.sub(r"//.*@", "//", url)
+    return re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL)
 
 
 def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:

@@ -124,6 +124,7 @@ async def test_events_go_in_and_out_over_tls_and_the_page_s_cookie_is_for_tls_al
             cookie = (await http.post("/login", data={"token": "r"})).headers["set-cookie"]
         for word in ("Secure", "HttpOnly", "SameSite=strict"):
             assert word in cookie
+        await http.aclose()  # else the end waits for a client that does not say goodbye
         process.popen.terminate()
         assert await process.exit_status() == 0
         assert "Traceback" not in process.log.read_text()
@@ -182,7 +183,7 @@ async def test_workers_speak_https_and_health_knows_the_certificate_that_serve_w
         "SSL_KEYFILE_PASSWORD_FILE": str(tmp_path / "password"),
         "WORKERS": "2",
     }
-    async with serving_tls(tmp_path, files, **environ) as (process, _):
+    async with serving_tls(tmp_path, files, **environ) as (process, http):
         environ["PORT"] = str(process.port)
         other = {**environ, "SSL_CERTFILE": str(files.other_authority)}
         (status, told), refused = await asyncio.gather(
@@ -192,6 +193,7 @@ async def test_workers_speak_https_and_health_knows_the_certificate_that_serve_w
         assert (status, told) == (0, ready)
         assert refused[0] == 1
         assert "certificate verify failed" in refused[1]
+        await http.aclose()  # else the end waits for a client that does not say goodbye
         process.popen.terminate()
         assert await process.exit_status() == 0
 
