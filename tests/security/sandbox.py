@@ -8,6 +8,7 @@ of Docker's: the image's own file system, its network, and its seccomp filter.
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ exec setpriv --reuid $uid --regid $uid --clear-groups --no-new-privs \
   prlimit --nproc=$pids -- "$@"
 """.replace("{data}", DATA)
 
-NAMESPACES = ("--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--ipc")
+NAMESPACES = ("--mount", "--propagation", "private", "--pid", "--fork", "--ipc")
 
 
 class Sandbox:
@@ -77,11 +78,11 @@ class Sandbox:
         """A command that runs confined, with these variables and no others, until the end."""
         with log.open("wb") as out:
             process = subprocess.Popen(self.command(words), env=environ, stdout=out, stderr=out)
+        inside = Inside(process, self._uid, environ)
         try:
-            yield Inside(process, self._uid, environ)
+            yield inside
         finally:
-            process.kill()
-            process.wait(10)
+            inside.end()
 
 
 class Inside:
@@ -99,6 +100,13 @@ class Inside:
         """The first process inside, as it is known outside."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return int(children.split()[0])
+
+    def end(self) -> None:
+        """Kills the first process, and so the kernel all of its namespace; the one outside waits
+        for it. Who becomes another user is no longer killed with its parent."""
+        if self.process.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+        self.process.wait(10)
 
     def joining(self, words: Sequence[str]) -> list[str]:
         """The command that runs another one there."""
