@@ -147,3 +147,13 @@ async def test_unless_told_otherwise_any_site_may_send_and_a_token_is_what_stops
 async def test_a_stream_is_no_page_either(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url) as service, subscribed(service.url) as reader:
         assert reader.response.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_who_says_that_he_forwards_for_another_is_not_believed(valkey: Valkey) -> None:
+    """Else each request would come from an address of its own, and have a rate of its own."""
+    async with serving(redis_addr=valkey.url, role="collector", rate_per_token=1) as service:
+        statuses = set()
+        for number in range(20):
+            told = {"X-Forwarded-For": f"192.0.2.{number}", "Forwarded": f"for=192.0.2.{number}"}
+            statuses.add((await service.post(EVENT, **told)).status_code)
+        assert statuses == {202, 429}
