@@ -99,9 +99,8 @@ class Connections:
     ) -> None:
         self.health = RedisHealth(str(address))
         self.primary = primary = primary_of(address, key)
-        self.appending = Direct(
-            address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, note_command(key)
-        )
+        greeting = note_command(key) if primary else ()
+        self.appending = Direct(address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, greeting)
         self.writing = _client(address, WRITE_TIMEOUT_S, primary)
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S, primary)
         self.reading = _client(address, READ_TIMEOUT_S, primary)
