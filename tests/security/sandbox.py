@@ -45,6 +45,7 @@ exec setpriv --reuid $uid --regid $uid --clear-groups --no-new-privs \
   prlimit --nproc=$pids -- "$@"
 """.replace("{data}", DATA)
 
+PATH = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
 NAMESPACES = ("--mount", "--propagation", "private", "--pid", "--fork", "--ipc")
 
 
@@ -64,7 +65,9 @@ class Sandbox:
             if shutil.which(program) is None:
                 return f"{program} is not there"
         import_it = [sys.executable, "-c", "import logpipe"]
-        tried = subprocess.run(self.command(import_it), capture_output=True, text=True, check=False)
+        tried = subprocess.run(
+            self.command(import_it), env={"PATH": PATH}, capture_output=True, text=True, check=False
+        )
         return tried.stderr.strip()[-200:] if tried.returncode else ""
 
     def command(self, words: Sequence[str]) -> list[str]:
@@ -78,7 +81,7 @@ class Sandbox:
         """A command that runs confined, with these variables and no others, until the end."""
         with log.open("wb") as out:
             process = subprocess.Popen(self.command(words), env=environ, stdout=out, stderr=out)
-        inside = Inside(process, self._uid, environ)
+        inside = Inside(process, self._uid, environ, log)
         try:
             yield inside
         finally:
@@ -89,11 +92,16 @@ class Inside:
     """What runs in a sandbox, and others who join it, as `docker exec` does."""
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", uid: int, environ: Mapping[str, str]
+        self,
+        process: "subprocess.Popen[bytes]",
+        uid: int,
+        environ: Mapping[str, str],
+        log: Path,
     ) -> None:
         self.process = process
         self._uid = uid
         self.environ = environ
+        self.log = log
 
     @property
     def pid(self) -> int:
