@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 from starlette.applications import Starlette
@@ -20,13 +21,14 @@ from logpipe.ids import START, parse_id
 from logpipe.limits import Seats
 from logpipe.messages import Start, Subscription, full
 from logpipe.parameters import MAX_LIMIT, chosen_filter, chosen_start, number, one_of, span
-from logpipe.problems import Unavailable, bad_parameter
+from logpipe.problems import Problem, Unavailable, bad_parameter
 from logpipe.settings import Settings
 from logpipe.shared import SharedSubscription
 from logpipe.streaming import HEADERS, StreamResponse, encoder_for
 from logpipe.subapp import sub_app
 from logpipe.subscribers import subscribers
 from logpipe.subscription import HubSubscription
+from logpipe.tokens import Tokens
 
 MAX_GROUP_NAME = 128
 
@@ -37,9 +39,9 @@ HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control", "X-Request
 """What a browser on another origin may send besides the headers that need no permission."""
 
 
-def create(settings: Settings, hub: Hub, groups: Groups, seats: Seats) -> Starlette:
+def create(settings: Settings, tokens: Tokens, hub: Hub, groups: Groups, seats: Seats) -> Starlette:
     """The distributor's sub-app over a hub and the consumer groups of this process."""
-    endpoints = _Distributor(settings, hub, groups, seats)
+    endpoints = _Distributor(settings, tokens, hub, groups, seats)
     routes = [
         Route("/subscribe", endpoints.subscribe),
         Route("/events", endpoints.events),
@@ -54,15 +56,19 @@ def create(settings: Settings, hub: Hub, groups: Groups, seats: Seats) -> Starle
 
 
 class _Distributor:
-    def __init__(self, settings: Settings, hub: Hub, groups: Groups, seats: Seats) -> None:
+    def __init__(
+        self, settings: Settings, tokens: Tokens, hub: Hub, groups: Groups, seats: Seats
+    ) -> None:
         self._settings = settings
+        self._tokens = tokens
         self._hub = hub
         self._groups = groups
         self._seats = seats
 
     async def subscribe(self, request: Request) -> Response:
         """The stream, as SSE or NDJSON."""
-        auth.require(request.headers.get("authorization"), self._settings.read_tokens)
+        authorization = request.headers.get("authorization")
+        auth.require(authorization, self._tokens.readers)
         query = request.query_params
         chosen = chosen_filter(query)
         start = chosen_start(query, request.headers.get("last-event-id"))
@@ -81,7 +87,20 @@ class _Distributor:
             return Response(
                 encoder.message(full(str(error))), headers=HEADERS, media_type=encoder.media_type
             )
-        return StreamResponse(subscription, encoder, self._hub.metrics, self._seats)
+        allowed = partial(self._may_read, authorization)
+        return StreamResponse(
+            subscription,
+            encoder,
+            self._hub.metrics,
+            self._seats,
+            partial(self._tokens.revoking, allowed),
+        )
+
+    def _may_read(self, authorization: str | None) -> bool:
+        with contextlib.suppress(Problem):
+            auth.require(authorization, self._tokens.readers)
+            return True
+        return False
 
     async def _require_known(self, start: Start) -> None:
         """Raises a 400 `Problem` for a parameter that names what this stream never had.
@@ -106,7 +125,7 @@ class _Distributor:
 
     async def subscribers(self, request: Request) -> Response:
         """Who reads from this process."""
-        auth.require(request.headers.get("authorization"), self._settings.read_tokens)
+        auth.require(request.headers.get("authorization"), self._tokens.operators)
         listed = await subscribers(self._hub, self._groups)
         return Response(
             msgspec.json.encode({"subscribers": listed}),
@@ -122,7 +141,7 @@ class _Distributor:
 
     async def events(self, request: Request) -> Response:
         """A page of the history as JSON."""
-        auth.require(request.headers.get("authorization"), self._settings.read_tokens)
+        auth.require(request.headers.get("authorization"), self._tokens.readers)
         query = request.query_params
         chosen = chosen_filter(query)
         low, high = span(query)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from logpipe.settings import (
     ROLES,
     BadSettingsError,
     Settings,
+    environment,
     fields,
     load,
 )
@@ -51,6 +53,11 @@ VALUES: dict[str, tuple[str, Any]] = {
     "distributor_url": ("http://[::1]:1/p", "http://[::1]:1/p"),
     "ingest_tokens": ("t1,t2", ("t1", "t2")),
     "read_tokens": ("t3", ("t3",)),
+    "admin_tokens": ("t4", ("t4",)),
+    "ssl_certfile": ("/c.pem", "/c.pem"),
+    "ssl_keyfile": ("/k.pem", "/k.pem"),
+    "ssl_keyfile_password": ("p,w", "p,w"),
+    "forwarded_allow_ips": ("10.0.0.1, fd00::/8", ("10.0.0.1", "fd00::/8")),
     "heartbeat_s": ("0.5", 0.5),
     "canary_s": ("2.5", 2.5),
     "log_level": ("debug", "debug"),
@@ -75,9 +82,10 @@ def test_every_setting_is_tried_here() -> None:
 def test_a_setting_is_an_option_and_a_variable_of_the_same_name(name: str) -> None:
     text, value = VALUES[name]
     assert value != getattr(Settings(), name)
-    assert getattr(load({name: text}, {}), name) == value
-    assert getattr(load({}, {name.upper(): text}), name) == value
-    assert getattr(load({name: f" {text} "}, {}), name) == value
+    needed = {"SSL_CERTFILE": "/c.pem"} if name == "ssl_keyfile" else {}
+    assert getattr(load({name: text}, needed), name) == value
+    assert getattr(load({}, {**needed, name.upper(): text}), name) == value
+    assert getattr(load({name: f" {text} "}, needed), name) == value
 
 
 def test_the_option_wins_over_the_variable_over_the_default() -> None:
@@ -99,7 +107,7 @@ def test_unknown_variables_are_none_of_its_business() -> None:
     assert load({}, {"PATH": "/bin", "port": "x", "LOGPIPE": "x"}) == Settings()
 
 
-@pytest.mark.parametrize("name", ["ingest_tokens", "read_tokens"])
+@pytest.mark.parametrize("name", ["ingest_tokens", "read_tokens", "admin_tokens"])
 def test_tokens_may_stand_in_a_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / "tokens"
     path.write_bytes(b"t1\r\nt2, t3\n\n")
@@ -112,7 +120,52 @@ def test_tokens_may_stand_in_a_file(tmp_path: Path, name: str) -> None:
 
 def test_what_is_not_secret_is_not_read_from_a_file() -> None:
     files = {"PORT_FILE": "/nowhere", "CORS_ALLOW_ORIGINS_FILE": "/nowhere"}
-    assert load({}, {**files, "REDIS_ADDR_FILE": "/nowhere"}) == Settings()
+    assert load({}, files) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("redis_addr", f"redis://u:{PASSWORD}@h"), ("ssl_keyfile_password", "a, b")],
+)
+def test_an_address_or_a_password_may_stand_in_a_file(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / "secret"
+    path.write_text(f"{text}\n")
+    chosen = load({}, {f"{name.upper()}_FILE": str(path)})
+    assert getattr(chosen, name) == text
+    assert chosen.files == {name: str(path)}
+    assert PASSWORD not in repr(chosen)
+
+
+@pytest.mark.parametrize("text", ["", "\n", " , \n,"])
+def test_a_file_of_tokens_that_holds_none_is_refused_and_opens_nothing(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(text)
+    assert errors_of({}, {"READ_TOKENS_FILE": str(path)}) == [
+        f"READ_TOKENS_FILE={path}: holds nothing"
+    ]
+
+
+def test_a_worker_is_told_of_the_file_instead_of_what_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("t0ken")
+    given = {"READ_TOKENS_FILE": str(path), "PATH": "/bin"}
+    chosen = load({}, given)
+    handed_on = environment(chosen, given)
+    assert handed_on == given
+    assert load({}, handed_on) == chosen
+
+
+def test_a_pipe_of_tokens_which_can_be_read_once_is_not_followed(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"t0ken")
+    os.close(writing)
+    given = {"READ_TOKENS_FILE": f"/dev/fd/{reading}"}
+    chosen = load({}, given)
+    os.close(reading)
+    assert (chosen.read_tokens, chosen.files) == (("t0ken",), {})
+    assert environment(chosen, given) == {"READ_TOKENS": "t0ken"}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -183,6 +236,16 @@ BAD = [
     ("collector_url", "collector:8081", "must be a URL like http://collector:8081"),
     ("distributor_url", "http://", "must be a URL like http://collector:8081"),
     ("distributor_url", "ftp://x", "must be a URL like http://collector:8081"),
+    (
+        "forwarded_allow_ips",
+        "proxy.example",
+        "must be addresses or networks, like 10.0.0.7 or 10.0.0.0/8, or *",
+    ),
+    (
+        "forwarded_allow_ips",
+        "10.0.0.1/8",
+        "must be addresses or networks, like 10.0.0.7 or 10.0.0.0/8, or *",
+    ),
 ]
 
 
@@ -362,7 +425,9 @@ def test_every_field_has_a_help_a_variable_and_says_what_is_allowed() -> None:
 
 def test_the_secret_fields_are_those_that_hold_passwords_and_tokens() -> None:
     secret = [field.name for field in fields() if field.secret]
-    assert secret == ["redis_addr", "ingest_tokens", "read_tokens"]
+    assert secret == [
+        "redis_addr", "ingest_tokens", "read_tokens", "admin_tokens", "ssl_keyfile_password",
+    ]  # fmt: skip
 
 
 # Addresses of Redis

@@ -14,17 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import auth
 from logpipe.collector.answer import Answer, give, problem_answer
-from logpipe.collector.appender import Appender
 from logpipe.collector.body import read_body, too_large
 from logpipe.collector.inflight import Held
 from logpipe.collector.ingest import Bounds, Intake, answer_of, append_of, hits_of, take_in
 from logpipe.collector.receivers import table as receivers
 from logpipe.collector.receivers.intake import Process
-from logpipe.limits import Rates, sender_of
-from logpipe.metrics import Metrics
+from logpipe.limits import sender_of
 from logpipe.problems import FAULT, Problem
 from logpipe.request_ids import Identified
-from logpipe.settings import Settings
 from logpipe.subapp import sub_app
 from logpipe.wire import Wire, wire_of
 
@@ -54,14 +51,11 @@ HEADERS_READ = frozenset(
 )
 
 
-def create(
-    settings: Settings, appender: Appender, metrics: Metrics, rates: Rates | None = None
-) -> ASGIApp:
+def create(process: Process) -> ASGIApp:
     """The collector's sub-app over the process's appender."""
-    process = Process(settings, appender, metrics, rates)
     ingest = Ingest(process)
     cors = {
-        "allow_origins": settings.cors_allow_origins,
+        "allow_origins": process.settings.cors_allow_origins,
         "allow_methods": ("POST",),
         "allow_headers": (*HEADERS_ALLOWED, *receivers.HEADERS),
     }
@@ -75,7 +69,7 @@ def create(
             if "origin" not in headers:
                 await ingest.answer(scope, headers, receive, send, wire_of(scope))
                 return
-        if scope["method"] == "POST" and _is_foreign(scope, settings.cors_allow_origins):
+        if scope["method"] == "POST" and _is_foreign(scope, process.settings.cors_allow_origins):
             answer = problem_answer(FOREIGN)
             await give(answer, receive, Identified(send), body_read=False)
             return
@@ -111,7 +105,7 @@ class Ingest:
     """The endpoint, as an ASGI application."""
 
     def __init__(self, process: Process) -> None:
-        self._settings, self._appender, self._metrics, self._rates = process
+        self._settings, self._tokens, self._appender, self._metrics, self._rates = process
         self._bounds = Bounds.of(self._settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,7 +125,7 @@ class Ingest:
         held = None
         try:
             authorization = headers.get("authorization")
-            auth.require(authorization, self._settings.ingest_tokens)
+            auth.require(authorization, self._tokens.ingest)
             sender = self._sender(scope, authorization) if self._rates is not None else ""
             whole = wire.body() if wire is not None and "content-encoding" not in headers else None
             if whole is not None:
@@ -163,7 +157,7 @@ class Ingest:
     def _sender(self, scope: Scope, authorization: str | None) -> str:
         """Whose rate this counts for; raises a 429 `Problem` for one who has to wait."""
         assert self._rates is not None
-        guarded = bool(self._settings.ingest_tokens)
+        guarded = bool(self._tokens.ingest)
         token = (authorization or "").partition(" ")[2].strip() if guarded else None
         sender = sender_of(scope, token)
         self._rates.require(sender)

@@ -13,7 +13,7 @@ from logpipe.settings import Settings
 def served(method: str, path: str) -> bool:
     """Whether a collector has a route for it."""
     nothing = cast("Any", None)
-    made = routes(cast("Any", Process(cast("Any", Settings()), nothing, nothing)))
+    made = routes(cast("Any", Process(cast("Any", Settings()), nothing, nothing, nothing)))
     scope = {"type": "http", "method": method, "path": path.partition("?")[0], "headers": []}
     return any(isinstance(r, Route) and r.matches(scope)[0] is Match.FULL for r in made)
 
