@@ -42,7 +42,12 @@ return redis.call('LRANGE', KEYS[3], 0, -1)
 
 def note_keys(stream: str) -> list[str]:
     """The KEYS of `NOTE`."""
-    return [stream, companion_key(stream, "primary", ""), companion_key(stream, "failovers", "")]
+    return [stream, companion_key(stream, "primary", ""), failovers_key(stream)]
+
+
+def failovers_key(stream: str) -> str:
+    """Where the last entries before failovers are kept."""
+    return companion_key(stream, "failovers", "")
 
 
 def note_command(stream: str) -> tuple[Any, ...]:
@@ -55,6 +60,11 @@ class Failovers:
 
     def __init__(self, told: Sequence[bytes] = ()) -> None:
         self._ends = [from_wire(each) for each in told]
+
+    @property
+    def newest(self) -> StreamId | None:
+        """The last of them."""
+        return self._ends[-1] if self._ends else None
 
     def end_before(self, id_: StreamId) -> StreamId | None:
         """Where the stream that held an entry which is gone parted from the one of now."""
