@@ -111,7 +111,8 @@ async def test_in_a_partition_what_a_replica_confirmed_stays_and_the_loss_of_the
     divided: Divided,
 ) -> None:
     """logpipe is on the side of the old primary, without a Sentinel. What was sent on the other
-    side arrives, though both sides have given one id. The control: there is a loss, of what was
+    side arrives, though both sides have given one id, and though the new primary took nothing at
+    first (min-replicas-to-write). The control: there is a loss, of what was
     acknowledged without a replica."""
     async with (
         serving(redis_addr=divided.url, role=BOTH, ack_replicas=1) as safe,
@@ -130,13 +131,18 @@ async def test_in_a_partition_what_a_replica_confirmed_stays_and_the_loss_of_the
                 await unsure.send_one()
             await sure.send_one()
             assert (len(unsure.acknowledged), sure.refused) == (10, 1)
+            assert divided.promoted is not None
+            at_least = ("CONFIG", "SET", "min-replicas-to-write")
+            divided.promoted.ask(*at_least, 2)
             async with serving(redis_addr=divided.url_elsewhere, role="collector") as elsewhere:
+                await wait_until(said(elsewhere, "ok"), "the promoted one is there")
+                await unavailable(elsewhere, "read-only")
+                divided.promoted.ask(*at_least, 1)
                 await ready(elsewhere)
                 others = (await elsewhere.post(EVENT)).json()["id"]
             await unsure.send_one()
             twice = list(unsure.acknowledged)[-1]
             await wait_until(lambda: delivered.ids[-1:] == [twice], "it is received")
-            assert divided.promoted is not None
             divided.promoted.client.xadd("logs", {"event": json.dumps(EVENT)}, id=twice)
         await wait_until(taken_again(sure), "it is taken with a replica")
         last = list(sure.acknowledged)[-1]

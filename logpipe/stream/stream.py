@@ -166,8 +166,11 @@ class Stream:
             return await read()
         while True:
             generation = await self._note(primary)
+            known = self._failovers.newest
             page = await read()
-            if primary.generation == generation:
+            if self._noted != generation:  # it could not be noted; by now another may have
+                await self._note(primary)
+            if primary.generation == generation and self._failovers.newest == known:
                 return page
 
     async def _note(self, primary: Primary) -> int:
@@ -175,11 +178,13 @@ class Stream:
         generation = primary.generation
         if generation != self._noted:
             async with self._redis.translated():
-                told = await NOTE.run(self._redis.writing, note_keys(self.name), KEPT)
+                done, told = await NOTE.run(self._redis.writing, note_keys(self.name), KEPT, 0)
             failovers = Failovers(told)
             if self._noted >= 0 and failovers.newest != self._failovers.newest:
                 self._parted = failovers.newest
-            self._failovers, self._noted = failovers, generation
+            self._failovers = failovers
+            if done:
+                self._noted = generation
         return generation
 
     async def same_until(self, id_: StreamId) -> StreamId:
