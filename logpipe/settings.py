@@ -124,7 +124,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     subscriber_queue_len: Annotated[
         int, setting("Events that a subscriber may be behind in memory.", ge=1)
     ] = 10_000
-    cors_allow_origins: Annotated[Words, setting("Origins that browsers may read from.")] = ("*",)
+    cors_allow_origins: Annotated[Words, setting("Origins whose pages may read and send.")] = ("*",)
     allowed_hosts: Annotated[
         Words,
         setting("Names under which browsers may open the page while no READ_TOKENS guard it."),

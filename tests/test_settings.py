@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logpipe.redis_address import RedisAddress, parse_redis_addr
+from logpipe.redis_address import SCHEMES, Node, RedisAddress, parse_redis_addr
 from logpipe.settings import (
     PORTS,
     ROLES,
@@ -25,6 +25,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "port": ("9000", 9000),
     "workers": ("3", 3),
     "redis_addr": ("redis://r:1/2", "redis://r:1/2"),
+    "ack_replicas": ("1", 1),
     "data_dir": ("/srv/data", "/srv/data"),
     "stream_name": ("events", "events"),
     "max_message_bytes": ("1000", 1000),
@@ -207,6 +208,9 @@ BAD = [
     ("port", " ", "must be a whole number from 0 to 65535"),
     ("workers", "0", "must be a whole number from 1 to 256"),
     ("workers", "1e9", "must be a whole number from 1 to 256"),
+    ("ack_replicas", "-1", "must be a whole number from 0 to 100"),
+    ("ack_replicas", "101", "must be a whole number from 0 to 100"),
+    ("ack_replicas", "one", "must be a whole number from 0 to 100"),
     ("max_message_bytes", "63", "must be a whole number from 64"),
     ("max_body_bytes", "64k", "must be a whole number from 64"),
     ("trim_maxlen", "0", "must be a whole number from 1 to 1000000000000"),
@@ -463,6 +467,29 @@ def test_the_secret_fields_are_those_that_hold_passwords_and_tokens() -> None:
             RedisAddress(socket="/run/r.sock", db=3, username="u", password="p"),
             "unix:///run/r.sock",
         ),
+        (
+            "redis+sentinel://h1,h2:7/m",
+            RedisAddress(sentinels=(Node("h1", 26379), Node("h2", 7)), service="m"),
+            "redis+sentinel://h1:26379,h2:7/m/0",
+        ),
+        (
+            "redis+sentinel://u:p@[::1]/m/2?sentinel_username=s&sentinel_password=q%26",
+            RedisAddress(
+                sentinels=(Node("::1", 26379),),
+                service="m",
+                db=2,
+                username="u",
+                password="p",
+                sentinel_username="s",
+                sentinel_password="q&",
+            ),
+            "redis+sentinel://[::1]:26379/m/2",
+        ),
+        (
+            "redis+cluster://:p@h1,h2:7/",
+            RedisAddress(cluster=(Node("h1", 6379), Node("h2", 7)), password="p"),
+            "redis+cluster://h1:6379,h2:7",
+        ),
         ("embedded://", RedisAddress(embedded=""), "the embedded engine"),
         ("embedded:///srv/x", RedisAddress(embedded="/srv/x"), "the embedded engine"),
     ],
@@ -483,8 +510,15 @@ def test_an_address_says_where_redis_is_and_prints_without_its_login(
         ("h:6379", "must begin with redis://"),
         ("REDIS://h", "must begin with redis://"),
         ("http://h", "must begin with redis://"),
-        ("redis+sentinel://h/m/0", r"redis\+sentinel:// is not served by this version"),
-        ("redis+cluster://h", r"redis\+cluster:// is not served by this version"),
+        ("redis+sentinel://h", "the master's name is missing"),
+        ("redis+sentinel://h/m n", "the master's name is missing"),
+        ("redis+sentinel://h:x/m", r"must be HOST\[:PORT\],…/MASTER\[/DB\]"),
+        ("redis+sentinel://h,,i/m", r"must be HOST\[:PORT\],…/MASTER\[/DB\]"),
+        ("redis+sentinel://h/m/x", "the database at its end must be a number"),
+        ("redis+sentinel://h/m?db=1", "only sentinel_username and sentinel_password may follow"),
+        ("redis+cluster://", r"must be HOST\[:PORT\],…"),
+        ("redis+cluster://h:70000", r"must be HOST\[:PORT\],…"),
+        ("redis+cluster://h/1", r"must be HOST\[:PORT\],…"),
         ("redis://h:", r"must be HOST\[:PORT\]\[/DB\]"),
         ("redis://h:0", r"must be HOST\[:PORT\]\[/DB\]"),
         ("redis://h:65536", r"must be HOST\[:PORT\]\[/DB\]"),
@@ -522,7 +556,7 @@ def test_a_password_may_hold_anything_but_a_percent_sign_as_it_is(password: str)
 
 @given(st.text())
 def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
-    for scheme in ("redis://", "unix://", "embedded://", ""):
+    for scheme in (*(f"{each}://" for each in SCHEMES), ""):
         try:
             address = parse_redis_addr(scheme + text)
         except ValueError as error:
@@ -530,5 +564,8 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
         else:
             told = ""
         assert told.isprintable()
-        given_ones = [address.host, address.socket, address.embedded is not None]
+        given_ones = [
+            *(address.host, address.socket, address.embedded is not None),
+            *(address.sentinels, address.cluster),
+        ]
         assert sum(map(bool, given_ones)) == 1
