@@ -85,7 +85,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     max_subscribers: Annotated[int, setting("Subscribers of a process.", ge=1)] = 10_000
     max_subscribers_per_client: Annotated[
-        int, setting("Of these, of one address. 0: any, as proxies need that FORWARDED_ALLOW_IPS does not name.", ge=0)
+        int,
+        setting(
+            "Of these, of one address. 0: any, as proxies not in FORWARDED_ALLOW_IPS need.",
+            ge=0,
+        ),
     ] = 0
     syslog_tcp: Annotated[
         int, setting("Port for syslog over TCP; none unless given.", ge=0, le=65535)

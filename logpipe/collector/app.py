@@ -69,7 +69,7 @@ def create(process: Process) -> ASGIApp:
             if "origin" not in headers:
                 await ingest.answer(scope, headers, receive, send, wire_of(scope))
                 return
-        if scope["method"] == "POST" and _is_foreign(scope, settings.cors_allow_origins):
+        if scope["method"] == "POST" and _is_foreign(scope, process.settings.cors_allow_origins):
             answer = problem_answer(FOREIGN)
             await give(answer, receive, Identified(send), body_read=False)
             return
