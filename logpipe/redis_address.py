@@ -36,6 +36,8 @@ class RedisAddress(msgspec.Struct, frozen=True):
     embedded: str | None = None
     """The folder of the embedded engine; empty for `DATA_DIR`."""
     tls: bool = False
+    authority: str = ""
+    """A file of certificates in PEM: who may have signed the server's; "": who usually may."""
     db: int = 0
     username: str | None = None
     password: str | None = None
@@ -90,16 +92,27 @@ def parse_redis_addr(text: str) -> RedisAddress:
     if scheme.endswith("+cluster"):
         nodes = _nodes(place.removesuffix("/"), 6379)
         return RedisAddress(cluster=nodes, tls=tls, username=user, password=secret)
+    place, authority = _authority(place) if tls else (place, "")
     where, _, db = place.partition("/")
     (node,) = _nodes(where, 6379, "HOST[:PORT][/DB]", several=False)
     return RedisAddress(
         host=node.host,
         port=node.port,
         tls=tls,
+        authority=authority,
         db=_db(db),
         username=user,
         password=secret,
     )
+
+
+def _authority(place: str) -> tuple[str, str]:
+    """What is before the `?`, and the path of `ssl_ca_certs` behind it."""
+    place, _, query = place.partition("?")
+    name, _, path = query.partition("=")
+    if query and (name != "ssl_ca_certs" or not path):
+        raise ValueError("only ssl_ca_certs=PATH may follow the ?")
+    return place, unquote(path)
 
 
 def _sentinels(place: str, tls: bool, user: str | None, secret: str | None) -> RedisAddress:

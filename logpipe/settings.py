@@ -6,6 +6,7 @@ environment; it reports every bad value at once and never repeats a secret one.
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -86,7 +87,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     max_subscribers: Annotated[int, setting("Subscribers of a process.", ge=1)] = 10_000
     max_subscribers_per_client: Annotated[
-        int, setting("Of these, of one address. 0: any, as proxies need.", ge=0)
+        int,
+        setting(
+            "Of these, of one address. 0: any, as proxies not in FORWARDED_ALLOW_IPS need.",
+            ge=0,
+        ),
     ] = 0
     syslog_tcp: Annotated[
         int, setting("Port for syslog over TCP; none unless given.", ge=0, le=65535)
@@ -436,8 +441,16 @@ def _check(settings: Settings) -> list[str]:
         _ = settings.trim_maxage_ms
     except ValueError as error:
         bad.append(f"TRIM_MAXAGE={_on_one_line(settings.trim_maxage)}: {error}")
-    try:
-        _ = settings.redis if settings.role else None
-    except ValueError as error:
-        bad.append(f"REDIS_ADDR: {error}")
+    bad += _redis_trouble(settings) if settings.role else ()
     return bad
+
+
+def _redis_trouble(settings: Settings) -> Iterator[str]:
+    try:
+        address = settings.redis
+        if address and address.authority:
+            ssl.create_default_context(cafile=address.authority)
+    except OSError as error:  # ssl.SSLError included
+        yield f"REDIS_ADDR: ssl_ca_certs names no certificates in PEM: {error.strerror}"
+    except ValueError as error:
+        yield f"REDIS_ADDR: {error}"

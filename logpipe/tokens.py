@@ -31,6 +31,9 @@ class Words(Sequence[str]):
     def __len__(self) -> int:
         return len(self.now)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.now)  # the general one asks for each by its number
+
 
 class Tokens:
     """Who may send, read and operate. Whether a scope is open to all never changes."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from logpipe.settings import BadSettingsError, load
 from tests.deployments import SLOTS, eventually
 from tests.helpers import wait_until
 from tests.servers import free_port, serving
@@ -110,6 +111,27 @@ async def test_a_redis_whose_certificate_is_trusted_is_used(
         await wait_until(stored, "an event is stored over TLS")
         events = (await service.http.get("/events")).json()["events"]
         assert events[0]["message"] == "over TLS"
+
+
+async def test_the_address_itself_may_name_the_authority(tls_port: int, tmp_path: Path) -> None:
+    address = f"rediss://localhost:{tls_port}/0?ssl_ca_certs={tmp_path / 'ca.pem'}"
+    async with serving(redis_addr=address, role="collector,distributor") as service:
+
+        async def stored() -> bool:
+            return (await service.post(EVENT)).status_code == 202
+
+        await wait_until(stored, "an event is stored over TLS")
+        assert len((await service.http.get("/events")).json()["events"]) == 1
+
+
+@pytest.mark.parametrize("name", ["none", "key"])
+def test_an_authority_s_file_that_cannot_be_used_is_told_at_the_start(
+    tls_port: int, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(BadSettingsError) as caught:
+        load({"redis_addr": f"rediss://:s3cr@h/0?ssl_ca_certs={tmp_path / name}"}, {})
+    assert str(caught.value).startswith("REDIS_ADDR: ssl_ca_certs")
+    assert "s3cr" not in str(caught.value)
 
 
 async def test_a_certificate_of_a_stranger_is_refused_with_the_reason(tls_address: str) -> None:

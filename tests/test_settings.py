@@ -445,6 +445,11 @@ def test_the_secret_fields_are_those_that_hold_passwords_and_tokens() -> None:
         ("redis://[::1]:1/2", RedisAddress(host="::1", port=1, db=2), "redis://[::1]:1/2"),
         ("redis://[fe80::1]", RedisAddress(host="fe80::1"), "redis://[fe80::1]:6379/0"),
         ("redis://:p@h", RedisAddress(host="h", password="p"), "redis://h:6379/0"),
+        (
+            "rediss://h/2?ssl_ca_certs=/a%20b.pem",
+            RedisAddress(host="h", tls=True, db=2, authority="/a b.pem"),
+            "rediss://h:6379/2",
+        ),
         ("redis://u@h", RedisAddress(host="h", username="u"), "redis://h:6379/0"),
         (
             "redis://u:p@[::1]",

@@ -13,8 +13,14 @@ import httpx
 import pytest
 
 from logpipe.auth import is_known
+from logpipe.client.collector import RemoteCollector
+from logpipe.client.distributor import RemoteDistributor
+from logpipe.client.log import RemoteLog
+from logpipe.filters import EVERYTHING
+from logpipe.ids import START
+from logpipe.problems import Problem
 from logpipe.settings import load
-from logpipe.tokens import Tokens
+from logpipe.tokens import Tokens, Words
 from tests.helpers import wait_until
 from tests.servers import Process, Valkey, serving, spawned, subscribed
 
@@ -138,6 +144,29 @@ async def test_who_may_read_from_other_origins_never_reads_with_credentials(
         for origin, allowed in (("http://own.example", True), ("http://evil.example", False)):
             answer = await service.http.get("/events", headers={"Origin": origin})
             assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
+
+
+async def test_what_a_page_asks_of_others_it_asks_with_the_token_that_is_the_first_now() -> None:
+    words = Words(("old", "other"))
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers["authorization"])
+        return httpx.Response(500)
+
+    transport = httpx.MockTransport(answer)
+    async with httpx.AsyncClient(transport=transport) as http:
+        distributor = RemoteDistributor("http://d", http, tokens=words)
+        log = RemoteLog("http://d", http, distributor, words)
+        submit = RemoteCollector("http://c", http, words)
+        for now in ("old", "new"):
+            words.now = (now, "other")
+            with pytest.raises(Problem):
+                await log.page(EVERYTHING, START, START, 1, newest_first=True)
+            with pytest.raises(Problem):
+                await submit(b"{}")
+            assert distributor.headers["Authorization"] == f"Bearer {now}"
+    assert asked == ["Bearer old", "Bearer old", "Bearer new", "Bearer new"]
 
 
 # -- files, in pieces --------------------------------------------------------------------------

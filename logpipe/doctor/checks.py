@@ -216,7 +216,11 @@ def redis(facts: Facts) -> Iterator[Judged]:
     sample = facts.metrics
     if sample is None or KEPT not in sample.values:
         if facts.stream.status == 200:
-            yield "warning", "/metrics cannot be seen", "ask from where /metrics may be read"
+            yield (
+                "warning",
+                "/metrics cannot be seen",
+                "ask from where /metrics may be read, with ADMIN_TOKENS if there are any",
+            )
         return
     evicts, kept, limit = (sample.value(name) for name in (EVICTS, KEPT, LIMIT))
     if evicts is None or kept is None:

@@ -283,6 +283,8 @@ def _client(address: RedisAddress, timeout_s: float, primary: Primary | None) ->
         "protocol": 2,
         "client_name": "logpipe",
     }
+    if address.authority:
+        common["ssl_ca_certs"] = address.authority
     if primary is not None:
         return FollowingClient.of(
             primary,

@@ -197,7 +197,7 @@ class Direct:
                     _Connection,
                     host,
                     port,
-                    ssl=ssl.create_default_context() if address.tls else None,
+                    ssl=_trusting(address.authority) if address.tls else None,
                 )
         connection.node = node
         # A login that is refused is told by every command after it.
@@ -224,3 +224,7 @@ class Direct:
         for connection in self._idle:
             connection.transport.abort()
         self._idle.clear()
+
+
+def _trusting(authority: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=authority or None)
