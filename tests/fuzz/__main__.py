@@ -30,7 +30,9 @@ def _shown(kind: str, seed: int, number: int) -> None:
 
 
 @click.command()
-@click.option("--bodies", default=1_000_000, show_default=True, help="Requests with mutated bodies.")
+@click.option(
+    "--bodies", default=1_000_000, show_default=True, help="Requests with mutated bodies."
+)
 @click.option("--streams", default=100_000, show_default=True, help="Streams that are hardly HTTP.")
 @click.option("--seed", default=1, show_default=True, help="What all cases follow from.")
 @click.option("--first", default=0, show_default=True, help="The number of the first of each kind.")

@@ -44,7 +44,7 @@ class Client:
         except TimeoutError:
             self.leave()
             return f"no answer within {ANSWER_S:.0f} s"
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             self.leave()
             return f"no answer: {error!r}"
         status = int(head[9:12])
@@ -55,9 +55,9 @@ class Client:
         kept = self._open is not None
         try:
             return await self._exchanged(request)
-        except (ConnectionError, asyncio.IncompleteReadError) as error:
+        except (ConnectionError, asyncio.IncompleteReadError):
             # An idle connection may have been closed when the request before it was answered.
-            if not kept or getattr(error, "partial", b""):
+            if not kept:
                 raise
             self.leave()
             return await self._exchanged(request)
@@ -90,12 +90,12 @@ class Client:
         """Plays it on a connection of its own; what is wrong with what came back, or nothing."""
         reader, writer = await asyncio.open_connection(*self._place, limit=1 << 20)
         try:
-            with contextlib.suppress(ConnectionError, TimeoutError):
+            with contextlib.suppress(OSError):
                 await _write(writer, stream)
             got = await _read(reader, len(stream.statuses))
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):
                 await writer.wait_closed()
         statuses = statuses_in(got)
         self.statuses.update(statuses)
@@ -133,7 +133,7 @@ async def _read(reader: asyncio.StreamReader, due: int) -> bytes:
         owing = len(_STATUS.findall(got)) < due
         try:
             data = await asyncio.wait_for(reader.read(1 << 16), ANSWER_S if owing else QUIET_S)
-        except (TimeoutError, ConnectionError):
+        except OSError:
             break
         if not data:
             break

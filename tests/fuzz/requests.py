@@ -213,9 +213,15 @@ def _headers(random: Random, seed: Seed) -> list[tuple[str, bytes]]:
 def _target(random: Random, path: str) -> str:
     while "{" in path:
         before, _, rest = path.partition("{")
-        path = before + quote(random.choice((b"x", b"%", b"a b", *TEXTS[5:10]))) + rest.partition("}")[2]
+        path = (
+            before
+            + quote(random.choice((b"x", b"%", b"a b", *TEXTS[5:10])))
+            + rest.partition("}")[2]
+        )
     if random.random() < 0.15:
-        pairs = [(random.choice(PARAMETERS), quote(_text(random))) for _ in range(random.randint(1, 4))]
+        pairs = [
+            (random.choice(PARAMETERS), quote(_text(random))) for _ in range(random.randint(1, 4))
+        ]
         path += "?" + "&".join(f"{name}={value}" for name, value in pairs)
     return path
 
@@ -252,5 +258,3 @@ def request(seed: int, number: int) -> Request:
     if chunks == 1:
         body = body[:500]
     return Request(method, _target(random, path), headers, body, chunks)
-
-

@@ -101,9 +101,15 @@ _VALUES = (
 )  # fmt: skip
 
 
+_UNREADABLE = b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n"
+
+
 def _event(name: str) -> bytes:
     body = b'{"source":"fuzz","message":"%b"}' % name.encode()
-    return b"POST /ingest HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    return b"POST /ingest HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
 
 
 def _head(*lines: str, start: str = "POST /ingest HTTP/1.1") -> bytes:
@@ -133,7 +139,9 @@ def _header_lines(random: Random) -> Stream:
 
 
 def _chunks(random: Random) -> Stream:
-    pieces = [_head("Transfer-Encoding: " + random.choice(("chunked", "Chunked", "chunked, chunked")))]
+    pieces = [
+        _head("Transfer-Encoding: " + random.choice(("chunked", "Chunked", "chunked, chunked")))
+    ]
     pieces += [random.choice(_CHUNKS) for _ in range(random.choice((1, 1, 2)))]
     if random.random() < 0.3:
         pieces.append(random.choice((flipped, truncated, replaced))(random, pieces.pop()))
@@ -152,9 +160,12 @@ def _pipelined(random: Random) -> Stream:
 
 
 def _pipelined_garbage(random: Random) -> Stream:
-    pieces = [_event("before"), random.choice((*_CHUNKS, *NOT_UTF8)), _event("after")]
-    random.shuffle(pieces)
-    return Stream("pipelined garbage", [b"".join(pieces)], random.choice(("wait", "half", "reset")))
+    """Good requests and what is none: they are answered before it is refused."""
+    good = random.choice((0, 1, 3))
+    garbage = random.choice((b"\xff\xff\r\n\r\n", b"GET / HTTP/x\r\n\r\n", _UNREADABLE))
+    data = _event("before") * good + garbage + _event("after") * random.choice((0, 1))
+    # In one piece: what comes after the end resets the connection, and with it the answers.
+    return Stream("pipelined garbage", [data], statuses=[*[202] * good, 400])
 
 
 def _smuggling(random: Random) -> Stream:
@@ -171,15 +182,22 @@ def _early_end(random: Random) -> Stream:
 
 
 def _oversized(random: Random) -> Stream:
-    name = random.choice(("A", "Cookie", "Content-Type", "Authorization", "X-Request-ID", "Content-Encoding"))
+    name = random.choice(
+        ("A", "Cookie", "Content-Type", "Authorization", "X-Request-ID", "Content-Encoding")
+    )
     line = f"{name}: ".encode() + b"x" * random.choice((8_000, 60_000, 66_000, 140_000))
-    pieces = [b"GET /livez HTTP/1.1\r\nHost: test\r\n", *[line[at : at + 9_000] for at in range(0, len(line), 9_000)]]
+    pieces = [
+        b"GET /livez HTTP/1.1\r\nHost: test\r\n",
+        *[line[at : at + 9_000] for at in range(0, len(line), 9_000)],
+    ]
     return Stream("oversized", [*pieces, b"\r\n\r\n"] if random.random() < 0.5 else pieces)
 
 
 def _many_headers(random: Random) -> Stream:
     count = random.choice((100, 1_000, 8_000))
-    return Stream("many headers", [_head(*(f"a{n}: b" for n in range(count)), start="GET /livez HTTP/1.1")])
+    return Stream(
+        "many headers", [_head(*(f"a{n}: b" for n in range(count)), start="GET /livez HTTP/1.1")]
+    )
 
 
 def _upgrade(random: Random) -> Stream:
@@ -187,16 +205,28 @@ def _upgrade(random: Random) -> Stream:
     lines = ["Connection: Upgrade", f"Upgrade: {upgrade}", "Sec-WebSocket-Version: 13",
              "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]  # fmt: skip
     start = f"{random.choice(('GET', 'GET', 'POST', 'CONNECT'))} {random.choice(_PATHS)} HTTP/1.1"
-    after = random.choice((b"", b"\x81\x85\x00\x00\x00\x00hello", b"{}", _event("upgraded"), b"\xff" * 99))
+    after = random.choice(
+        (b"", b"\x81\x85\x00\x00\x00\x00hello", b"{}", _event("upgraded"), b"\xff" * 99)
+    )
     if random.random() < 0.4:
         lines.append(f"Content-Length: {random.choice((len(after), 0, 5))}")
     return Stream("upgrade", [_head(*lines, start=start), after], random.choice(("wait", "half")))
 
 
+def _upgradable(random: Random) -> Stream:
+    """A good request of a client that would rather speak another protocol."""
+    wish = b"\r\nConnection: Upgrade\r\nUpgrade: %b\r\n" % random.choice((b"h2c", b"websocket"))
+    data = _event("upgradable").replace(b"\r\n", wish, 1)
+    at = random.randint(0, len(data))
+    return Stream("upgradable", [data[:at], data[at:] + _event("next")], statuses=[202, 202])
+
+
 def _dribbled(random: Random) -> Stream:
     """A good request, a few bytes at a time."""
     data, size = _event("dribbled"), random.choice((1, 2, 7))
-    return Stream("dribbled", [data[at : at + size] for at in range(0, len(data), size)], statuses=[202])
+    return Stream(
+        "dribbled", [data[at : at + size] for at in range(0, len(data), size)], statuses=[202]
+    )
 
 
 def _not_http(random: Random) -> Stream:
@@ -225,7 +255,7 @@ def _read(random: Random) -> Stream:
 
 KINDS: Sequence[Callable[[Random], Stream]] = (
     _request_line, _header_lines, _chunks, _pipelined, _pipelined_garbage, _smuggling, _early_end,
-    _oversized, _many_headers, _upgrade, _dribbled, _not_http, _damaged, _read, _read,
+    _oversized, _many_headers, _upgrade, _upgradable, _dribbled, _not_http, _damaged, _read, _read,
 )  # fmt: skip
 
 

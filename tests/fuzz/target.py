@@ -107,7 +107,11 @@ class Target:
         if health.status_code != 200 or stored.status_code != 202:
             return f"{health.text} {stored.text}"
         came = [each["id"] for each in read.json()["events"]]
-        return "" if came == [stored.json()["id"]] else f"an event that was stored is not there: {came}"
+        return (
+            ""
+            if came == [stored.json()["id"]]
+            else f"an event that was stored is not there: {came}"
+        )
 
 
 def _told(line: str) -> str:
