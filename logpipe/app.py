@@ -99,7 +99,7 @@ ROLES: Mapping[Role, RoleSpec] = {
     "ui": RoleSpec(("", "ui", "static", "login", "status"), _ui),
 }
 
-PROBES = ("livez", "healthz", "metrics")
+PROBES = ("livez", "healthz", "metrics", "openapi.json")
 
 
 class Dispatch:
