@@ -3,7 +3,7 @@
 Shapes are the structs that the answers are made of; bounds and choices are those of the code.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -22,9 +22,11 @@ from logpipe.collector.ingest import (
 from logpipe.collector.receivers import (
     datadog,
     elasticsearch,
+    firehose,
     gelf,
     generic,
     loki,
+    otlp,
     splunk,
 )
 from logpipe.collector.receivers.otlp import JSON_TYPE, PROTOBUF_TYPES
@@ -39,6 +41,7 @@ from logpipe.problems import Document
 from logpipe.settings import Role, Settings
 from logpipe.streaming import NDJSON
 from logpipe.subscribers import Listed
+from logpipe.ui.sending import FIELDS
 from logpipe.watch import Health
 
 JSON = "application/json"
@@ -46,6 +49,7 @@ LINES = "application/x-ndjson"
 HTML = "text/html; charset=utf-8"
 PLAIN = "text/plain; charset=utf-8"
 OBJECT: Schema = {"type": "object"}
+EVENTS: Schema = {"description": "Server-Sent Events, each with JSON or HTML as its data."}
 
 PROBLEM: Mapping[str, Shape] = {PROBLEM_TYPE: Document}
 
@@ -103,7 +107,6 @@ _KEY = Parameter(
     {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
     "header",
 )
-_PACKED = Parameter("Content-Encoding", "How the body is packed.", place="header")
 
 
 def _refusals(settings: Settings) -> dict[int, Reply]:
@@ -145,7 +148,7 @@ class Spoken(NamedTuple):
     """A protocol in media types: what is taken, and the replies to what is taken and refused."""
 
     says: str
-    takes: Sequence[str]
+    takes: Mapping[str, Shape]
     success: int
     told: Mapping[str, Shape]
     refused: Mapping[str, Shape] = PROBLEM
@@ -183,22 +186,55 @@ _CAUSE: Schema = {
 _EXPORTED: Mapping[str, Shape] = {JSON_TYPE: OBJECT, PROTOBUF_TYPES[0]: BYTES}
 _OTLP_REFUSED: Mapping[str, Shape] = {**_EXPORTED, "text/plain": TEXT}
 
+_LINES = {LINES: TEXT, JSON: TEXT}
+_GELF: Schema = {
+    "type": "object",
+    "properties": {"short_message": TEXT, "host": TEXT, "level": {"type": "integer"}},
+    "required": ["short_message"],
+}
+_HEC: Schema = {
+    "type": "object",
+    "properties": {"event": {"not": {"enum": [None, ""]}}, "fields": OBJECT},
+    "required": ["event"],
+}
+_OBJECTS: Schema = {"type": "array", "items": OBJECT}
+_PROTOBUF = dict.fromkeys(PROTOBUF_TYPES, BYTES)
+
 SPOKEN: Mapping[str, Spoken] = {
-    "json": Spoken("JSON of any shape, or lines.", (JSON, LINES, PLAIN), 202, {JSON: Receipt}),
-    "loki": Spoken("Loki's push.", (JSON, PROTOBUF_TYPES[0]), 204, {}, {PLAIN: TEXT}),
-    "otlp": Spoken(
-        "OTLP's logs.", (JSON_TYPE, *PROTOBUF_TYPES), 200, _EXPORTED, _OTLP_REFUSED
+    "json": Spoken(
+        "JSON of any shape, or lines.",
+        {JSON: BYTES, LINES: TEXT, PLAIN: TEXT},
+        202,
+        {JSON: Receipt},
     ),
-    "elasticsearch": Spoken("Elasticsearch's bulk.", (LINES, JSON), 200, {JSON: _BULK}, {JSON: _CAUSE}),
-    "splunk": Spoken("Splunk's HEC.", (JSON,), 200, {JSON: _CODED}, {JSON: _CODED}),
-    "splunk-raw": Spoken("Splunk's HEC, lines.", (PLAIN,), 200, {JSON: _CODED}, {JSON: _CODED}),
-    "datadog": Spoken("Datadog's logs, v2.", (JSON,), 202, {JSON: OBJECT}, {JSON: _ERRORS}),
-    "datadog-v1": Spoken("Datadog's logs, v1.", (JSON,), 200, {JSON: OBJECT}, {JSON: _ERRORS}),
-    "gelf": Spoken("Graylog's GELF.", (JSON,), 202, {}),
-    "logplex": Spoken("Heroku's drains.", ("application/logplex-1",), 204, {}),
-    "firehose": Spoken("Amazon Data Firehose.", (JSON,), 200, {JSON: _DELIVERED}, {JSON: _DELIVERED}),
-    "syslog": Spoken("Syslog over HTTP.", ("application/syslog", PLAIN), 204, {}),
-}  # fmt: skip
+    "loki": Spoken(
+        "Loki's push.", {JSON: loki.JsonPush, PROTOBUF_TYPES[0]: BYTES}, 204, {}, {PLAIN: TEXT}
+    ),
+    "otlp": Spoken(
+        "OTLP's logs.", {JSON_TYPE: otlp.Export, **_PROTOBUF}, 200, _EXPORTED, _OTLP_REFUSED
+    ),
+    "elasticsearch": Spoken("Elasticsearch's bulk.", _LINES, 200, {JSON: _BULK}, {JSON: _CAUSE}),
+    "splunk": Spoken("Splunk's HEC.", {JSON: _HEC}, 200, {JSON: _CODED}, {JSON: _CODED}),
+    "splunk-raw": Spoken(
+        "Splunk's HEC, lines.", {PLAIN: TEXT}, 200, {JSON: _CODED}, {JSON: _CODED}
+    ),
+    "datadog": Spoken(
+        "Datadog's logs, v2.", {JSON: _OBJECTS}, 202, {JSON: OBJECT}, {JSON: _ERRORS}
+    ),
+    "datadog-v1": Spoken(
+        "Datadog's logs, v1.", {JSON: _OBJECTS}, 200, {JSON: OBJECT}, {JSON: _ERRORS}
+    ),
+    "gelf": Spoken("Graylog's GELF.", {JSON: _GELF}, 202, {}),
+    "logplex": Spoken("Heroku's drains.", {"application/logplex-1": TEXT, PLAIN: TEXT}, 204, {}),
+    "firehose": Spoken(
+        "Amazon Data Firehose.",
+        {JSON: firehose.Delivery},
+        200,
+        {JSON: _DELIVERED},
+        {JSON: _DELIVERED},
+    ),
+    "syslog": Spoken("Syslog over HTTP.", {"application/syslog": TEXT, PLAIN: TEXT}, 204, {}),
+}
 """The protocols of the receivers' table."""
 
 _READY: Mapping[str, Shape] = {"text/plain": TEXT}
@@ -218,7 +254,7 @@ def _receivers(settings: Settings) -> Iterator[Operation]:
                 {success: Reply("Redis has confirmed what was taken.", told), **replies},
                 protocol.methods,
                 (_KEY,),
-                dict.fromkeys(takes, BYTES),
+                takes,
                 "ingest",
             )
 
@@ -235,7 +271,7 @@ def _asked() -> Iterator[Operation]:
     }
     known = {
         200: Reply("What its clients expect.", {JSON: OBJECT}),
-        404: Reply("No bulk.", {JSON: _CAUSE}),
+        404: Reply("It is none.", {JSON: _CAUSE, **PROBLEM}),
     } | {status: Reply(each.says, {JSON: _CAUSE}) for status, each in _TOKENS.items()}
     for paths, methods, says, replies in (
         (loki.READY_PATHS, ("GET",), "Whether Loki's senders may send.", ready),
@@ -288,7 +324,7 @@ def _distributor(settings: Settings) -> Iterator[Operation]:
         "/subscribe",
         "The live stream: events, and `hello`, `gap`, `progress` and `bye` between them.",
         {
-            200: Reply("A stream that does not end.", {sse.MEDIA_TYPE: TEXT, NDJSON.media_type: TEXT}),
+            200: Reply("A stream without end.", {sse.MEDIA_TYPE: EVENTS, NDJSON.media_type: TEXT}),
             **_BAD,
             **_TOKENS,
         },
@@ -320,54 +356,59 @@ def _distributor(settings: Settings) -> Iterator[Operation]:
 # -- the page -----------------------------------------------------------------------------------
 
 _STRANGE = _problems(s421="A name that is not this page's (ALLOWED_HOSTS).")
-_FORM = {"application/x-www-form-urlencoded": OBJECT}
-_FORM_REFUSALS = _problems(
-    s400="The form cannot be read.",
-    s403="It comes from another site, or the token is not allowed.",
-    s413="It is too large.",
-    s415="It is no form.",
-)
+_ELSEWHERE = _problems(s403="It comes from another site.")
+_UNFIT = _problems(s400="The form cannot be read.", s413="It is too large.", s415="It is no form.")
 _TO_LOGIN = {303: Reply("To sign in, or onward.")}
-_FOUND = {200: Reply("A part of the page.", {HTML: TEXT})}
+_PART = {HTML: TEXT}
+_FOUND = {200: Reply("A part of the page.", _PART)}
+_READ: Mapping[int, Reply] = {**_BAD, **_TOKENS, **_AWAY}
+_SENT = dict.fromkeys(
+    (200, 400, 401, 403, 413, 415, 422, 429, 502, 503, 504),
+    Reply("What became of it, for the form.", _PART),
+)
 
 
-def _ui(_: Settings) -> Iterator[Operation]:
-    read: dict[int, Reply] = {**_BAD, **_TOKENS, **_AWAY}
-    feed = {200: Reply("Rows as Server-Sent Events.", {sse.MEDIA_TYPE: TEXT})}
+def _form(*names: str) -> Mapping[str, Shape]:
+    fields: Schema = {"type": "object", "properties": dict.fromkeys(names, TEXT)}
+    return {"application/x-www-form-urlencoded": fields}
+
+
+def _shown() -> Iterator[Operation]:
+    page = _FOUND | {400: Reply("The page, with what is wrong.", _PART)} | _TO_LOGIN
+    feed = {200: Reply("Rows as Server-Sent Events.", {sse.MEDIA_TYPE: EVENTS})}
     volume = {200: Reply("Counts by time and level.", {JSON: OBJECT})}
     file = {200: Reply("A file.", {NDJSON.media_type: TEXT, "text/csv; charset=utf-8": TEXT})}
-    page = {
-        200: Reply("The page.", {HTML: TEXT}),
-        400: Reply("The page, with what is wrong.", {HTML: TEXT}),
-    }
-    sent = Reply("What became of it, for the form.", {HTML: TEXT})
-    statuses = (200, 400, 401, 403, 413, 415, 422, 429, 502, 503, 504)
+    asset = {200: Reply("A file.", {"*/*": BYTES}), **_problems(s404="There is none.")}
     for path, says, replies in (
-        ("/", "The page.", page | _TO_LOGIN),
-        ("/ui/stream", "The page's live stream.", feed | read),
-        ("/ui/rows", "Older rows.", _FOUND | read),
+        ("/", "The page.", page),
+        ("/ui/stream", "The page's live stream.", {**feed, **_READ}),
+        ("/ui/rows", "Older rows.", {**_FOUND, **_READ}),
         ("/ui/filter", "What a filter takes, in words.", _FOUND | _TOKENS),
-        ("/ui/volume", "How many events came when.", volume | read),
-        ("/ui/download", "All that matches, as a file.", file | read),
+        ("/ui/volume", "How many events came when.", {**volume, **_READ}),
+        ("/ui/download", "All that matches, as a file.", {**file, **_READ}),
         ("/status", "The operator's page.", _FOUND | _TO_LOGIN),
         ("/ui/status", "What changes of it.", _FOUND | _TOKENS),
         ("/login", "The form for a token.", _FOUND | _TO_LOGIN),
-    ):  # fmt: skip
+        ("/static/{path:path}", "The page's own files.", asset),
+    ):
         yield Operation(path, says, {**replies, **_STRANGE}, guard="read")
-    for path, says, replies in (
-        ("/ui/details", "The details of a row.", _FOUND | _FORM_REFUSALS | _TOKENS | _problems(s422="Nested too deep.")),
-        ("/ui/send", "Stores the form's events.", dict.fromkeys(statuses, sent)),
-        ("/login", "Takes a token.", _TO_LOGIN | _FORM_REFUSALS | {403: Reply("Not known.", {HTML: TEXT, **PROBLEM})}),
-        ("/ui/logout", "Forgets the browser's tokens.", _TO_LOGIN | _problems(s403="It comes from another site.")),
-    ):  # fmt: skip
-        takes = {} if path == "/ui/logout" else _FORM
+
+
+def _submitted() -> Iterator[Operation]:
+    details = _FOUND | _UNFIT | _TOKENS | _problems(s422="Nested too deep to be shown.")
+    unknown = {403: Reply("Not a token, or from another site.", {**_PART, **PROBLEM})}
+    for path, says, replies, takes in (
+        ("/ui/details", "The details of a row.", details, _form("event")),
+        ("/ui/send", "Stores the form's events.", _SENT, _form(*FIELDS)),
+        ("/login", "Takes a token.", _TO_LOGIN | _UNFIT | unknown, _form("token")),
+        ("/ui/logout", "Forgets the browser's tokens.", _TO_LOGIN | _ELSEWHERE, {}),
+    ):
         yield Operation(path, says, {**replies, **_STRANGE}, ("POST",), takes=takes)
-    assets = {
-        200: Reply("A file.", {"*/*": BYTES}),
-        304: Reply("As it was."),
-        **_problems(s404="None."),
-    }
-    yield Operation("/static/{path:path}", "The page's own files.", {**assets, **_STRANGE})
+
+
+def _ui(_: Settings) -> Iterator[Operation]:
+    yield from _shown()
+    yield from _submitted()
 
 
 _OF_ROLE = {"collector": _collector, "distributor": _distributor, "ui": _ui}
