@@ -15,6 +15,9 @@ CHECKS = (
     "content_type_conformance",
     "response_schema_conformance",
 )
+UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
+"""Coverage would take three times as long."""
+
 SENT_TWICE = "^/insert/"
 """The same endpoints by their other paths."""
 
@@ -27,7 +30,7 @@ async def compared(url: str, folder: Path, *options: str) -> tuple[int, str]:
         *("--seed", "1", "--warnings", "off", "--request-timeout", "30"),
         *options,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        env={**os.environ, **UNMEASURED, "PYTHONPATH": str(Path.cwd())},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -38,7 +41,9 @@ async def compared(url: str, folder: Path, *options: str) -> tuple[int, str]:
 @pytest.mark.timeout(240)
 async def test_a_process_answers_as_its_document_says(valkey: Valkey, tmp_path: Path) -> None:
     """One seat for subscribers, which is taken: so streams say that there is no other, and end."""
-    async with spawned(tmp_path, REDIS_ADDR=valkey.url, MAX_SUBSCRIBERS="1") as process:
+    async with spawned(
+        tmp_path, REDIS_ADDR=valkey.url, MAX_SUBSCRIBERS="1", **UNMEASURED
+    ) as process:
         await process.ready()
         async with subscribed(process.url) as reader:
             await reader.named("hello")
@@ -59,8 +64,8 @@ async def test_a_document_that_says_something_else_is_found(valkey: Valkey, tmp_
         "import logpipe.operations as o\n"
         "o.PROBES = tuple(p._replace(replies={201: p.replies[200]}) for p in o.PROBES)\n"
     )
-    path = f"{tmp_path}{os.pathsep}{os.getcwd()}"
-    async with spawned(tmp_path, REDIS_ADDR=valkey.url, PYTHONPATH=path) as process:
+    given = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}", **UNMEASURED}
+    async with spawned(tmp_path, REDIS_ADDR=valkey.url, **given) as process:
         await process.ready()
         only = ("--max-examples", "1", "--include-path-regex", "^/(livez|metrics)$")
         status, said = await compared(process.url, tmp_path, *only)

@@ -10,10 +10,11 @@ import click
 
 from logpipe.terminal import bar
 from tests.fuzz.requests import request
-from tests.fuzz.run import Kind, Plan, fuzzed
+from tests.fuzz.run import MAX_GROWTH, Kind, Plan, fuzzed
 from tests.fuzz.streams import stream
 from tests.helpers import end_in_order
 from tests.servers import Valkey
+from tests.soak.measures import MEGA
 
 
 def _progress(part: float) -> None:
@@ -36,8 +37,18 @@ def _shown(kind: str, seed: int, number: int) -> None:
 @click.option("--streams", default=100_000, show_default=True, help="Streams that are hardly HTTP.")
 @click.option("--seed", default=1, show_default=True, help="What all cases follow from.")
 @click.option("--first", default=0, show_default=True, help="The number of the first of each kind.")
+@click.option("--max-growth", default=MAX_GROWTH / MEGA, show_default=True, help="MB of memory.")
+@click.option("--module", default="logpipe", show_default=True, help="What is run in its place.")
 @click.option("--show", type=click.Choice(get_args(Kind)), help="Only print the case --first.")
-def main(bodies: int, streams: int, seed: int, first: int, show: str | None) -> None:
+def main(
+    bodies: int,
+    streams: int,
+    seed: int,
+    first: int,
+    max_growth: float,
+    module: str,
+    show: str | None,
+) -> None:
     """Sends hostile input to a real process, and judges its answers, its log and its memory."""
     if show:
         _shown(show, seed, first)
@@ -45,10 +56,11 @@ def main(bodies: int, streams: int, seed: int, first: int, show: str | None) -> 
     end_in_order()
     click.echo(f"seed {seed}: {bodies:,} bodies, {streams:,} streams, from number {first}")
     with tempfile.TemporaryDirectory(prefix="logpipe-fuzz-") as folder, Valkey.started() as valkey:
-        plan = Plan(bodies, streams, seed, first)
-        verdict = asyncio.run(fuzzed(plan, valkey.url, Path(folder), progress=_progress))
+        plan = Plan(bodies, streams, seed, first, max_growth * MEGA, module)
+        verdict = asyncio.run(fuzzed(plan, valkey.url, Path(folder), _progress))
     _progress(1.0)
-    click.echo("", err=True)
+    if sys.stderr.isatty():
+        click.echo("", err=True)
     for line in verdict.lines():
         click.echo(line)
     for line in verdict.found:

@@ -82,6 +82,7 @@ _SYSLOG = (
     b'<165>1 2003-10-11T22:14:15.003Z host app 123 ID47 [a@1 b="c\\"d" e="f"][g h="i"] text\n'
     b"<34>Oct 11 22:14:15 host su[23]: failed\n<13>text alone\n"
 )
+_LOGPLEX = b"49 <40>1 2012-11-30T06:45:29+00:00 h app web.3 - up\n"
 _RECORD = {
     "timeUnixNano": "1710000000000000000",
     "severityNumber": 17,
@@ -104,7 +105,7 @@ _OTLP = {
 }
 _LOKI = {
     "streams": [
-        {"stream": {"app": "a", "level": "warn"}, "values": [["1710000000000000000", "x", {"t": "i"}]]},
+        {"stream": {"app": "a"}, "values": [["1710000000000000000", "x", {"t": "i"}]]},
         {"labels": '{a="b\\"c", d="e"}', "entries": [{"ts": "2024-03-09T16:00:00Z", "line": "y"}]},
     ]
 }  # fmt: skip
@@ -150,8 +151,7 @@ def seeds() -> dict[str, list[Seed]]:
         ("datadog", "application/json", json.dumps(_DATADOG).encode()),
         ("datadog-v1", "application/json", json.dumps(_DATADOG).encode()),
         ("gelf", "application/json", json.dumps(_GELF).encode()),
-        ("logplex", "application/logplex-1", b"83 <40>1 2012-11-30T06:45:29+00:00 h app web.3 - "
-         b"State changed from starting to up\n"),
+        ("logplex", "application/logplex-1", _LOGPLEX),
         ("syslog", "application/syslog", _SYSLOG),
     ):  # fmt: skip
         found[name].append(Seed(content_type, body))
@@ -171,14 +171,15 @@ HEADERS = (
     "X-Splunk-Request-Channel", "Traceparent", "X-Logpipe-Source", "X-Logpipe-Level", "Host",
 )  # fmt: skip
 TEXTS = (
-    b"", b"x", b"a,b.c,,", b"7", b"-1", b"9" * 400, b"\xc3\xa9", b"\xff\xfe", b"{}", b"[1]", b"null",
-    b'{"commonAttributes":{"a":"b"}}', b'{"commonAttributes":[1]}', b"k" * 256, b"k" * 257,
+    b"", b"x", b"a,b.c,,", b"7", b"-1", b"9" * 400, b"\xc3\xa9", b"\xff\xfe", b"{}", b"[1]",
+    b"null", b'{"commonAttributes":{"a":"b"}}', b'{"commonAttributes":[1]}', b"k" * 256, b"k" * 257,
     b"Basic !!!", b"Basic Og==", b"Bearer ", b"Splunk x", b"ApiKey \xff", b"*/*;q=nan", b"\t",
     b"arn:aws:firehose:::deliverystream/x/", b"../../etc", b"http://evil.example", b"[" * 3_000,
 )  # fmt: skip
 PARAMETERS = (
-    "message_field", "level_field", "source_field", "time_field", "source", "level", "host", "index",
-    "sourcetype", "token", "dd-api-key", "api_key", "filter_path", "pipeline", "refresh", "x",
+    "message_field", "level_field", "source_field", "time_field", "source", "level", "host",
+    "index", "sourcetype", "token", "dd-api-key", "api_key", "filter_path", "pipeline", "refresh",
+    "x",
 )  # fmt: skip
 
 

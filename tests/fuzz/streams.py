@@ -5,7 +5,7 @@ from random import Random
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-from tests.fuzz.mutations import MUTATIONS, NOT_UTF8, NUMBERS, flipped, replaced, truncated
+from tests.fuzz.mutations import MUTATIONS, NUMBERS, flipped, replaced, truncated
 from tests.fuzz.requests import chance, request
 
 SMUGGLED = b"smuggled"
@@ -37,35 +37,41 @@ _PATHS = (
     "/api/v1/validate", "/openapi.json",
 )  # fmt: skip
 _TARGETS = (
-    "*", "", "//", "///ingest", "/../etc/passwd", "/static/../app.py", "/static/%2e%2e/%2e%2e/app.py",
-    "http://evil.example/ingest", "http://[::1", "https://x:99999/", "evil.example:443", "/%", "/%zz",
-    "/%00", "/\xff", "/a b", "/?", "/#x", "/ingest/", "/ingest?", "/ingest;x", "/%69ngest", "\\ingest",
-    "/static/", "/static/\x01", "/static/%00", "/static/" + "a" * 5_000, "/" + "a" * 70_000, "/ingest%0d%0aX: y",
-    "/insert", "/insert/", "/elasticsearch/%ff/_bulk", "/v1/input/%2f%00", "/events?q=" + "(" * 3_000,
+    "*", "", "//", "///ingest", "/../etc/passwd", "/static/../app.py",
+    "/static/%2e%2e/%2e%2e/app.py", "http://evil.example/ingest", "http://[::1", "https://x:99999/",
+    "evil.example:443", "/%", "/%zz", "/%00", "/\xff", "/a b", "/?", "/#x", "/ingest/", "/ingest?",
+    "/ingest;x", "/%69ngest", "\\ingest", "/static/", "/static/\x01", "/static/%00",
+    "/static/" + "a" * 5_000, "/" + "a" * 70_000, "/ingest%0d%0aX: y", "/insert", "/insert/",
+    "/elasticsearch/%ff/_bulk", "/v1/input/%2f%00", "/events?q=" + "(" * 3_000,
 )  # fmt: skip
 _VERSIONS = ("HTTP/1.1", "HTTP/1.0", "HTTP/0.9", "HTTP/2.0", "HTTP/1.9", "http/1.1", "HTTP/11", "",
              "HTTP/1.1 x", "HTTP/ 1.1", "ICE/1.0", "HTTP/1.1\t", "\x00")  # fmt: skip
 _ENDS = ("\r\n", "\n", "\r", "\n\r", "\r\r\n", "\0\r\n", " \r\n")
 _LINES = (
-    "Host:", "Host: a\r\nHost: b", "Host: evil.example", "Host: \xff", "Host: [::1", "Host: [", "Host: a@b:c",
-    "no colon", ": empty", "A :b", " folded: x", "A: b\r\n folded", "A: \0", "A: \x01\x1f\x7f", "A\0: b",
-    "A: " + "x" * 9_000, "A: " + "x" * 70_000, "Content-Length: -1", "Content-Length: 1e3",
-    "Content-Length: " + "9" * 40, "Content-Length:", "Content-Length: 18446744073709551617",
-    "Content-Length: 99999999", "Transfer-Encoding: gzip", "Transfer-Encoding: identity",
-    "Connection: close", "Connection: keep-alive, close", "Connection: Upgrade\r\nUpgrade: h2c",
-    "Connection: \xff, ,,", "Expect: 100-continue", "Expect: 200-ok", "Cookie: logpipe=" + "." * 5_000,
-    "Cookie: =;;=\xff", "Last-Event-ID: x", "Last-Event-ID: 1-1", "Last-Event-ID: 99999999999999-0",
+    "Host:", "Host: a\r\nHost: b", "Host: evil.example", "Host: \xff", "Host: [::1", "Host: [",
+    "Host: a@b:c", "no colon", ": empty", "A :b", " folded: x", "A: b\r\n folded", "A: \0",
+    "A: \x01\x1f\x7f", "A\0: b", "A: " + "x" * 9_000, "A: " + "x" * 70_000, "Content-Length: -1",
+    "Content-Length: 1e3", "Content-Length: " + "9" * 40, "Content-Length:",
+    "Content-Length: 18446744073709551617", "Content-Length: 99999999", "Transfer-Encoding: gzip",
+    "Transfer-Encoding: identity", "Connection: close", "Connection: keep-alive, close",
+    "Connection: Upgrade\r\nUpgrade: h2c", "Connection: \xff, ,,", "Expect: 100-continue",
+    "Expect: 200-ok", "Cookie: logpipe=" + "." * 5_000, "Cookie: =;;=\xff", "Last-Event-ID: x",
+    "Last-Event-ID: 1-1", "Last-Event-ID: 99999999999999-0",
     "Last-Event-ID: 9-99999999999999999999999", "Accept: application/x-ndjson", "Origin: null",
-    "Origin: \xff", "Origin: http://[", "Sec-Fetch-Site: x", "Authorization: Bearer \xff", "Range: bytes=0-",
-    "If-None-Match: *", "If-Modified-Since: x", "Access-Control-Request-Method: POST", "X-Request-ID: \xe9",
-    "Content-Type: \xff", "Proxy-Connection: x", "Keep-Alive: 0", "TE: trailers", "Trailer: Content-Length",
+    "Origin: \xff", "Origin: http://[", "Sec-Fetch-Site: x", "Authorization: Bearer \xff",
+    "Range: bytes=0-", "If-None-Match: *", "If-Modified-Since: x",
+    "Access-Control-Request-Method: POST", "X-Request-ID: \xe9", "Content-Type: \xff",
+    "Proxy-Connection: x", "Keep-Alive: 0", "TE: trailers", "Trailer: Content-Length",
 )  # fmt: skip
 _CHUNKS = (
-    b"5\r\nabcde\r\n0\r\n\r\n", b"5;x=y\r\nabcde\r\n0\r\n\r\n", b"5\r\nabcdeX0\r\n\r\n", b"-1\r\n\r\n", b"g\r\n",
-    b"0x5\r\nabcde\r\n0\r\n\r\n", b"5\nabcde\n0\n\n", b"ffffffffffffffff\r\nx", b"10000000000000000\r\nx", b"\r\n",
-    b"5\r\nabc", b"0\r\nTrailer: x\r\n\r\n", b"0\r\nContent-Length: 5\r\nHost: b\r\n\r\n", b"0\r\n" + b"A: b\r\n" * 9_000,
-    b"5;" + b"x" * 70_000, b"00000000000000005\r\nabcde\r\n0\r\n\r\n", b"5 \r\nabcde\r\n0\r\n\r\n", b"0\r\n\r\nGARBAGE",
-    b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", b"0\r\n", b"", b"5\r\nabcde\r\n0\r\nno colon\r\n\r\n", b"0\r\n\0\r\n\r\n",
+    b"5\r\nabcde\r\n0\r\n\r\n", b"5;x=y\r\nabcde\r\n0\r\n\r\n", b"5\r\nabcdeX0\r\n\r\n",
+    b"-1\r\n\r\n", b"g\r\n", b"0x5\r\nabcde\r\n0\r\n\r\n", b"5\nabcde\n0\n\n",
+    b"ffffffffffffffff\r\nx", b"10000000000000000\r\nx", b"\r\n", b"5\r\nabc",
+    b"0\r\nTrailer: x\r\n\r\n", b"0\r\nContent-Length: 5\r\nHost: b\r\n\r\n",
+    b"0\r\n" + b"A: b\r\n" * 9_000, b"5;" + b"x" * 70_000,
+    b"00000000000000005\r\nabcde\r\n0\r\n\r\n", b"5 \r\nabcde\r\n0\r\n\r\n", b"0\r\n\r\nGARBAGE",
+    b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", b"0\r\n", b"", b"5\r\nabcde\r\n0\r\nno colon\r\n\r\n",
+    b"0\r\n\0\r\n\r\n",
 )  # fmt: skip
 _AMBIGUOUS = (
     "Content-Length: {n}\r\nTransfer-Encoding: chunked",
@@ -89,15 +95,19 @@ _AMBIGUOUS = (
 """Heads that two servers may read differently, so that what follows is a body to one of them and a
 request to the other (RFC 9112, 11.2)."""
 
-_PARAMETERS = ("q", "level", "source", "text", "since", "tail", "from", "to", "limit", "order", "cursor",
-               "last_event_id", "on_lag", "delivery", "group", "cols", "rows", "once", "at", "format",
-               "then", "before", "after", "buckets", "x")  # fmt: skip
+_PARAMETERS = (
+    "q", "level", "source", "text", "since", "tail", "from", "to", "limit", "order", "cursor",
+    "last_event_id", "on_lag", "delivery", "group", "cols", "rows", "once", "at", "format", "then",
+    "before", "after", "buckets", "x",
+)  # fmt: skip
 _VALUES = (
-    "", "x", "latest", "earliest", "10m", "9999999999d", "-1", "0", "1", "1-1", "1-", "-", "asc", "desc", "shared",
-    "skip", "\x00", "\xff", "\ud7ff", "level>=warn", "(a OR b", "/(a+)+$/", "/[/", "a:b:c", "\\", '"', "NOT NOT a", "-" * 500,
-    "metadata.a.b.c:*", "a>=1e999", "*" * 400, "2024-13-01T00:00:00Z", "9" * 30, "99999999999999-99999999999999999999",
-    "1710000000", "1710000000000-0", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-12:00", "csv", "json", "ndjson",
-    "source:" + "x" * 2_000, " AND ".join("abcdefgh"), "(" * 100 + ")" * 100, "text:\u2028", "ts_unix_ms>=-1",
+    "", "x", "latest", "earliest", "10m", "9999999999d", "-1", "0", "1", "1-1", "1-", "-", "asc",
+    "desc", "shared", "skip", "\x00", "\xff", "\ud7ff", "level>=warn", "(a OR b", "/(a+)+$/", "/[/",
+    "a:b:c", "\\", '"', "NOT NOT a", "-" * 500, "metadata.a.b.c:*", "a>=1e999", "*" * 400,
+    "2024-13-01T00:00:00Z", "9" * 30, "99999999999999-99999999999999999999", "1710000000",
+    "1710000000000-0", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-12:00", "csv", "json",
+    "ndjson", "source:" + "x" * 2_000, " AND ".join("abcdefgh"), "(" * 100 + ")" * 100,
+    "text:\u2028", "ts_unix_ms>=-1",
 )  # fmt: skip
 
 
@@ -148,11 +158,13 @@ def _chunks(random: Random) -> Stream:
     return Stream("chunks", pieces, random.choice(("wait", "half", "close")))
 
 
+_KNOWN = (("/livez", 200), ("/nothing", 404), ("/events?limit=x", 400))
+
+
 def _pipelined(random: Random) -> Stream:
     """Good requests, all at once: each has its answer, in order."""
-    probes = {_head(start=f"GET {path} HTTP/1.1"): status
-              for path, status in (("/livez", 200), ("/nothing", 404), ("/events?limit=x", 400))}  # fmt: skip
-    known = {**probes, _event("pipelined"): 202}
+    known = {_head(start=f"GET {path} HTTP/1.1"): status for path, status in _KNOWN}
+    known[_event("pipelined")] = 202
     chosen = [random.choice(list(known)) for _ in range(random.choice((2, 3, 20)))]
     data = b"".join(chosen)
     at = random.randint(0, len(data))
@@ -229,12 +241,16 @@ def _dribbled(random: Random) -> Stream:
     )
 
 
+_OTHERS = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+    b"\x16\3\1\2\0\1\0\1\xfc\3\3" + bytes(300),
+    b"SSH-2.0-x\r\n", b"*1\r\n$4\r\nPING\r\n", b"<14>1 - h a p - text\n", b"\0" * 70_000,
+    b"GET /livez\r\n", b"\r\n\r\n" + _event("late"), b"\r\n" * 40_000,
+)  # fmt: skip
+
+
 def _not_http(random: Random) -> Stream:
-    data = random.choice((
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(300),
-        random.randbytes(random.choice((1, 40, 3_000))), b"\r\n" * random.choice((1, 40, 40_000)), b"SSH-2.0-x\r\n",
-        b"*1\r\n$4\r\nPING\r\n", b"<14>1 - h a p - text\n", b"\0" * 70_000, b"GET /livez\r\n", b"\r\n\r\n" + _event("late"),
-    ))  # fmt: skip
+    data = random.choice((*_OTHERS, random.randbytes(random.choice((1, 40, 3_000)))))
     return Stream("not HTTP", [data], random.choice(("wait", "half", "reset")))
 
 
