@@ -6,9 +6,11 @@ PYTEST_FLAGS ?= --numprocesses 2
 SECONDS ?= 60
 SEED ?= 1
 CYCLES ?= 200
+BODIES ?= 1000000
+STREAMS ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test senders chaos soak soak-day bench check lint types format clean
+.PHONY: help run test senders chaos fuzz soak soak-day bench check lint types format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +26,9 @@ senders: ## Fetch the senders of Node and Debian that tests run (as root, on Deb
 
 chaos: $(VENV)/.developing ## Do every fault to real processes, with CYCLES kills of each kind, and judge
 	$(BIN)/python -m tests.chaos --cycles $(CYCLES) --seed $(SEED)
+
+fuzz: $(VENV)/.developing ## Throw BODIES mutated bodies and STREAMS hostile byte streams at a real process
+	$(BIN)/python -m tests.fuzz --bodies $(BODIES) --streams $(STREAMS) --seed $(SEED)
 
 soak: $(VENV)/.developing ## Kill everything under load for SECONDS, and judge; then the control, which must fail
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED)
@@ -49,7 +54,7 @@ format: $(VENV)/.developing ## Format the code
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .senders dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .senders .schemathesis dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit("logpipe needs Python 3.11 or later; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
