@@ -6,13 +6,15 @@ PYTEST_FLAGS ?= --numprocesses 2
 SECONDS ?= 60
 SEED ?= 1
 CYCLES ?= 200
+BODIES ?= 1000000
+STREAMS ?= 100000
 # Wheels alone, for every Python and machine; where they come from is no part of the file.
 LOCKING := --quiet --upgrade --universal --python-version 3.11 --only-binary :all: --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 BUILD_REQUIRES := 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test senders chaos soak soak-day bench check lint types lock audit format clean
+.PHONY: help run test senders chaos fuzz soak soak-day bench check lint types lock audit format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +30,9 @@ senders: ## Fetch the senders of Node and Debian that tests run (as root, on Deb
 
 chaos: $(VENV)/.developing ## Do every fault to real processes, with CYCLES kills of each kind, and judge
 	$(BIN)/python -m tests.chaos --cycles $(CYCLES) --seed $(SEED)
+
+fuzz: $(VENV)/.developing ## Throw BODIES mutated bodies and STREAMS hostile byte streams at a real process
+	$(BIN)/python -m tests.fuzz --bodies $(BODIES) --streams $(STREAMS) --seed $(SEED)
 
 soak: $(VENV)/.developing ## Kill everything under load for SECONDS, and judge; then the control, which must fail
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED)
@@ -60,7 +65,7 @@ format: $(VENV)/.developing ## Format the code
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .senders dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .senders .schemathesis dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit("logpipe needs Python 3.11 or later; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

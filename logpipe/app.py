@@ -105,7 +105,7 @@ ROLES: Mapping[Role, RoleSpec] = {
     "ui": RoleSpec(("", "ui", "static", "login", "status"), _ui),
 }
 
-PROBES = ("livez", "healthz", "metrics")
+PROBES = ("livez", "healthz", "metrics", "openapi.json")
 
 TOKEN_IN_URL = Problem(
     400, "A token must not be in a URL, which histories keep: send it as Authorization: Bearer."

@@ -26,7 +26,7 @@ from logpipe.settings import Settings
 from logpipe.shared import SharedSubscription
 from logpipe.streaming import HEADERS, StreamResponse, encoder_for
 from logpipe.subapp import sub_app
-from logpipe.subscribers import subscribers
+from logpipe.subscribers import Listed, subscribers
 from logpipe.subscription import HubSubscription
 from logpipe.tokens import Tokens
 
@@ -128,7 +128,7 @@ class _Distributor:
         auth.require(request.headers.get("authorization"), self._tokens.operators)
         listed = await subscribers(self._hub, self._groups)
         return Response(
-            msgspec.json.encode({"subscribers": listed}),
+            msgspec.json.encode(Listed(listed)),
             headers={"Cache-Control": "no-store"},
             media_type="application/json",
         )

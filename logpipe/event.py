@@ -385,6 +385,12 @@ class StoredEvent(msgspec.Struct, gc=False):
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
+class ReadEvent(StoredEvent, kw_only=True, omit_defaults=True):
+    """The schema of an entry's JSON: an event behind its id in the stream."""
+
+    id: str
+
+
 class Stored(NamedTuple):
     """What became of events that were sent: how many are stored, from which id to which."""
 

@@ -1,5 +1,6 @@
-"""What every role answers: `/livez`, `/healthz` and `/metrics`."""
+"""What every role answers: `/livez`, `/healthz`, `/metrics` and `/openapi.json`."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ from starlette.routing import Route
 from logpipe import __version__, auth
 from logpipe.background import Background
 from logpipe.metrics import MEDIA_TYPE, Metrics
+from logpipe.openapi import Guard, document
+from logpipe.operations import operations
 from logpipe.settings import Role, Settings
 from logpipe.stream import RedisHealth
 from logpipe.subapp import sub_app
@@ -63,6 +66,7 @@ def create(
             Route("/livez", _livez),
             Route("/healthz", healthz),
             Route("/metrics", _metrics(tokens, metrics, redis, state)),
+            Route("/openapi.json", _openapi(settings)),
         ]
     )
 
@@ -80,6 +84,22 @@ def _metrics(
         metrics.redis_up.set(redis.kind == "ok" if redis is not None else math.nan)
         metrics.ready.set(state().status == "ok")
         return Response(metrics.exposition(), media_type=MEDIA_TYPE)
+
+    return answer
+
+
+def _openapi(settings: Settings) -> Callable[[Request], Response]:
+    # A plain function, for the same reason: the document is made when it is first asked for.
+    @functools.cache
+    def made() -> bytes:
+        guarded: dict[Guard, bool] = {
+            "ingest": bool(settings.ingest_tokens),
+            "read": bool(settings.read_tokens),
+        }
+        return msgspec.json.encode(document(operations(settings), __version__, guarded))
+
+    def answer(_: Request) -> Response:
+        return Response(made(), media_type="application/json")
 
     return answer
 

@@ -14,6 +14,15 @@ from logpipe import request_ids
 MEDIA_TYPE = "application/problem+json"
 
 
+class Document(msgspec.Struct, frozen=True):
+    """A problem as it is answered; it may have more members that say more."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
 class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
     """An outcome other than success: an HTTP status, a sentence, and members of its own.
 
@@ -39,8 +48,8 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
     def body(self) -> bytes:
         """The problem document, with the id of the request that is served, if one is."""
         title = HTTPStatus(self.status).phrase
-        document = {"type": "about:blank", "title": title, "status": self.status}
-        document |= {"detail": self.detail, **self.members}
+        told = Document("about:blank", title, self.status, self.detail)
+        document: dict[str, Any] = msgspec.structs.asdict(told) | self.members
         if id_ := request_ids.current():
             document["request_id"] = id_
         return msgspec.json.encode(document)

@@ -1,10 +1,16 @@
 """HTTP/1.1 by httptools, with bounds for how a request comes."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from logpipe.problems import MEDIA_TYPE, Problem
@@ -34,7 +40,8 @@ class BoundedState(ServerState):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which alone takes a request of any size at any pace.
+    """uvicorn's protocol, which alone takes a request of any size at any pace; of several requests
+    at once it knows the last, and takes the body of one that would upgrade for the next request.
 
     A request that comes whole in one read, as most do, costs no timer.
     """
@@ -42,9 +49,11 @@ class BoundedProtocol(HttpToolsProtocol):
     _unread = 0  # bytes since the last that told something: a head, a piece of a body
     _deadline: asyncio.TimerHandle | None = None
     _awaited = ""
+    _refusal = ""  # why nothing after the open requests can be read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._open: deque[RequestResponseCycle] = deque()  # not answered yet, in order
         self._state = cast("BoundedState", self.server_state)
         if len(self.connections) > self._state.most_connections:
             self._count("connections")
@@ -54,11 +63,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._no_longer_await()
+        for cycle in self._open:
+            _leave(cycle)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refusal:
+            return
         self._unread += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:
             self._await("head", HEAD_S, self._head_is_late)
@@ -72,6 +86,50 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._unread > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._count("head")
             self.send_400_response(f"A request's head may have {MAX_HEAD_BYTES} bytes.")
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stay(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _stay(self, rest: bytes) -> None:
+        """Reads a request again without its wish for another protocol, which a server may ignore
+        (RFC 9110, 7.8); the parser takes all that follows for that protocol, the body included."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self.send_400_response("This is no proxy.")
+            return
+        kept = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(kept))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parse(head + rest)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what cannot be read: the body of the last request, or what is behind it. All that
+        came before is answered first, since answers are told apart by their order alone."""
+        last = self._open[-1] if self._open else None
+        if last is not None and last.more_body:
+            if last.response_started:  # its answer is there, or has begun
+                self.transport.close()
+                return
+            self._open.pop()
+            _leave(last)
+            if self._open:
+                self.pipeline.popleft()  # it has not begun
+        if self._open:
+            self._refusal = msg
+        else:
+            super().send_400_response(msg)
+
+    def on_response_complete(self) -> None:
+        self._open.popleft()
+        super().on_response_complete()
+        if self._refusal and not self._open and not self.transport.is_closing():
+            super().send_400_response(self._refusal)
 
     def _await(self, what: str, seconds: float, otherwise: Callable[[], None]) -> None:
         """A request has come in part: the rest has a time limit from here on."""
@@ -104,8 +162,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # it is read again
         self._unread = 0
         super().on_headers_complete()
+        self._open.append(self.cycle)
         # The request's task has been made and has not begun.
         wire = Wire(self.cycle, self.transport)
         self.cycle.transport = wire  # type: ignore[assignment]
@@ -114,3 +175,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._unread = 0
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+
+def _leave(cycle: RequestResponseCycle) -> None:
+    """Tells a request's task that nobody waits for its answer."""
+    cycle.disconnected = True
+    cycle.message_event.set()

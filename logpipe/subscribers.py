@@ -32,6 +32,12 @@ class Subscriber(msgspec.Struct, frozen=True):
     connected_at: str
 
 
+class Listed(msgspec.Struct, frozen=True):
+    """What /subscribers answers."""
+
+    subscribers: list[Subscriber]
+
+
 async def subscribers(hub: Hub, groups: Groups) -> list[Subscriber]:
     """All of them, the longest connected first."""
     newest = await hub.bounds()

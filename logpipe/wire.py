@@ -34,7 +34,10 @@ class Wire:
     # -- what uvicorn's cycle does with a transport -------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Writes; the head of a response waits for the first of its body."""
+        """Writes; the head of a response waits for the first of its body. What comes too late for
+        the connection is dropped: uvloop fails at it."""
+        if self._transport.is_closing():
+            return
         if not self._corked or data.startswith(b"HTTP/1.1 100 "):
             self._transport.write(data)
         elif self._head:
@@ -45,7 +48,8 @@ class Wire:
 
     def close(self) -> None:
         """Closes the connection, once what was written has gone."""
-        self._uncork()
+        if not self._transport.is_closing():
+            self._uncork()
         self._transport.close()
 
     def is_closing(self) -> bool:
@@ -70,7 +74,8 @@ class Wire:
     def respond(self, status: int, media_type: bytes, body: bytes) -> None:
         """A whole response, in place of the two messages; nothing can be done with it after."""
         cycle = self._cycle
-        if cycle.disconnected:
+        if cycle.disconnected or self._transport.is_closing():
+            cycle.disconnected = True
             return
         fields = [b"%b: %b\r\n" % field for field in cycle.default_headers]
         if not cycle.keep_alive:

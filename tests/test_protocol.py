@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -223,3 +224,92 @@ async def test_heads_and_bodies_are_bounded_on_every_role(
         text = (await service.http.get("/metrics")).text
         for limit in ("head", "head_time", "body_time"):
             assert f'logpipe_limited_total{{limit="{limit}"}} 1.0' in text
+
+
+EVENT = b'{"source":"a","message":"b"}'
+
+
+def statuses(answers: bytes) -> list[bytes]:
+    """Of all answers that came on a connection."""
+    return re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
+@pytest.mark.parametrize("at", [0, 5, len(EVENT)], ids=["body apart", "in two", "whole"])
+async def test_a_client_that_would_rather_speak_another_protocol_is_served_in_this_one(
+    valkey: Valkey, upgrade: str, at: int
+) -> None:
+    """Java's client and `curl --http2` ask so with every first request, also with a body."""
+    wish = ("Connection: Upgrade, HTTP2-Settings", f"Upgrade: {upgrade}", "HTTP2-Settings: x")
+    head, body = request(b"", *wish).split(b"0\r\n", 1)[0] + b"%d\r\n" % len(EVENT), EVENT
+    head += request(b"", *wish).split(b"Content-Length: 0\r\n", 1)[1]
+    async with (
+        role_serving(redis_addr=valkey.url, role="collector") as service,
+        connected(service.url) as connection,
+    ):
+        for _ in range(2):
+            await connection.send(head + body[:at])
+            await asyncio.sleep(0.02)
+            await connection.send(body[at:])
+            assert (await connection.answer()).status == 202
+    assert valkey.client.xlen("logs") == 2
+
+
+async def test_the_body_of_a_request_that_would_upgrade_is_not_read_as_a_request() -> None:
+    hidden = request(start="GET /hidden HTTP/1.1")
+    wish = ("Connection: Upgrade", "Upgrade: h2c")
+    async with serving() as served, connected(served.url) as connection:
+        whole = request(hidden, *wish, start="POST / HTTP/1.1")
+        await connection.send(whole[: -len(hidden)])
+        await asyncio.sleep(0.02)
+        await connection.send(hidden + request(b"", "Connection: close", start="GET / HTTP/1.1"))
+        assert statuses(await connection.rest()) == [b"200", b"200"]
+
+
+async def test_connect_is_refused() -> None:
+    async with serving() as served:
+        for target in ("example.org:443", "/", "*"):
+            async with connected(served.url) as connection:
+                await connection.send(request(start=f"CONNECT {target} HTTP/1.1") + b"\x16\x03\x01")
+                assert statuses(await connection.rest()) == [b"400"]
+
+
+CHUNKED = b"POST /ingest HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("unreadable", [b"\xff\xff\r\n\r\n", CHUNKED + b"no size\r\n"])
+async def test_what_came_before_a_request_that_cannot_be_read_is_answered_before_it(
+    valkey: Valkey, unreadable: bytes
+) -> None:
+    """Else the first of them, which is stored, is taken for the one that was refused."""
+    async with (
+        role_serving(redis_addr=valkey.url, role="collector") as service,
+        connected(service.url) as connection,
+    ):
+        await connection.send(request(EVENT) * 3 + unreadable)
+        assert statuses(await connection.rest()) == [b"202", b"202", b"202", b"400"]
+        await wait_until(lambda: not service.server.server_state.tasks, "nothing is left")
+
+
+async def test_a_body_that_cannot_be_read_is_refused_once(valkey: Valkey) -> None:
+    refused = CHUNKED.replace(b"chunked", b"chunked\r\nContent-Encoding: unknown")
+    async with role_serving(redis_addr=valkey.url, role="collector") as service:
+        for head, status in ((CHUNKED, b"400"), (refused, b"415")):
+            async with connected(service.url) as connection:
+                await connection.send(head + b"5\r\nabcde\r\n")
+                if status == b"415":
+                    assert (await connection.answer()).status == 415
+                await connection.send(b"no size\r\n")
+                rest = await connection.rest()
+                assert statuses(rest) == ([] if status == b"415" else [b"400"])
+
+
+@pytest.mark.parametrize("path", ["/subscribe", "/ui/stream"])
+async def test_a_stream_with_a_request_behind_it_ends_when_its_reader_leaves(
+    valkey: Valkey, path: str
+) -> None:
+    async with role_serving(redis_addr=valkey.url) as service:
+        async with connected(service.url) as connection:
+            await connection.send(request(start=f"GET {path} HTTP/1.1") + GET)
+            assert b" 200 OK" in await connection.reader.readuntil(b"\r\n\r\n")
+        await wait_until(lambda: not service.server.server_state.tasks, "the stream has ended")

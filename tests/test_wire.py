@@ -23,13 +23,17 @@ class Written:
     def get_extra_info(self, name: str) -> None:
         """It is not encrypted."""
 
+    def is_closing(self) -> bool:
+        return self.closed
+
     def set_write_buffer_limits(self, high: int) -> None:
         assert high == 0
 
 
 def a_wire(method: str = "GET") -> tuple[Written, Wire]:
     written = Written()
-    cycle = cast(RequestResponseCycle, SimpleNamespace(scope={"method": method}))
+    fake = SimpleNamespace(scope={"method": method}, disconnected=False)
+    cycle = cast(RequestResponseCycle, fake)
     return written, Wire(cycle, cast(asyncio.Transport, written))
 
 
@@ -63,3 +67,13 @@ def test_a_response_to_head_does_not_wait_for_a_body() -> None:
     written, wire = a_wire("HEAD")
     wire.write(b"HTTP/1.1 200 OK\r\n\r\n")
     assert written.writes == [b"HTTP/1.1 200 OK\r\n\r\n"]
+
+
+def test_nothing_is_written_to_a_connection_that_is_gone() -> None:
+    written, wire = a_wire()
+    written.closed = True
+    wire.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    wire.write(b"body")
+    wire.respond(202, b"text/plain", b"body")
+    wire.close()
+    assert written.writes == []

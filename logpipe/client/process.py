@@ -10,15 +10,11 @@ import msgspec
 from logpipe.client.connection import bearer, shown
 from logpipe.samples import Sample, read_sample
 from logpipe.settings import without_credentials
-from logpipe.subscribers import Subscriber
+from logpipe.subscribers import Listed, Subscriber
 from logpipe.watch import LOOK_S, Health, Seen
 
 MAX_ANSWER = 8 * 2**20
 """Bytes of an answer: 30,000 subscribers."""
-
-
-class _Listed(msgspec.Struct):
-    subscribers: list[Subscriber]
 
 
 class NotUnderstoodError(Exception):
@@ -84,7 +80,7 @@ class RemoteProcess:
             wanted = "ADMIN_TOKENS" if self._admin else "READ_TOKENS"
             raise NotUnderstoodError(f"it refuses this page's token ({status}): {wanted}")
         try:
-            return msgspec.json.decode(body, type=_Listed).subscribers
+            return msgspec.json.decode(body, type=Listed).subscribers
         except msgspec.MsgspecError:
             raise NotUnderstoodError(f"it lists no subscribers ({status})") from None
 

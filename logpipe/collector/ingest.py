@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -59,6 +59,39 @@ class Intake(msgspec.Struct, frozen=True, gc=False):
     events: list[bytes]
     refusals: list[Refusal]
     single: bool
+
+
+class Single(msgspec.Struct, frozen=True):
+    """The answer to one event: its id in the stream."""
+
+    id: str
+
+
+class Reported(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event of a batch that was not taken, by its index, why, and its field where it is one."""
+
+    index: int
+    error: str
+    field: str | None = None
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """The answer to a batch: how many are stored, from which id to which, and what was refused,
+    `MAX_REPORTED` of it at the most."""
+
+    accepted: int
+    rejected: int
+    first_id: str
+    last_id: str
+    errors: list[Reported]
+
+
+class _Counted(msgspec.Struct, frozen=True):
+    """What is known of a receipt before there are ids."""
+
+    accepted: int
+    rejected: int
+    errors: list[Reported]
 
 
 class Bounds(NamedTuple):
@@ -160,8 +193,8 @@ def _nothing_taken(refusals: Sequence[Refusal]) -> Problem:
     detail = f"Event {first.index}: {first.error}."
     if len(refusals) > 1:
         detail = f"None of {len(refusals)} events was taken. {detail}"
-    hits = hits_of(refusals)
-    return Problem(status, detail, hits=hits, rejected=len(refusals), errors=reported(refusals))
+    hits, errors = hits_of(refusals), msgspec.to_builtins(reported(refusals))
+    return Problem(status, detail, hits=hits, rejected=len(refusals), errors=errors)
 
 
 def hits_of(refusals: Sequence[Refusal]) -> Counter[str]:
@@ -169,12 +202,10 @@ def hits_of(refusals: Sequence[Refusal]) -> Counter[str]:
     return Counter(refusal.limit for refusal in refusals if refusal.limit)
 
 
-def reported(refusals: Sequence[Refusal]) -> list[dict[str, Any]]:
+def reported(refusals: Sequence[Refusal]) -> list[Reported]:
     """The refusals as an answer lists them."""
     return [
-        {"index": refusal.index, "error": refusal.error}
-        | ({"field": refusal.field} if refusal.field else {})
-        for refusal in refusals[:MAX_REPORTED]
+        Reported(refusal.index, refusal.error, refusal.field) for refusal in refusals[:MAX_REPORTED]
     ]
 
 
@@ -184,27 +215,15 @@ def append_of(intake: Intake, idempotency_key: str | None) -> Append:
         raise Problem(400, f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters.")
     receipt = b""
     if not intake.single:
-        receipt = msgspec.json.encode(
-            {
-                "accepted": len(intake.events),
-                "rejected": len(intake.refusals),
-                "errors": reported(intake.refusals),
-            }
-        )
+        counted = _Counted(len(intake.events), len(intake.refusals), reported(intake.refusals))
+        receipt = msgspec.json.encode(counted)
     return Append(intake.events, idempotency_key, receipt)
 
 
 def answer_of(appended: Appended) -> bytes:
     """The body of the 202. A repeated request gets what the first one was answered."""
     if not appended.receipt:
-        return b'{"id":"%b"}' % appended.first.encode()
-    receipt = msgspec.json.decode(appended.receipt)
-    return msgspec.json.encode(
-        {
-            "accepted": receipt["accepted"],
-            "rejected": receipt["rejected"],
-            "first_id": appended.first,
-            "last_id": appended.last,
-            "errors": receipt["errors"],
-        }
-    )
+        return msgspec.json.encode(Single(appended.first))
+    known = msgspec.json.decode(appended.receipt, type=_Counted)
+    ids = appended.first, appended.last
+    return msgspec.json.encode(Receipt(known.accepted, known.rejected, *ids, known.errors))

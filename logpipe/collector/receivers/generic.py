@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from logpipe.collector.answer import Answer, problem_answer
-from logpipe.collector.ingest import JSON_TYPES, MAX_REPORTED, NDJSON_TYPES
+from logpipe.collector.ingest import (
+    JSON_TYPES,
+    MAX_REPORTED,
+    NDJSON_TYPES,
+    Receipt,
+    Reported,
+)
 from logpipe.collector.receivers import fields
 from logpipe.collector.receivers.protocol import (
     Batch,
@@ -148,21 +154,18 @@ def _answer(outcomes: Sequence[Outcome]) -> Answer:
     if not outcomes:
         raise Problem(400, "The body holds no event.")
     problems = problems_of(outcomes)
-    errors = [{"index": i, "error": each.detail} for i, each in problems[:MAX_REPORTED]]
+    errors = [Reported(i, each.detail) for i, each in problems[:MAX_REPORTED]]
     try:
         raise_if_none_taken(outcomes)
     except Problem as problem:
         raise Problem(
-            problem.status, problem.detail, rejected=len(problems), errors=errors
+            problem.status,
+            problem.detail,
+            rejected=len(problems),
+            errors=msgspec.to_builtins(errors),
         ) from None
     stored = [each for each in outcomes if not isinstance(each, Problem)]
-    told = {
-        "accepted": len(stored),
-        "rejected": len(problems),
-        "first_id": stored[0].first,
-        "last_id": stored[-1].last,
-        "errors": errors,
-    }
+    told = Receipt(len(stored), len(problems), stored[0].first, stored[-1].last, errors)
     return Answer(202, "application/json", msgspec.json.encode(told))
 
 
