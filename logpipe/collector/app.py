@@ -12,12 +12,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import auth
 from logpipe.collector.answer import Answer, give, problem_answer
-from logpipe.collector.appender import Appender
 from logpipe.collector.body import read_body, too_large
 from logpipe.collector.inflight import Held
 from logpipe.collector.ingest import Bounds, Intake, answer_of, append_of, hits_of, take_in
 from logpipe.collector.receivers import table as receivers
 from logpipe.collector.receivers.intake import Process
+from logpipe.collector.spread import AnyAppender
 from logpipe.limits import Rates, sender_of
 from logpipe.metrics import Metrics
 from logpipe.problems import FAULT, Problem
@@ -53,7 +53,7 @@ HEADERS_READ = frozenset(
 
 
 def create(
-    settings: Settings, appender: Appender, metrics: Metrics, rates: Rates | None = None
+    settings: Settings, appender: AnyAppender, metrics: Metrics, rates: Rates | None = None
 ) -> ASGIApp:
     """The collector's sub-app over the process's appender."""
     process = Process(settings, appender, metrics, rates)
