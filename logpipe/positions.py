@@ -112,3 +112,19 @@ def parse_position(text: str, partitions: int) -> list[StreamId]:
             " dots between them"
         )
     return [parse_id(part) for part in parts]
+
+
+def read_id(text: str) -> StreamId:
+    """An id as any distributor gives it: of an entry, of an event in a partition, or a position.
+    ValueError for all else."""
+    if "." in text:
+        return Position.of(parse_position(text, text.count(".") + 1))
+    if text.count("-") == 2:
+        return parse_event_id(text, MAX_PARTITIONS)
+    return parse_id(text)
+
+
+def read_position(text: str, event: str) -> Position:
+    """The position after an event, and its own id, as a distributor tells them. ValueError."""
+    id_ = parse_event_id(event, MAX_PARTITIONS)
+    return Position.after_entry(id_, id_.partition, text)

@@ -33,8 +33,8 @@ class Log:
 
     @property
     def last(self) -> StreamId:
-        """The newest id."""
-        return self.all[-1].id
+        """The newest id; `START` where there was none yet."""
+        return self.all[-1].id if self.all else START
 
     def append(self, new: list[Written]) -> None:
         """Takes note of entries."""

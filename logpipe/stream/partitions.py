@@ -5,27 +5,43 @@ Which partition an event is in depends on its source alone: so the order of a so
 """
 
 import asyncio
+import itertools
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
+
+from redis.crc import key_slot
 
 from logpipe.continuity import Bounds
 from logpipe.event import Entry
 from logpipe.ids import START, StreamId
-from logpipe.positions import EventId, event_id
+from logpipe.positions import MAX_PARTITIONS, EventId, event_id
 from logpipe.stream.append import Append
 from logpipe.stream.health import Kind, RedisHealth
 from logpipe.stream.stream import Stream
+
+SLOTS = 16_384
+"""Of a Cluster."""
 
 _SOURCE = len(b'{"source":"')
 """Where the source begins in an event as `event.encode` makes it."""
 
 
+@lru_cache(maxsize=MAX_PARTITIONS)
 def partition_key(name: str, number: int, partitions: int) -> str:
     """The key of a partition's stream.
 
-    It names how many there are: what was spread in another way is another log, never mixed up.
+    It names how many there are: what was spread in another way is another log, never mixed up. Its
+    hash tag puts it into its part of the slots, so that nodes that share these evenly share the
+    partitions; names that differ in a digit alone often lie side by side.
     """
-    return f"{name}:{number}-of-{partitions}"
+    part = SLOTS / partitions
+    tag = next(
+        tag
+        for tag in itertools.count()
+        if abs(key_slot(b"%d" % tag) - (number + 0.5) * part) < part / 4
+    )
+    return f"{name}:{number}-of-{partitions}:{{{tag}}}"
 
 
 def partition_of(event: bytes, partitions: int) -> int:
