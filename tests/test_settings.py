@@ -25,6 +25,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "redis_addr": ("redis://r:1/2", "redis://r:1/2"),
     "data_dir": ("/srv/data", "/srv/data"),
     "stream_name": ("events", "events"),
+    "partitions": ("4", 4),
     "max_message_bytes": ("1000", 1000),
     "max_body_bytes": ("2000", 2000),
     "max_batch_events": ("5", 5),
@@ -74,9 +75,10 @@ def test_every_setting_is_tried_here() -> None:
 def test_a_setting_is_an_option_and_a_variable_of_the_same_name(name: str) -> None:
     text, value = VALUES[name]
     assert value != getattr(Settings(), name)
-    assert getattr(load({name: text}, {}), name) == value
-    assert getattr(load({}, {name.upper(): text}), name) == value
-    assert getattr(load({name: f" {text} "}, {}), name) == value
+    needed = {"role": "collector"} if name == "partitions" else {}
+    assert getattr(load({**needed, name: text}, {}), name) == value
+    assert getattr(load(needed, {name.upper(): text}), name) == value
+    assert getattr(load({**needed, name: f" {text} "}, {}), name) == value
 
 
 def test_the_option_wins_over_the_variable_over_the_default() -> None:
