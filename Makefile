@@ -6,9 +6,13 @@ PYTEST_FLAGS ?= --numprocesses 2
 SECONDS ?= 60
 SEED ?= 1
 CYCLES ?= 200
+# Wheels alone, for every Python and machine; where they come from is no part of the file.
+LOCKING := --quiet --upgrade --universal --python-version 3.11 --only-binary :all: --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+BUILD_REQUIRES := 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test senders chaos soak soak-day bench check lint types format clean
+.PHONY: help run test senders chaos soak soak-day bench check lint types lock audit format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,6 +48,13 @@ lint: $(VENV)/.developing ## Check format and style
 types: $(VENV)/.developing ## Check types, strictly
 	$(BIN)/mypy
 
+lock: $(VENV)/.supplying ## Renew the versions and hashes that the image is made of
+	$(BIN)/uv pip compile $(LOCKING) --output-file requirements.lock pyproject.toml
+	$(BIN)/python -c $(BUILD_REQUIRES) | $(BIN)/uv pip compile $(LOCKING) --output-file requirements-build.lock -
+
+audit: $(VENV)/.supplying ## Look whether one of those has a known vulnerability (asks a service)
+	$(BIN)/pip-audit --disable-pip --require-hashes --strict -r requirements.lock -r requirements-build.lock
+
 format: $(VENV)/.developing ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -63,4 +74,8 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml logpipe/ui/build_htmx.py
 
 $(VENV)/.developing: $(VENV)/.installed
 	$(BIN)/pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/.supplying: $(VENV)/.python pyproject.toml
+	$(BIN)/pip install --quiet --group supply
 	@touch $@

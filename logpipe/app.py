@@ -7,6 +7,7 @@ that knows nothing of the others.
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import httpx
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import distributor, probes, ui
 from logpipe.access import Access
+from logpipe.auth import IN_URL
 from logpipe.background import Background
 from logpipe.canary import await_canaries, send_canaries
 from logpipe.client.collector import RemoteCollector
@@ -43,6 +45,7 @@ from logpipe.server import bind
 from logpipe.settings import Role, Settings
 from logpipe.sources import JointSource, Source, StreamSource
 from logpipe.stream import Partitions, Stream, partition_key
+from logpipe.tokens import Tokens
 from logpipe.trimmer import Trimmer
 from logpipe.watch import Look, Watch, look_here
 
@@ -51,6 +54,7 @@ class Parts(NamedTuple):
     """What roles are made of; None for what no role of this process needs."""
 
     settings: Settings
+    tokens: Tokens
     metrics: Metrics
     appender: AnyAppender | None
     hub: Hub | JointHub | None
@@ -71,7 +75,9 @@ class RoleSpec(NamedTuple):
 
 def _collector(parts: Parts) -> ASGIApp:
     assert parts.appender is not None
-    return collector.create(parts.settings, parts.appender, parts.metrics, parts.rates)
+    return collector.create(
+        Process(parts.settings, parts.tokens, parts.appender, parts.metrics, parts.rates)
+    )
 
 
 def _distributor(parts: Parts) -> ASGIApp:
@@ -82,12 +88,12 @@ def _distributor(parts: Parts) -> ASGIApp:
     else:
         assert parts.hub is not None and isinstance(parts.groups, Groups)
         source = StreamSource(parts.hub, parts.groups)
-    return distributor.create(parts.settings, source, parts.seats)
+    return distributor.create(parts.settings, parts.tokens, source, parts.seats)
 
 
 def _ui(parts: Parts) -> ASGIApp:
     """Local or remote is decided here, once: the page does not know which it has."""
-    settings, metrics, appender, hub, _, remote, http, watch, seats, rates = parts
+    settings, tokens, metrics, appender, hub, _, remote, http, watch, seats, rates = parts
     assert watch is not None
     log: ui.Log
     submit: ui.Submit
@@ -96,13 +102,13 @@ def _ui(parts: Parts) -> ASGIApp:
         log = ui.LocalLog(hub, f"this process ({', '.join(sorted(settings.roles))})")
     else:
         assert remote is not None and http is not None
-        log = RemoteLog(settings.distributor_url, http, remote, settings.read_tokens)
+        log = RemoteLog(settings.distributor_url, http, remote, tokens.read)
     if appender is not None:
         submit = LocalCollector(settings, appender, rates)
     else:
         assert http is not None
-        submit = RemoteCollector(settings, http)
-    return ui.create(settings, log, submit, metrics, watch, seats)
+        submit = RemoteCollector(settings.collector_url, http, tokens.ingest)
+    return ui.create(settings, tokens, log, submit, metrics, watch, seats)
 
 
 ROLES: Mapping[Role, RoleSpec] = {
@@ -112,6 +118,10 @@ ROLES: Mapping[Role, RoleSpec] = {
 }
 
 PROBES = ("livez", "healthz", "metrics")
+
+TOKEN_IN_URL = Problem(
+    400, "A token must not be in a URL, which histories keep: send it as Authorization: Bearer."
+)
 
 
 class Dispatch:
@@ -126,9 +136,12 @@ class Dispatch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers 404 for a path of no role."""
-        app = self._apps.get(scope["path"].removeprefix("/").partition("/")[0])
+        segment = scope["path"].removeprefix("/").partition("/")[0]
+        app = self._apps.get(segment)
         if app is None:
             app = respond(Problem(404, "There is nothing here for the roles of this process."))
+        elif (query := scope["query_string"]) and segment not in SEGMENTS and IN_URL.search(query):
+            app = respond(TOKEN_IN_URL)
         await app(scope, receive, send)
 
 
@@ -158,16 +171,21 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             port = bind(settings.host, settings.syslog_tcp, variable="SYSLOG_TCP", shared=several)
             stack.enter_context(port)
         metrics = Metrics()
+        tokens = Tokens(settings)
         background = Background()
+        if tokens.from_files:
+            background.start("tokens", tokens.follow())
         stream = None
         if settings.redis is not None:
             stream = await _open_stream(settings, settings.redis, stack, background)
-        parts = await _open_parts(settings, metrics, stream, stack, background)
+        parts = await _open_parts(settings, tokens, metrics, stream, stack, background)
         background.start("lag", measure_lag(metrics))
         _start_canaries(parts, background)
         syslog = None
         if port is not None and parts.appender is not None:
-            syslog = SyslogListener(Process(settings, parts.appender, metrics, parts.rates), port)
+            syslog = SyslogListener(
+                Process(settings, tokens, parts.appender, metrics, parts.rates), port
+            )
             stack.push_async_callback(syslog.aclose)
             await syslog.start()
         # The last to enter is the first to leave: tasks end before what they use is closed.
@@ -175,23 +193,25 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
 
         apps: dict[str, ASGIApp] = dict.fromkeys(
             PROBES,
-            probes.create(settings, stream.health if stream else None, background, metrics),
+            probes.create(settings, tokens, stream.health if stream else None, background, metrics),
         )
         for role in settings.roles:
             apps |= dict.fromkeys(ROLES[role].paths, ROLES[role].create(parts))
 
-        def farewell() -> None:
-            if parts.hub is not None:
-                parts.hub.close()
-            if parts.groups is not None:
-                parts.groups.close()
-            if parts.remote is not None:
-                parts.remote.close()
-            if syslog is not None:
-                syslog.stop()
-
+        farewell = partial(_say_farewell, parts, syslog)
         inflight = parts.appender.inflight if parts.appender is not None else None
         yield Running(Access(Dispatch(apps)), farewell, background, metrics, syslog, inflight)
+
+
+def _say_farewell(parts: Parts, syslog: SyslogListener | None) -> None:
+    if parts.hub is not None:
+        parts.hub.close()
+    if parts.groups is not None:
+        parts.groups.close()
+    if parts.remote is not None:
+        parts.remote.close()
+    if syslog is not None:
+        syslog.stop()
 
 
 async def _open_stream(
@@ -234,6 +254,7 @@ def _stream(
 
 async def _open_parts(
     settings: Settings,
+    tokens: Tokens,
     metrics: Metrics,
     stream: Stream | Partitions | None,
     stack: AsyncExitStack,
@@ -257,17 +278,19 @@ async def _open_parts(
             remote = RemoteDistributor(
                 settings.distributor_url,
                 http,
-                tokens=settings.read_tokens,
+                tokens=tokens.read,
                 heartbeat_s=settings.heartbeat_s,
             )
     if "ui" in settings.roles:
         health = probes.health_of(settings, stream.health if stream else None, background)
         here = look_here(health, metrics, hub, groups)
-        watch = Watch([here, *_looks_elsewhere(settings, http)])
+        watch = Watch([here, *_looks_elsewhere(settings, tokens, http)])
         background.start("watch", watch.run())
     seats = Seats(settings.max_subscribers, settings.max_subscribers_per_client)
     rates = Rates(settings.rate_per_token) if settings.rate_per_token else None
-    return Parts(settings, metrics, appender, hub, groups, remote, http, watch, seats, rates)
+    return Parts(
+        settings, tokens, metrics, appender, hub, groups, remote, http, watch, seats, rates
+    )
 
 
 def _appender(stream: Stream | Partitions, metrics: Metrics, inflight: Inflight) -> AnyAppender:
@@ -347,7 +370,9 @@ def _start_canaries(parts: Parts, background: Background) -> None:
             background.start("canaries", await_canaries(hub, metrics))
 
 
-def _looks_elsewhere(settings: Settings, http: httpx.AsyncClient | None) -> Iterator[Look]:
+def _looks_elsewhere(
+    settings: Settings, tokens: Tokens, http: httpx.AsyncClient | None
+) -> Iterator[Look]:
     """Looks at the processes of the roles that the page uses and this one has not."""
     missing = {
         role: url
@@ -360,5 +385,5 @@ def _looks_elsewhere(settings: Settings, http: httpx.AsyncClient | None) -> Iter
     for url in dict.fromkeys(missing.values()):
         assert http is not None
         roles = [role for role in missing if missing[role] == url]
-        tokens = settings.read_tokens if "distributor" in roles else None
-        yield RemoteProcess(url, http, roles, tokens)
+        read = tokens.read if "distributor" in roles else None
+        yield RemoteProcess(url, http, roles, read, tokens.admin)

@@ -1,11 +1,16 @@
 """Bearer tokens: who may send and who may read."""
 
 import hmac
+import re
 from collections.abc import Sequence
 
 from logpipe.problems import Problem
 
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="logpipe"'}
+
+IN_URL = re.compile(rb"(?:^|&)(?:access_)?token=", re.IGNORECASE)
+"""A parameter that holds a token (the longer name is that of RFC 6750). Other shippers' protocols
+have theirs."""
 
 
 def is_known(token: str, tokens: Sequence[str]) -> bool:

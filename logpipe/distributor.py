@@ -1,6 +1,8 @@
 """The distributor: `/subscribe`, the live stream, and `/events`, the history."""
 
+import contextlib
 from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 from starlette.applications import Starlette
@@ -13,11 +15,12 @@ from logpipe.groups import TooManyGroupsError
 from logpipe.limits import Seats
 from logpipe.messages import full
 from logpipe.parameters import MAX_LIMIT, chosen_filter, number, one_of
-from logpipe.problems import bad_parameter
+from logpipe.problems import Problem, bad_parameter
 from logpipe.settings import Settings
 from logpipe.sources import Source
 from logpipe.streaming import HEADERS, StreamResponse
 from logpipe.subapp import sub_app
+from logpipe.tokens import Tokens
 
 MAX_GROUP_NAME = 128
 
@@ -25,9 +28,9 @@ HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control", "X-Request
 """What a browser on another origin may send besides the headers that need no permission."""
 
 
-def create(settings: Settings, source: Source, seats: Seats) -> Starlette:
+def create(settings: Settings, tokens: Tokens, source: Source, seats: Seats) -> Starlette:
     """The distributor's sub-app."""
-    endpoints = _Distributor(settings, source, seats)
+    endpoints = _Distributor(settings, tokens, source, seats)
     routes = [
         Route("/subscribe", endpoints.subscribe),
         Route("/events", endpoints.events),
@@ -42,14 +45,16 @@ def create(settings: Settings, source: Source, seats: Seats) -> Starlette:
 
 
 class _Distributor:
-    def __init__(self, settings: Settings, source: Source, seats: Seats) -> None:
+    def __init__(self, settings: Settings, tokens: Tokens, source: Source, seats: Seats) -> None:
         self._settings = settings
+        self._tokens = tokens
         self._source = source
         self._seats = seats
 
     async def subscribe(self, request: Request) -> Response:
         """The stream, as SSE or NDJSON."""
-        auth.require(request.headers.get("authorization"), self._settings.read_tokens)
+        authorization = request.headers.get("authorization")
+        auth.require(authorization, self._tokens.readers)
         query = request.query_params
         chosen = chosen_filter(query)
         source = self._source
@@ -64,11 +69,24 @@ class _Distributor:
             return Response(
                 encoder.message(full(str(error))), headers=HEADERS, media_type=encoder.media_type
             )
-        return StreamResponse(subscription, encoder, source.metrics, self._seats)
+        allowed = partial(self._may_read, authorization)
+        return StreamResponse(
+            subscription,
+            encoder,
+            source.metrics,
+            self._seats,
+            partial(self._tokens.revoking, allowed),
+        )
+
+    def _may_read(self, authorization: str | None) -> bool:
+        with contextlib.suppress(Problem):
+            auth.require(authorization, self._tokens.readers)
+            return True
+        return False
 
     async def subscribers(self, request: Request) -> Response:
         """Who reads from this process."""
-        auth.require(request.headers.get("authorization"), self._settings.read_tokens)
+        auth.require(request.headers.get("authorization"), self._tokens.operators)
         listed = await self._source.subscribers()
         return Response(
             msgspec.json.encode({"subscribers": listed}),
@@ -84,7 +102,7 @@ class _Distributor:
 
     async def events(self, request: Request) -> Response:
         """A page of the history as JSON."""
-        auth.require(request.headers.get("authorization"), self._settings.read_tokens)
+        auth.require(request.headers.get("authorization"), self._tokens.readers)
         query = request.query_params
         chosen = chosen_filter(query)
         newest_first = one_of(query, "order", "desc", "asc", "desc") == "desc"

@@ -4,6 +4,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import IO
 
 from logpipe.settings import Settings
@@ -16,13 +17,15 @@ def local_url(settings: Settings) -> str:
     """Where a service with these settings listens, as seen from its own machine."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host  # noqa: S104
     host = "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
-    return f"http://{host}:{settings.listen_port}"
+    return f"{settings.scheme}://{host}:{settings.listen_port}"
 
 
-def check(url: str, timeout: float) -> tuple[bool, str]:
-    """Whether `/healthz` says ready, and its word for it or the reason why not."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def check(url: str, timeout: float, certificate: str = "") -> tuple[bool, str]:
+    """Whether `/healthz` says ready, and its word for it or the reason why not. A `certificate` is
+    that of a service on this machine, which no name has to fit."""
     try:
+        handlers = [urllib.request.ProxyHandler({}), *_trusting(certificate)]
+        opener = urllib.request.build_opener(*handlers)
         with opener.open(f"{url.rstrip('/')}/healthz", timeout=timeout) as answer:
             body = answer.read(MAX_ANSWER)
     except urllib.error.HTTPError as error:
@@ -35,6 +38,13 @@ def check(url: str, timeout: float) -> tuple[bool, str]:
     except (ValueError, KeyError, TypeError):
         return False, "what answers there is not logpipe"
     return True, f"ready: {roles}"
+
+
+def _trusting(certificate: str) -> Iterator[urllib.request.BaseHandler]:
+    if certificate:
+        from logpipe.tls import own_context
+
+        yield urllib.request.HTTPSHandler(context=own_context(certificate))
 
 
 def _detail(answer: IO[bytes]) -> str:

@@ -79,7 +79,7 @@ class JsonFormatter(logging.Formatter):
             "metadata": metadata,
         }
         # In ASCII: a terminal that shows it is safe from what a message holds.
-        return json.dumps(event)
+        return json.dumps(event).replace("\x7f", "\\u007f")
 
 
 def _whole(text: str) -> str:

@@ -9,12 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from logpipe import __version__
+from logpipe import __version__, auth
 from logpipe.background import Background
 from logpipe.metrics import MEDIA_TYPE, Metrics
 from logpipe.settings import Role, Settings
 from logpipe.stream import RedisHealth
 from logpipe.subapp import sub_app
+from logpipe.tokens import Tokens
 from logpipe.watch import Health
 
 WRITERS: frozenset[Role] = frozenset({"collector"})
@@ -44,7 +45,11 @@ def health_of(
 
 
 def create(
-    settings: Settings, redis: RedisHealth | None, background: Background, metrics: Metrics
+    settings: Settings,
+    tokens: Tokens,
+    redis: RedisHealth | None,
+    background: Background,
+    metrics: Metrics,
 ) -> Starlette:
     """The probes of one process; `redis` is None where it needs none."""
     state = health_of(settings, redis, background)
@@ -57,7 +62,7 @@ def create(
         [
             Route("/livez", _livez),
             Route("/healthz", healthz),
-            Route("/metrics", _metrics(metrics, redis, state)),
+            Route("/metrics", _metrics(tokens, metrics, redis, state)),
         ]
     )
 
@@ -67,10 +72,11 @@ async def _livez(_: Request) -> Response:
 
 
 def _metrics(
-    metrics: Metrics, redis: RedisHealth | None, state: Callable[[], Health]
+    tokens: Tokens, metrics: Metrics, redis: RedisHealth | None, state: Callable[[], Health]
 ) -> Callable[[Request], Response]:
     # A plain function: Starlette runs it in a thread, so that a scrape never holds up the loop.
-    def answer(_: Request) -> Response:
+    def answer(request: Request) -> Response:
+        auth.require(request.headers.get("authorization"), tokens.admin)
         metrics.redis_up.set(redis.kind == "ok" if redis is not None else math.nan)
         metrics.ready.set(state().status == "ok")
         return Response(metrics.exposition(), media_type=MEDIA_TYPE)

@@ -47,7 +47,11 @@ async def serve_until_stopped(settings: Settings, inherited: Inherited | None = 
             signals.take_for_one(inherited.life)
         async with running(settings) as process:
             server = Server(
-                process.app, process.farewell, process.metrics.count_limited, room.connections
+                process.app,
+                process.farewell,
+                process.metrics.count_limited,
+                room.connections,
+                settings,
             )
             process.background.on_failure = server.stop
             if inherited is None:
@@ -129,7 +133,15 @@ def introduce(settings: Settings, port: int) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     roles = ", ".join(sorted(settings.roles))
     workers = f" in {settings.workers} processes" if settings.workers > 1 else ""
-    log.info("logpipe %s runs %s%s at http://%s:%d", __version__, roles, workers, host, port)
+    log.info(
+        "logpipe %s runs %s%s at %s://%s:%d",
+        __version__,
+        roles,
+        workers,
+        settings.scheme,
+        host,
+        port,
+    )
     if settings.exposed and (open_to := _open_to_all(settings)):
         log.warning(
             "%s listens beyond this machine, and anyone who reaches it can %s: set %s",

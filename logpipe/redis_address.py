@@ -9,7 +9,7 @@ import msgspec
 _ADDRESSES = (
     "redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// or embedded://[PATH]"
 )
-_SCHEMES = ("redis", "rediss", "unix", "embedded", "redis+sentinel", "redis+cluster")
+SCHEMES = ("redis", "rediss", "unix", "embedded", "redis+sentinel", "redis+cluster")
 SENTINEL_PORT = 26379
 _HOST = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]*)(?::(?P<port>[0-9]{1,5}))?")
 
@@ -66,7 +66,7 @@ def parse_redis_addr(text: str) -> RedisAddress:
     Not urllib: a password may hold `/`, `#` or `@` as it is, and urllib puts it into its errors.
     """
     scheme, separator, rest = text.partition("://")
-    if not separator or scheme not in _SCHEMES:
+    if not separator or scheme not in SCHEMES:
         # Not repeated: without a scheme, what comes first may be the password.
         raise ValueError(f"must begin with {_ADDRESSES}")
     if scheme == "embedded":

@@ -42,8 +42,16 @@ def chosen(given: str) -> str:
     return given if _SANE.fullmatch(given) else secrets.token_hex(8)
 
 
+INERT = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+"""For a browser that opens what is no page: log text is no markup, whatever it looks like."""
+
+
 class Identified:
-    """Sends with the id of the request in the head; `status` is that of an answer begun, or 0."""
+    """Sends with what every head carries: the id of the request, and `INERT` unless the answer says
+    otherwise, as a page does. `status` is that of an answer begun, or 0."""
 
     __slots__ = ("_send", "status")
 
@@ -55,5 +63,7 @@ class Identified:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             others = [field for field in message.get("headers", ()) if field[0] != _NAME]
-            message["headers"] = [*others, (_NAME, current().encode())]
+            said = {name for name, _ in others}
+            inert = [field for field in INERT if field[0] not in said]
+            message["headers"] = [*others, *inert, (_NAME, current().encode())]
         await self._send(message)

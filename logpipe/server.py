@@ -2,16 +2,18 @@
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from logpipe.protocol import BoundedProtocol, BoundedState, Limited
+from logpipe.settings import Settings
 
 log = logging.getLogger("logpipe")
 
@@ -99,6 +101,14 @@ def _bound(host: str, port: int, *, shared: bool = False, variable: str = "PORT"
     return listener
 
 
+def _mapped(proxies: Iterable[str]) -> Iterator[str]:
+    """The IPv4 ones as a socket of IPv6 shows them, too."""
+    for each in proxies:
+        network = each != "*" and ipaddress.ip_network(each)
+        if isinstance(network, ipaddress.IPv4Network):
+            yield f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+
+
 class Server(uvicorn.Server):
     """Stops in order: no new connections, farewells, open requests, then the rest is cut.
 
@@ -111,7 +121,9 @@ class Server(uvicorn.Server):
         farewell: Callable[[], None],
         limited: Limited = lambda _: None,
         most_connections: int = sys.maxsize,
+        settings: Settings = Settings(),  # noqa: B008 - it is frozen
     ) -> None:
+        proxies = list(settings.forwarded_allow_ips)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -122,7 +134,11 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,
+                proxy_headers=bool(proxies),
+                forwarded_allow_ips="*" if "*" in proxies else [*proxies, *_mapped(proxies)],
+                ssl_certfile=settings.ssl_certfile or None,
+                ssl_keyfile=settings.ssl_keyfile or None,
+                ssl_keyfile_password=settings.ssl_keyfile_password or None,
                 reset_contextvars=True,  # of two requests on a connection, each has its own id
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,

@@ -4,6 +4,7 @@ A field is a line: name, type with its bounds, default, help. `load` is the only
 environment; it reports every bad value at once and never repeats a secret one.
 """
 
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         setting(
             "redis://, rediss://, unix://, redis+sentinel://HOST:PORT,…/MASTER/DB,"
             " redis+cluster://HOST:PORT,… or embedded://[PATH]. All roles in one process: embedded;"
-            " else redis://redis:6379/0.",
+            " else redis://redis:6379/0. With a password safer in a file, REDIS_ADDR_FILE.",
             secret=True,
         ),
     ] = ""
@@ -128,7 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     subscriber_queue_len: Annotated[
         int, setting("Events that a subscriber may be behind in memory.", ge=1)
     ] = 10_000
-    cors_allow_origins: Annotated[Words, setting("Origins that browsers may read from.")] = ("*",)
+    cors_allow_origins: Annotated[Words, setting("Origins whose pages may read and send.")] = ("*",)
     allowed_hosts: Annotated[
         Words,
         setting("Names under which browsers may open the page while no READ_TOKENS guard it."),
@@ -146,6 +147,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     read_tokens: Annotated[
         Words,
         setting("Bearer tokens that may read; safer in a file, READ_TOKENS_FILE.", secret=True),
+    ] = ()
+    admin_tokens: Annotated[
+        Words,
+        setting(
+            "Bearer tokens that may read, and that /metrics, /status and /subscribers then need;"
+            " safer in a file, ADMIN_TOKENS_FILE.",
+            secret=True,
+        ),
+    ] = ()
+    ssl_certfile: Annotated[
+        str, setting("Certificate in PEM, with its chain: https instead of http.")
+    ] = ""
+    ssl_keyfile: Annotated[str, setting("Its private key, unless SSL_CERTFILE holds it.")] = ""
+    ssl_keyfile_password: Annotated[
+        str,
+        setting("The key's password; safer in a file, SSL_KEYFILE_PASSWORD_FILE.", secret=True),
+    ] = ""
+    forwarded_allow_ips: Annotated[
+        Words,
+        setting(
+            "Addresses and networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are"
+            " believed; *: everyone's."
+        ),
     ] = ()
     heartbeat_s: Annotated[
         float, setting("Seconds between heartbeats on an idle subscription.", gt=0, le=86_400)
@@ -165,6 +189,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Annotated[
         Literal["auto", "text", "json"], setting("auto: text on a terminal, else json.")
     ] = "auto"
+    files: dict[str, str] = {}
+    """No setting, but where secret ones were read: the path by the field's name."""
 
     @property
     def roles(self) -> frozenset[Role]:
@@ -205,6 +231,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return int(found[1]) * _UNIT_MS[found[2]]
 
     @property
+    def scheme(self) -> str:
+        """What is spoken at the port: http, or https where there is a certificate."""
+        return "https" if self.ssl_certfile else "http"
+
+    @property
     def exposed(self) -> bool:
         """Whether others than this machine can connect."""
         return self.host not in ("localhost", "::1") and not self.host.startswith("127.")
@@ -213,7 +244,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         shown = (
             f"{field.name}=(hidden)"
             if field.secret and getattr(self, field.name)
-            else f"{field.name}={getattr(self, field.name)!r}"
+            else f"{field.name}={_shown(getattr(self, field.name))!r}"
             for field in fields()
         )
         return f"Settings({', '.join(shown)})"
@@ -262,6 +293,8 @@ class Field(msgspec.Struct, frozen=True):
 def fields() -> Iterator[Field]:
     """The settings, in the order of the struct."""
     for info in msgspec.structs.fields(Settings):
+        if info.name == "files":
+            continue
         _, meta = _split(info.type)
         yield Field(
             info.encode_name, info.type, info.default, meta.description, meta.extra["secret"]
@@ -272,21 +305,33 @@ def _split(annotated: Any) -> tuple[Any, Any]:
     return annotated.__origin__, annotated.__metadata__[0]
 
 
+def _shown(value: Any) -> Any:
+    return without_credentials(value) if isinstance(value, str) else value
+
+
+def without_credentials(url: str) -> str:
+    """A URL as it may be shown. To the last @: a password may hold `/`, `#` and `@` as it is."""
+    return re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL)
+
+
 def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     """Settings from options (texts or None, by field name), then the environment, then defaults.
 
     Raises `BadSettingsError` with a line for each bad value.
     """
     values: dict[str, Any] = {}
+    files: dict[str, str] = {}
     bad: list[str] = []
     for field in fields():
         try:
-            text = _text_of(field, options, environ)
+            text, path = _text_of(field, options, environ)
             if text is not None:
                 values[field.name] = _convert(field, text)
+            if path and Path(path).is_file():  # a pipe can be read once
+                files[field.name] = path
         except ValueError as error:
             bad.append(str(error))
-    settings = Settings(**values)
+    settings = Settings(**values, files=files)
     bad += _check(settings)
     if bad:
         raise BadSettingsError(bad)
@@ -300,34 +345,60 @@ def environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str
         kept.pop(field.variable, None)
         kept.pop(f"{field.variable}_FILE", None)
         value = getattr(settings, field.name)
-        if value != field.default:
+        if path := settings.files.get(field.name):
+            kept[f"{field.variable}_FILE"] = path
+        elif value != field.default:
             kept[field.variable] = ",".join(value) if isinstance(value, tuple) else str(value)
     return kept
 
 
-def _text_of(field: Field, options: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
-    if (option := options.get(field.name)) is not None:
-        return str(option)
-    # An empty variable is one that a compose file left blank: its file or the default serves.
-    if text := environ.get(field.variable):
-        return text
-    path = environ.get(f"{field.variable}_FILE")
-    if not path or not field.secret or _split(field.type)[0] != Words:
-        return None
+def words_in(path: str) -> tuple[str, ...]:
+    """The words of a file, by commas and lines. Raises ValueError where it has none."""
+    words = _words(_read(path).replace("\n", ","))
+    if not words:
+        raise ValueError("holds nothing")
+    return words
+
+
+def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8").strip().replace("\n", ",")
+        text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ValueError(
-            f"{field.variable}_FILE={_on_one_line(path)}: cannot be read: {reason}"
-        ) from None
+        raise ValueError(f"cannot be read: {reason}") from None
+    if not text:  # as a file that is just written: no tokens would open what they shall close
+        raise ValueError("holds nothing")
+    return text
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _text_of(
+    field: Field, options: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[str | None, str]:
+    """The text of a setting, and the path of the file that it is from."""
+    if (option := options.get(field.name)) is not None:
+        return str(option), ""
+    # An empty variable is one that a compose file left blank: its file or the default serves.
+    if text := environ.get(field.variable):
+        return text, ""
+    path = environ.get(f"{field.variable}_FILE")
+    if not path or not field.secret:
+        return None, ""
+    try:
+        words = _split(field.type)[0] == Words
+        return ",".join(words_in(path)) if words else _read(path), path
+    except ValueError as error:
+        raise ValueError(f"{field.variable}_FILE={_on_one_line(path)}: {error}") from None
 
 
 def _convert(field: Field, text: str) -> Any:
     kind, _ = _split(field.type)
     value: Any = text.strip()
     if kind == Words:
-        value = tuple(word.strip() for word in text.split(",") if word.strip())
+        value = _words(text)
     try:
         return msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError:
@@ -353,8 +424,19 @@ def _check(settings: Settings) -> list[str]:
         ("DISTRIBUTOR_URL", settings.distributor_url),
     ):
         if not re.fullmatch(r"https?://[^/\s]+.*", url):
-            bad.append(f"{variable}={_on_one_line(url)}: must be a URL like http://collector:8081")
+            told = _on_one_line(without_credentials(url))
+            bad.append(f"{variable}={told}: must be a URL like http://collector:8081")
     bad += _check_partitions(settings)
+    for network in settings.forwarded_allow_ips:
+        try:
+            _ = network == "*" or ipaddress.ip_network(network)
+        except ValueError:
+            bad.append(
+                f"FORWARDED_ALLOW_IPS={_on_one_line(network)}: must be addresses or networks,"
+                " like 10.0.0.7 or 10.0.0.0/8, or *"
+            )
+    if settings.ssl_keyfile and not settings.ssl_certfile:
+        bad.append("SSL_KEYFILE: needs SSL_CERTFILE, its certificate")
     try:
         _ = settings.trim_maxage_ms
     except ValueError as error:

@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,11 +28,17 @@ from logpipe.messages import (
     Progress,
     Subscription,
     full,
+    goodbye,
     named,
 )
 from logpipe.metrics import Metrics
 from logpipe.positions import Position
 from logpipe.wire import Wire, wire_of
+
+Revoking = Callable[[Callable[[], None]], AbstractContextManager[None]]
+"""Given how to end a stream: a context in which that is called once it is no longer allowed."""
+
+REVOKED = "this token is no longer allowed"
 
 HEADERS = {
     "Cache-Control": "no-cache, no-transform",
@@ -127,9 +135,9 @@ class StreamResponse(Response):
         encoder: Encoder,
         metrics: Metrics,
         seats: Seats,
-        headers: Mapping[str, str] | None = None,
+        revoking: Revoking = lambda _: nullcontext(),
     ) -> None:
-        super().__init__(None, 200, {**HEADERS, **(headers or {})}, encoder.media_type)
+        super().__init__(None, 200, HEADERS, encoder.media_type)
         del self.headers["content-length"]
         self.encoder = encoder
         self.passed: StreamId | None = None
@@ -137,6 +145,8 @@ class StreamResponse(Response):
         self._subscription = subscription
         self._metrics = metrics
         self._seats = seats
+        self._revoking = revoking
+        self._revoked = False
         self._wire: Wire | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,16 +172,25 @@ class StreamResponse(Response):
             self._wire.begin_stream()
         task = asyncio.current_task()
         assert task is not None
-        with self._subscription:
+        with self._subscription, self._revoking(partial(self._revoke, task)):
             # A loop that only sends never notices that its client has left.
             leaving = asyncio.create_task(_until_disconnect(receive, task))
             try:
                 await self._pump(send)
             except asyncio.CancelledError:
-                if not leaving.done() or leaving.cancelled() or task.uncancel():
-                    raise  # it was not the client alone
+                left = leaving.done() and not leaving.cancelled()
+                if not (left or self._revoked) or task.uncancel():
+                    raise  # it was neither the client alone nor its token
+                if self._revoked and not left:
+                    told = self.encoder.message(goodbye(REVOKED))
+                    await send({"type": "http.response.body", "body": told})
             finally:
                 leaving.cancel()
+
+    def _revoke(self, pump: asyncio.Task[None]) -> None:
+        if not self._revoked:
+            self._revoked = True
+            pump.cancel()
 
     def write(self, chunk: bytes) -> bool:
         """Writes a chunk as `framed` makes it; False when some of it has to wait."""

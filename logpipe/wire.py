@@ -95,7 +95,9 @@ class Wire:
         written means to have left this process.
         """
         self._uncork()
-        self._transport.set_write_buffer_limits(high=0)
+        # With TLS a transport is full once it holds as much, not more: 0 would always be.
+        encrypted = self._transport.get_extra_info("sslcontext") is not None
+        self._transport.set_write_buffer_limits(high=1 if encrypted else 0)
 
     @property
     def idle(self) -> bool:

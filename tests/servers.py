@@ -123,7 +123,9 @@ async def serving(**given: object) -> AsyncIterator[Service]:
         running(settings) as process,
         httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as http,
     ):
-        server = Server(process.app, process.farewell, process.metrics.count_limited)
+        server = Server(
+            process.app, process.farewell, process.metrics.count_limited, settings=settings
+        )
         process.background.on_failure = server.stop
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:

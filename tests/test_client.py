@@ -51,7 +51,8 @@ async def remote(url: str, **given: object) -> AsyncIterator[RemoteDistributor]:
 @contextlib.asynccontextmanager
 async def collector_at(url: str, **given: object) -> AsyncIterator[RemoteCollector]:
     async with http_client() as http:
-        yield RemoteCollector(settings_for(url, **given), http)
+        chosen = settings_for(url, **given)
+        yield RemoteCollector(chosen.collector_url, http, chosen.ingest_tokens)
 
 
 class Taken:

@@ -6,14 +6,19 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
 
+import httpx
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from logpipe import logs, request_ids
 from logpipe.event import decode_json
 from tests.helpers import wait_until
-from tests.servers import Valkey, serving, subscribed
+from tests.servers import Valkey, serving, spawned, subscribed
 
 HOSTILE = "a\r\nb\x1b[31m\x1b]0;x\x07\x00\x85\u2028\u202e\udc80\x7f end"
 
@@ -218,3 +223,89 @@ async def test_names_of_strangers_forge_no_record(valkey: Valkey, style: str) ->
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", text)
     for line in text.splitlines():
         assert re.match(r"{.*}$" if style == "json" else r"\d\d:\d\d:\d\d [A-Z]+ +\S", line)
+
+
+# -- whatever is logged ------------------------------------------------------------------------
+
+UNSAFE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+"""What ends a line, what a terminal obeys, what turns the order of what is read around."""
+
+NASTY = st.text(
+    st.sampled_from('\r\n\x1b\x9b\x85\x00\x7f\x0b\x0c\u2028\u2029\u202e\u2066\u200f\udc80 a{}%"\\')
+    | st.characters()
+)
+
+
+def record_of(message: str, argument: str, fault: str | None) -> logging.LogRecord:
+    info = None if fault is None else (ValueError, ValueError(fault), None)
+    return logging.LogRecord(
+        "logpipe", logging.ERROR, "f", 1, f"{message.replace('%', '%%')} %s", (argument,), info
+    )
+
+
+@given(NASTY, NASTY, st.none() | NASTY)
+def test_any_record_is_one_line_of_json_without_a_control_character(
+    message: str, argument: str, fault: str | None
+) -> None:
+    line = logs.JsonFormatter().format(record_of(message, argument, fault))
+    assert not UNSAFE.search(line)
+    told = json.loads(line)["message"]
+    if (message + argument).isprintable():
+        assert told == f"{message} {argument}"
+
+
+@given(NASTY, NASTY, st.none() | NASTY)
+def test_any_record_is_one_line_of_text_and_only_a_traceback_goes_on_indented(
+    message: str, argument: str, fault: str | None
+) -> None:
+    text = logs.TextFormatter(colour=False).format(record_of(message, argument, fault))
+    first, *more = text.split("\n")
+    assert re.match(r"\d\d:\d\d:\d\d ERROR    ", first)
+    assert not any(UNSAFE.search(line) for line in (first, *more))
+    assert all(line.startswith("  ") for line in more)
+    assert bool(more) is (fault is not None)
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+async def test_what_a_client_sends_forges_no_record_of_a_real_process(
+    own_valkey: Valkey, tmp_path: Path, style: str
+) -> None:
+    """By path, headers, source, message, token, request id and forwarded address."""
+    forged = "\r\n12:00:00 ERROR    forged\x1b[2J\x9b31m\u202e\u2066\u2028 {}"
+    quoted = quote(forged)
+    raw = forged.encode().replace(b"\r\n", b"").replace(b"\x1b", b"")  # else it is 400 at once
+    environ = {
+        "REDIS_ADDR": own_valkey.url, "LOG_LEVEL": "debug", "LOG_FORMAT": style,
+        "FORWARDED_ALLOW_IPS": "127.0.0.1", "INGEST_TOKENS": "i", "READ_TOKENS": "r",
+    }  # fmt: skip
+    headers = dict.fromkeys((b"X-Request-ID", b"User-Agent", b"Referer", b"Cookie"), raw)
+    headers |= {b"X-Forwarded-For": raw, b"Last-Event-ID": raw, b"Origin": raw}
+    event = json.dumps({"source": forged[:200], "message": forged, "metadata": {forged: forged}})
+    asked = [
+        (method, path, token)
+        for method, path in (
+            ("POST", "/ingest"), ("POST", "/ingest/json"), ("POST", f"/v1/input/{quoted}"),
+            ("POST", "/ui/send"), ("GET", f"/{quoted}"), ("GET", f"/events/{quoted}?{quoted}"),
+            ("GET", f"/events?q={quoted}"), ("GET", f"/ui/rows?cols={quoted}"),
+        )
+        for token in (b"i", b"r", raw)
+    ]  # fmt: skip
+    async with spawned(tmp_path, **environ) as process:
+        await process.ready()
+        async with httpx.AsyncClient(base_url=process.url, trust_env=False) as http:
+            for method, path, token in asked:
+                body = {"content": event} if method == "POST" else {}
+                own = {**headers, b"Authorization": b"Bearer " + token}
+                await http.request(method, path, headers=own, **body)  # type: ignore[arg-type]
+        process.popen.terminate()
+        await process.exit_status()
+        text = process.log.read_bytes().decode()
+    lines = text.split("\n")[:-1]
+    requests = [line for line in lines if re.search(r" in \d+\.\d ms", line)]
+    assert len([line for line in requests if "GET /healthz " not in line]) == len(asked)
+    assert len(lines) - len(requests) == 3  # it runs, Redis is ready, it stops
+    assert not any(UNSAFE.search(line) for line in lines)
+    for line in lines:
+        assert json.loads(line) if style == "json" else re.match(r"\d\d:\d\d:\d\d [A-Z]+ ", line)

@@ -13,6 +13,7 @@ from logpipe.metrics import Metrics
 from logpipe.settings import load
 from logpipe.stream import RedisHealth
 from logpipe.stream.health import Kind
+from logpipe.tokens import Tokens
 from tests.servers import Valkey, serving
 
 KINDS: tuple[Kind, ...] = (
@@ -26,7 +27,8 @@ async def probing(
     role: str, redis: RedisHealth | None, background: Background | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
     """The probes of a process with these roles, without a server."""
-    app = probes.create(load({"role": role}, {}), redis, background or Background(), Metrics())
+    settings = load({"role": role}, {})
+    app = probes.create(settings, Tokens(settings), redis, background or Background(), Metrics())
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield http

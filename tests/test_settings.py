@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -5,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logpipe.redis_address import RedisAddress, parse_redis_addr
+from logpipe.redis_address import SCHEMES, Node, RedisAddress, parse_redis_addr
 from logpipe.settings import (
     PORTS,
     ROLES,
     BadSettingsError,
     Settings,
+    environment,
     fields,
     load,
 )
@@ -23,6 +25,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "port": ("9000", 9000),
     "workers": ("3", 3),
     "redis_addr": ("redis://r:1/2", "redis://r:1/2"),
+    "ack_replicas": ("1", 1),
     "data_dir": ("/srv/data", "/srv/data"),
     "stream_name": ("events", "events"),
     "partitions": ("4", 4),
@@ -51,6 +54,11 @@ VALUES: dict[str, tuple[str, Any]] = {
     "distributor_url": ("http://[::1]:1/p", "http://[::1]:1/p"),
     "ingest_tokens": ("t1,t2", ("t1", "t2")),
     "read_tokens": ("t3", ("t3",)),
+    "admin_tokens": ("t4", ("t4",)),
+    "ssl_certfile": ("/c.pem", "/c.pem"),
+    "ssl_keyfile": ("/k.pem", "/k.pem"),
+    "ssl_keyfile_password": ("p,w", "p,w"),
+    "forwarded_allow_ips": ("10.0.0.1, fd00::/8", ("10.0.0.1", "fd00::/8")),
     "heartbeat_s": ("0.5", 0.5),
     "canary_s": ("2.5", 2.5),
     "log_level": ("debug", "debug"),
@@ -75,10 +83,11 @@ def test_every_setting_is_tried_here() -> None:
 def test_a_setting_is_an_option_and_a_variable_of_the_same_name(name: str) -> None:
     text, value = VALUES[name]
     assert value != getattr(Settings(), name)
-    needed = {"role": "collector"} if name == "partitions" else {}
-    assert getattr(load({**needed, name: text}, {}), name) == value
-    assert getattr(load(needed, {name.upper(): text}), name) == value
-    assert getattr(load({**needed, name: f" {text} "}, {}), name) == value
+    needed = {"ssl_keyfile": {"SSL_CERTFILE": "/c.pem"}, "partitions": {"ROLE": "collector"}}
+    others = needed.get(name, {})
+    assert getattr(load({name: text}, others), name) == value
+    assert getattr(load({}, {**others, name.upper(): text}), name) == value
+    assert getattr(load({name: f" {text} "}, others), name) == value
 
 
 def test_the_option_wins_over_the_variable_over_the_default() -> None:
@@ -100,7 +109,7 @@ def test_unknown_variables_are_none_of_its_business() -> None:
     assert load({}, {"PATH": "/bin", "port": "x", "LOGPIPE": "x"}) == Settings()
 
 
-@pytest.mark.parametrize("name", ["ingest_tokens", "read_tokens"])
+@pytest.mark.parametrize("name", ["ingest_tokens", "read_tokens", "admin_tokens"])
 def test_tokens_may_stand_in_a_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / "tokens"
     path.write_bytes(b"t1\r\nt2, t3\n\n")
@@ -113,7 +122,52 @@ def test_tokens_may_stand_in_a_file(tmp_path: Path, name: str) -> None:
 
 def test_what_is_not_secret_is_not_read_from_a_file() -> None:
     files = {"PORT_FILE": "/nowhere", "CORS_ALLOW_ORIGINS_FILE": "/nowhere"}
-    assert load({}, {**files, "REDIS_ADDR_FILE": "/nowhere"}) == Settings()
+    assert load({}, files) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("redis_addr", f"redis://u:{PASSWORD}@h"), ("ssl_keyfile_password", "a, b")],
+)
+def test_an_address_or_a_password_may_stand_in_a_file(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / "secret"
+    path.write_text(f"{text}\n")
+    chosen = load({}, {f"{name.upper()}_FILE": str(path)})
+    assert getattr(chosen, name) == text
+    assert chosen.files == {name: str(path)}
+    assert PASSWORD not in repr(chosen)
+
+
+@pytest.mark.parametrize("text", ["", "\n", " , \n,"])
+def test_a_file_of_tokens_that_holds_none_is_refused_and_opens_nothing(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "tokens"
+    path.write_text(text)
+    assert errors_of({}, {"READ_TOKENS_FILE": str(path)}) == [
+        f"READ_TOKENS_FILE={path}: holds nothing"
+    ]
+
+
+def test_a_worker_is_told_of_the_file_instead_of_what_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("t0ken")
+    given = {"READ_TOKENS_FILE": str(path), "PATH": "/bin"}
+    chosen = load({}, given)
+    handed_on = environment(chosen, given)
+    assert handed_on == given
+    assert load({}, handed_on) == chosen
+
+
+def test_a_pipe_of_tokens_which_can_be_read_once_is_not_followed(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"t0ken")
+    os.close(writing)
+    given = {"READ_TOKENS_FILE": f"/dev/fd/{reading}"}
+    chosen = load({}, given)
+    os.close(reading)
+    assert (chosen.read_tokens, chosen.files) == (("t0ken",), {})
+    assert environment(chosen, given) == {"READ_TOKENS": "t0ken"}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -156,6 +210,9 @@ BAD = [
     ("port", " ", "must be a whole number from 0 to 65535"),
     ("workers", "0", "must be a whole number from 1 to 256"),
     ("workers", "1e9", "must be a whole number from 1 to 256"),
+    ("ack_replicas", "-1", "must be a whole number from 0 to 100"),
+    ("ack_replicas", "101", "must be a whole number from 0 to 100"),
+    ("ack_replicas", "one", "must be a whole number from 0 to 100"),
     ("max_message_bytes", "63", "must be a whole number from 64"),
     ("max_body_bytes", "64k", "must be a whole number from 64"),
     ("trim_maxlen", "0", "must be a whole number from 1 to 1000000000000"),
@@ -181,6 +238,16 @@ BAD = [
     ("collector_url", "collector:8081", "must be a URL like http://collector:8081"),
     ("distributor_url", "http://", "must be a URL like http://collector:8081"),
     ("distributor_url", "ftp://x", "must be a URL like http://collector:8081"),
+    (
+        "forwarded_allow_ips",
+        "proxy.example",
+        "must be addresses or networks, like 10.0.0.7 or 10.0.0.0/8, or *",
+    ),
+    (
+        "forwarded_allow_ips",
+        "10.0.0.1/8",
+        "must be addresses or networks, like 10.0.0.7 or 10.0.0.0/8, or *",
+    ),
 ]
 
 
@@ -360,7 +427,9 @@ def test_every_field_has_a_help_a_variable_and_says_what_is_allowed() -> None:
 
 def test_the_secret_fields_are_those_that_hold_passwords_and_tokens() -> None:
     secret = [field.name for field in fields() if field.secret]
-    assert secret == ["redis_addr", "ingest_tokens", "read_tokens"]
+    assert secret == [
+        "redis_addr", "ingest_tokens", "read_tokens", "admin_tokens", "ssl_keyfile_password",
+    ]  # fmt: skip
 
 
 # Addresses of Redis
@@ -400,6 +469,29 @@ def test_the_secret_fields_are_those_that_hold_passwords_and_tokens() -> None:
             RedisAddress(socket="/run/r.sock", db=3, username="u", password="p"),
             "unix:///run/r.sock",
         ),
+        (
+            "redis+sentinel://h1,h2:7/m",
+            RedisAddress(sentinels=(Node("h1", 26379), Node("h2", 7)), service="m"),
+            "redis+sentinel://h1:26379,h2:7/m/0",
+        ),
+        (
+            "redis+sentinel://u:p@[::1]/m/2?sentinel_username=s&sentinel_password=q%26",
+            RedisAddress(
+                sentinels=(Node("::1", 26379),),
+                service="m",
+                db=2,
+                username="u",
+                password="p",
+                sentinel_username="s",
+                sentinel_password="q&",
+            ),
+            "redis+sentinel://[::1]:26379/m/2",
+        ),
+        (
+            "redis+cluster://:p@h1,h2:7/",
+            RedisAddress(cluster=(Node("h1", 6379), Node("h2", 7)), password="p"),
+            "redis+cluster://h1:6379,h2:7",
+        ),
         ("embedded://", RedisAddress(embedded=""), "the embedded engine"),
         ("embedded:///srv/x", RedisAddress(embedded="/srv/x"), "the embedded engine"),
     ],
@@ -420,8 +512,15 @@ def test_an_address_says_where_redis_is_and_prints_without_its_login(
         ("h:6379", "must begin with redis://"),
         ("REDIS://h", "must begin with redis://"),
         ("http://h", "must begin with redis://"),
-        ("redis+sentinel://h/m/0", r"redis\+sentinel:// is not served by this version"),
-        ("redis+cluster://h", r"redis\+cluster:// is not served by this version"),
+        ("redis+sentinel://h", "the master's name is missing"),
+        ("redis+sentinel://h/m n", "the master's name is missing"),
+        ("redis+sentinel://h:x/m", r"must be HOST\[:PORT\],…/MASTER\[/DB\]"),
+        ("redis+sentinel://h,,i/m", r"must be HOST\[:PORT\],…/MASTER\[/DB\]"),
+        ("redis+sentinel://h/m/x", "the database at its end must be a number"),
+        ("redis+sentinel://h/m?db=1", "only sentinel_username and sentinel_password may follow"),
+        ("redis+cluster://", r"must be HOST\[:PORT\],…"),
+        ("redis+cluster://h:70000", r"must be HOST\[:PORT\],…"),
+        ("redis+cluster://h/1", r"must be HOST\[:PORT\],…"),
         ("redis://h:", r"must be HOST\[:PORT\]\[/DB\]"),
         ("redis://h:0", r"must be HOST\[:PORT\]\[/DB\]"),
         ("redis://h:65536", r"must be HOST\[:PORT\]\[/DB\]"),
@@ -459,7 +558,7 @@ def test_a_password_may_hold_anything_but_a_percent_sign_as_it_is(password: str)
 
 @given(st.text())
 def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
-    for scheme in ("redis://", "unix://", "embedded://", ""):
+    for scheme in (*(f"{each}://" for each in SCHEMES), ""):
         try:
             address = parse_redis_addr(scheme + text)
         except ValueError as error:
@@ -467,5 +566,8 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
         else:
             told = ""
         assert told.isprintable()
-        given_ones = [address.host, address.socket, address.embedded is not None]
+        given_ones = [
+            *(address.host, address.socket, address.embedded is not None),
+            *(address.sentinels, address.cluster),
+        ]
         assert sum(map(bool, given_ones)) == 1

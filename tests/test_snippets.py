@@ -38,7 +38,7 @@ SYSLOG_NG = (HAS_HTTP and shutil.which("syslog-ng", path=f"{os.environ['PATH']}:
 
 def served() -> set[str]:
     """Every path of a collector."""
-    made = routes(cast("Any", Process(Settings(), cast("Any", None), cast("Any", None))))
+    made = routes(cast("Any", Process(Settings(), *[cast("Any", None)] * 3)))
     return {route.path for route in made if isinstance(route, Route)} | {"/ingest"}
 
 

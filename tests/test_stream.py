@@ -40,9 +40,9 @@ class FakeDirect:
     def __init__(self, server: fakeredis.FakeServer) -> None:
         self._client: Any = fakeredis.FakeAsyncRedis(server=server)
 
-    async def call(self, *command: Any) -> Any:
+    async def call(self, *command: Any) -> list[Any]:
         try:
-            return await self._client.execute_command(*command)
+            return [await self._client.execute_command(*command)]
         except NoScriptError as error:
             raise ResponseError(f"NOSCRIPT {error}") from None
 
@@ -69,7 +69,7 @@ async def stream(
         monkeypatch.setattr(
             connections, "_client", lambda *_: fakeredis.FakeAsyncRedis(server=server)
         )
-        monkeypatch.setattr(connections, "_direct", lambda _: FakeDirect(server))
+        monkeypatch.setattr(connections, "Direct", lambda *_: FakeDirect(server))
         address = RedisAddress(host="fake")
     else:
         address = address_of(request.getfixturevalue("valkey"))
@@ -940,10 +940,13 @@ def all_closed(connections: list[Any]) -> bool:
     return all(each._reader is None or each._reader.at_eof() for each in connections)
 
 
-async def test_a_redis_without_a_connection_left_is_told_as_such() -> None:
+@pytest.mark.parametrize("password", [None, "p"])
+async def test_a_redis_without_a_connection_left_is_told_as_such(password: str | None) -> None:
+    """Also where it closes the connection after one word, though it was asked for several."""
     with Valkey.started("--save", "", "--maxclients", "1") as server, stream_port(server) as port:
-        async with stream_at(RedisAddress(host="127.0.0.1", port=port)) as stream:
-            assert server.client.ping()
+        address = RedisAddress(host="127.0.0.1", port=port, password=password)
+        async with stream_at(address) as stream:
+            server.client.config_set("requirepass", password or "")
 
             async def told() -> bool:  # a reset may come before the word
                 return (await refusal(stream)).kind == "clients"

@@ -20,6 +20,9 @@ class Written:
     def close(self) -> None:
         self.closed = True
 
+    def get_extra_info(self, name: str) -> None:
+        """It is not encrypted."""
+
     def set_write_buffer_limits(self, high: int) -> None:
         assert high == 0
 

@@ -8,7 +8,7 @@ import msgspec
 
 from logpipe.bench.http import Address, BrokenError, get
 from logpipe.bench.measures import FanOut, Ingest, Measure, Usage, fan_out, ingest
-from logpipe.bench.target import Target
+from logpipe.bench.target import Target, bearer
 
 Name = Literal["single", "batch", "fan-out", "latency"]
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def _measure(
 ) -> Iterator[Measure]:
     assert target.single is not None and target.batch is not None
     assert target.distributor is not None
-    at_collector = lambda: usage(target.ingest)  # noqa: E731
+    at_collector = lambda: usage(target.ingest, target.admin_token)  # noqa: E731
     if name in ("single", "batch"):
         single = name == "single"
         taken = ingest(
@@ -111,7 +111,7 @@ def _fan_out(
         seconds=plan.seconds,
         # A thousand readers are measured by what reaches them, a hundred by how soon.
         batch=readers > LATENCY_READERS,
-        meter=lambda: usage(distributor),
+        meter=lambda: usage(distributor, target.admin_token),
         tick=tick,
     )
 
@@ -129,10 +129,10 @@ def _require_stored(taken: Ingest, distributor: Address, token: str) -> None:
         )
 
 
-def usage(address: Address) -> Usage | None:
+def usage(address: Address, token: str = "") -> Usage | None:
     """What the process at an address has used, by its /metrics; None where it does not say."""
     try:
-        text = get(address, "/metrics").body
+        text = get(address, "/metrics", bearer(token)).body
     except (OSError, BrokenError):
         return None
     cpu, rss = _CPU.search(text), _RSS.search(text)
@@ -170,9 +170,8 @@ def _decode(answer: bytes, of: type[T]) -> T:
 
 
 def _get(address: Address, path: str, token: str) -> bytes:
-    headers = f"Authorization: Bearer {token}\r\n" if token else ""
     try:
-        answer = get(address, path, headers)
+        answer = get(address, path, bearer(token))
     except (OSError, BrokenError) as error:
         raise UnfitError(f"{address.host}:{address.port} does not answer: {error}") from None
     if answer.status != 200:

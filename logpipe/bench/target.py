@@ -21,6 +21,8 @@ class Target(NamedTuple):
     subscribe: bytes = b""
     answers: bool = True
     http: bool = True
+    admin_token: str = ""
+    """What /metrics asks for, where it asks."""
 
 
 def address_of(url: str) -> Address:
@@ -65,7 +67,11 @@ def get(address: Address, path: str, token: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\n{_host(address, token)}\r\n".encode()
 
 
+def bearer(token: str) -> str:
+    """The line of a request's head that shows a token; none where there is none."""
+    return f"Authorization: Bearer {token}\r\n" if token else ""
+
+
 def _host(address: Address, token: str) -> str:
-    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
     host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"Host: {host}:{address.port}\r\n{authorization}"
+    return f"Host: {host}:{address.port}\r\n{bearer(token)}"

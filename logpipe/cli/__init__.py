@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from logpipe.tail import Format, Wanted
 
 
-@click.group(context_settings=CONTEXT)
+class _Commands(click.Group):
+    """Whatever command meets a setting that cannot be used, it ends with a line for each."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does."""
+        try:
+            return super().invoke(ctx)
+        except BadSettingsError as error:
+            fail(str(error), 2)
+
+
+@click.group(cls=_Commands, context_settings=CONTEXT)
 @click.version_option(__version__, message="logpipe %(version)s")
 def main() -> None:
     """A live log pipeline: POST events in, tail them over Server-Sent Events, lose nothing.
@@ -56,11 +67,11 @@ def serve(**options: Any) -> None:
     DATA_DIR. Each option is also an environment variable of the same name in capitals
     (--trim-maxlen is TRIM_MAXLEN); the option wins.
     """
+    from logpipe.tls import require_usable
+
     options["role"] = ",".join(options["role"]) or None
-    try:
-        settings = load(options, os.environ)
-    except BadSettingsError as error:
-        fail(str(error), 2)
+    settings = load(options, os.environ)
+    require_usable(settings)
     _serve(settings)
 
 
@@ -71,7 +82,7 @@ def worker(listener: int, life: int) -> None:
     """One of the WORKERS of `serve`, which starts it."""
     from logpipe.process import Inherited
 
-    _serve(settings_of(os.environ), Inherited(listener, life))
+    _serve(load({}, os.environ), Inherited(listener, life))
 
 
 def _serve(settings: Settings, inherited: "Inherited | None" = None) -> NoReturn:
@@ -114,8 +125,9 @@ def health(url: str | None, timeout: float) -> None:
     """
     from logpipe.health import check
 
+    certificate = "" if url else settings_of(os.environ).ssl_certfile
     url = url or local_url()
-    ready, word = check(url, timeout)
+    ready, word = check(url, timeout, certificate)
     if not ready:
         fail(f"{url}: {word}", 1)
     click.echo(f"{url}: {word}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from logpipe.cli.common import CONTEXT, fail, local_url, settings_of, url_option
+from logpipe.cli.common import CONTEXT, fail, local_url, tokens_of, url_option
 
 _COUNT = click.IntRange(min=1)
 _SOME = click.FloatRange(min=0, min_open=True)
@@ -47,7 +47,8 @@ def command(
     arrive.
 
     It fills the stream with events of its own (source `bench`), so that older ones are trimmed.
-    The first of INGEST_TOKENS and of READ_TOKENS is sent. Exit 1 when anything was lost or refused.
+    The first of INGEST_TOKENS, READ_TOKENS and ADMIN_TOKENS is sent. Exit 1 when anything was lost
+    or refused.
     """
     import msgspec
 
@@ -55,10 +56,10 @@ def command(
     from logpipe.bench.report import lines, whole
     from logpipe.bench.target import address_of, logpipe_at
 
-    names = ("INGEST_TOKENS", "INGEST_TOKENS_FILE", "READ_TOKENS", "READ_TOKENS_FILE")
-    settings = settings_of({name: os.environ[name] for name in names if name in os.environ})
-    ingest_token, read_token = (
-        "".join(t[:1]) for t in (settings.ingest_tokens, settings.read_tokens)
+    settings = tokens_of(os.environ)
+    ingest_token, read_token, admin_token = (
+        "".join(t[:1])
+        for t in (settings.ingest_tokens, settings.read_tokens, settings.admin_tokens)
     )
     url = url or local_url()
     for option, given in (("--url", url), ("--ingest-url", ingest_url or url)):
@@ -67,6 +68,7 @@ def command(
         except ValueError as error:
             fail(f"{option} {given}: {error}", 2)
     target = logpipe_at(ingest_url or url, url, ingest_token=ingest_token, read_token=read_token)
+    target = target._replace(admin_token=admin_token)
     plan = Plan(names=asked.pop("only") or NAMES, **asked)
     done = []
     try:

@@ -34,6 +34,14 @@ def settings_of(environ: Mapping[str, str]) -> Settings:
         fail(str(error), 2)
 
 
+def tokens_of(environ: Mapping[str, str]) -> Settings:
+    """Of the settings the tokens alone: others that cannot be used are no matter to a client."""
+    names = [
+        f"{scope}_TOKENS{end}" for scope in ("INGEST", "READ", "ADMIN") for end in ("", "_FILE")
+    ]
+    return settings_of({name: environ[name] for name in names if name in environ})
+
+
 def over_echo() -> str:
     """What writes over the ^C that a terminal shows for its key."""
     return "\r" if sys.stderr.isatty() else ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from logpipe.cli.common import CONTEXT, fail, local_url, settings_of
+from logpipe.cli.common import CONTEXT, fail, local_url, tokens_of
 
 if TYPE_CHECKING:
     from logpipe.doctor.checks import Finding
@@ -33,7 +33,8 @@ def command(
 ) -> None:
     """Examine the deployment at URL from outside, as senders and readers meet it.
 
-    An event goes in by each protocol (source `logpipe.doctor`) and must come out of the stream.
+    The first of ADMIN_TOKENS, where they are set, is shown for /metrics. An event goes in by each
+    protocol (source `logpipe.doctor`) and must come out of the stream.
     Exit 1 when anything is wrong (✗); a warning (!) is not. Without URL it is this machine.
     """
     target = _target(url, distributor_url, token, ingest_token)
@@ -54,12 +55,13 @@ def _target(
 ) -> "Target":
     from logpipe.doctor.look import Target
 
-    names = ("INGEST_TOKENS", "INGEST_TOKENS_FILE", "READ_TOKENS", "READ_TOKENS_FILE")
-    settings = settings_of({name: os.environ[name] for name in names if name in os.environ})
+    settings = tokens_of(os.environ)
     collector = _base("URL", url or local_url())
     distributor = _base("--distributor-url", distributor_url or collector)
     ingest_token = ingest_token or "".join(settings.ingest_tokens[:1])
-    return Target(collector, distributor, ingest_token, token or "".join(settings.read_tokens[:1]))
+    read_token = token or "".join(settings.read_tokens[:1])
+    admin_token = "".join(settings.admin_tokens[:1])
+    return Target(collector, distributor, ingest_token, read_token, admin_token)
 
 
 def _base(option: str, url: str) -> str:

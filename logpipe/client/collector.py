@@ -1,6 +1,7 @@
 """Sends a page's events to the collector: the twin of `collector.submit`."""
 
 import uuid
+from collections.abc import Sequence
 
 import httpx
 import msgspec
@@ -8,23 +9,23 @@ import msgspec
 from logpipe.client.connection import away, bearer, refusal, stranger
 from logpipe.event import NOT_DECODED, Stored
 from logpipe.positions import read_id
-from logpipe.settings import Settings
 
 CUT_OFF = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 """The collector may have had the request: it is sent once more, with the same key."""
 
 
 class RemoteCollector:
-    """Sends events as JSON to COLLECTOR_URL."""
+    """Sends events as JSON to a collector's base URL, with the first of the tokens."""
 
-    def __init__(self, settings: Settings, http: httpx.AsyncClient) -> None:
-        self._url = f"{settings.collector_url.rstrip('/')}/ingest"
-        self._headers = {"Content-Type": "application/json", **bearer(settings.ingest_tokens)}
+    def __init__(self, url: str, http: httpx.AsyncClient, tokens: Sequence[str] = ()) -> None:
+        self._url = f"{url.rstrip('/')}/ingest"
+        self._tokens = tokens
         self._http = http
 
     async def __call__(self, events: bytes) -> Stored:
         """What was stored of them. Raises a `Problem`: the collector's own, a 502 or a 503."""
-        headers = {**self._headers, "Idempotency-Key": str(uuid.uuid4())}
+        headers = {"Content-Type": "application/json", **bearer(self._tokens)}
+        headers["Idempotency-Key"] = str(uuid.uuid4())
         try:
             try:
                 answer = await self._http.post(self._url, content=events, headers=headers)

@@ -1,5 +1,7 @@
 """What requests to all roles have in common."""
 
+import os
+import ssl
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -10,8 +12,22 @@ import msgspec
 from logpipe import request_ids
 from logpipe.event import NOT_DECODED
 from logpipe.problems import Problem
+from logpipe.settings import BadSettingsError
 
 CONNECT_TIMEOUT_S = 3.0
+
+
+def trusted() -> ssl.SSLContext:
+    """Whose certificates are accepted: those of SSL_CERT_FILE or SSL_CERT_DIR where that is set,
+    else of the usual authorities. Raises `BadSettingsError`."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:  # ssl.SSLError included
+        path = os.environ.get("SSL_CERT_FILE", "")
+        reason = (
+            "holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        )
+        raise BadSettingsError([f"SSL_CERT_FILE={path}: {reason}"]) from None
 
 
 def http_client() -> httpx.AsyncClient:
@@ -20,6 +36,7 @@ def http_client() -> httpx.AsyncClient:
         limits=httpx.Limits(max_connections=None),
         timeout=httpx.Timeout(10.0, connect=CONNECT_TIMEOUT_S),
         trust_env=False,
+        verify=trusted(),
         event_hooks={"request": [_pass_on]},
     )
 

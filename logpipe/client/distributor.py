@@ -70,7 +70,7 @@ class RemoteDistributor:
         heartbeat_s: float = 15.0,
     ) -> None:
         self.url = f"{url.rstrip('/')}/subscribe"
-        self.headers = {"Accept": sse.MEDIA_TYPE, **bearer(tokens)}
+        self._tokens = tokens
         self.heartbeat_s = heartbeat_s
         self.http = http
         self.open: set[RemoteSubscription] = set()
@@ -82,6 +82,11 @@ class RemoteDistributor:
         """A subscription; enter it to connect. `query` holds parameters of `/subscribe`, which the
         distributor judges. Who does not `insist` gets a refusal raised instead of a `Notice`."""
         return RemoteSubscription(self, start, query, insist=insist)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of a request, with the token that is the first now."""
+        return {"Accept": sse.MEDIA_TYPE, **bearer(self._tokens)}
 
     def opened(self, subscription: "RemoteSubscription") -> None:
         """Called by a subscription that was entered."""

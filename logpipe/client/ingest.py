@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from logpipe.client.backoff import NOT_NOW
-from logpipe.client.connection import CONNECT_TIMEOUT_S, bearer, shown
+from logpipe.client.connection import CONNECT_TIMEOUT_S, bearer, shown, trusted
 from logpipe.event import NOT_DECODED
 
 ANSWER_S = 30.0
@@ -85,6 +85,7 @@ class Collector:
             },
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_TIMEOUT_S),
             trust_env=False,
+            verify=trusted(),
         )
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from logpipe.history import HistoryPage
 from logpipe.ids import StreamId
 from logpipe.messages import Start, Subscription
 from logpipe.positions import read_id
+from logpipe.settings import without_credentials
 
 
 class _Page(msgspec.Struct):
@@ -39,9 +40,9 @@ class RemoteLog:
         distributor: RemoteDistributor,
         tokens: Sequence[str] = (),
     ) -> None:
-        self.name = f"distributor {url.rstrip('/')}"
+        self.name = f"distributor {without_credentials(url.rstrip('/'))}"
         self._url = f"{url.rstrip('/')}/events"
-        self._headers = bearer(tokens)
+        self._tokens = tokens
         self._http = http
         self._distributor = distributor
 
@@ -61,7 +62,7 @@ class RemoteLog:
             "order": "desc" if newest_first else "asc",
         }
         try:
-            answer = await self._http.get(self._url, params=query, headers=self._headers)
+            answer = await self._http.get(self._url, params=query, headers=bearer(self._tokens))
         except httpx.HTTPError as error:
             raise away("distributor", error) from None
         if answer.status_code != 200:

@@ -1,7 +1,6 @@
 """Another process of logpipe over HTTP, as an operator sees it: the twin of `watch.look_here`."""
 
 import asyncio
-import re
 import time
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +9,7 @@ import msgspec
 
 from logpipe.client.connection import bearer, shown
 from logpipe.samples import Sample, read_sample
+from logpipe.settings import without_credentials
 from logpipe.subscribers import Subscriber
 from logpipe.watch import LOOK_S, Health, Seen
 
@@ -27,7 +27,8 @@ class NotUnderstoodError(Exception):
 
 class RemoteProcess:
     """Looks at the process at a URL. `roles` are those that it should have; without `tokens` (an
-    empty list is one) it is not asked for its subscribers."""
+    empty list is one) it is not asked for its subscribers. An operator's token, of `admin`, is
+    shown where there is one."""
 
     def __init__(
         self,
@@ -35,10 +36,12 @@ class RemoteProcess:
         http: httpx.AsyncClient,
         roles: Sequence[str],
         tokens: Sequence[str] | None = None,
+        admin: Sequence[str] = (),
     ) -> None:
         self._url = url.rstrip("/")
         self._http = http
         self._tokens = tokens
+        self._admin = admin
         self._unseen = Seen(without_credentials(self._url), roles)
 
     async def __call__(self, closely: bool) -> Seen:
@@ -67,16 +70,19 @@ class RemoteProcess:
             raise NotUnderstoodError(f"what answers there is not logpipe ({status})") from None
 
     async def _sample(self) -> Sample:
-        status, body = await self._get("/metrics")
+        status, body = await self._get("/metrics", bearer(self._admin))
+        if status in (401, 403):
+            raise NotUnderstoodError(f"it refuses this page its /metrics ({status}): ADMIN_TOKENS")
         try:
             return read_sample(body.decode(), time.monotonic())
         except ValueError:  # UnicodeDecodeError included
             raise NotUnderstoodError(f"its /metrics are not understood ({status})") from None
 
     async def _subscribers(self, tokens: Sequence[str]) -> list[Subscriber]:
-        status, body = await self._get("/subscribers", bearer(tokens))
+        status, body = await self._get("/subscribers", bearer(self._admin or tokens))
         if status in (401, 403):
-            raise NotUnderstoodError(f"it refuses this page's token ({status}): READ_TOKENS")
+            wanted = "ADMIN_TOKENS" if self._admin else "READ_TOKENS"
+            raise NotUnderstoodError(f"it refuses this page's token ({status}): {wanted}")
         try:
             return msgspec.json.decode(body, type=_Listed).subscribers
         except msgspec.MsgspecError:
@@ -90,8 +96,3 @@ class RemoteProcess:
                 if len(body) > MAX_ANSWER:
                     raise NotUnderstoodError("its answer is too large")
         return answer.status_code, bytes(body)
-
-
-def without_credentials(url: str) -> str:
-    """A URL as it may be shown. To the last @: a password may hold `/`, `#` and `@` as it is."""
-    return re.sub(r"//.*@", "//", url)

@@ -5,7 +5,9 @@ a third more requests go through without either.
 """
 
 import asyncio
+from collections.abc import Sequence
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,12 +19,9 @@ from logpipe.collector.inflight import Held
 from logpipe.collector.ingest import Bounds, Intake, answer_of, append_of, hits_of, take_in
 from logpipe.collector.receivers import table as receivers
 from logpipe.collector.receivers.intake import Process
-from logpipe.collector.spread import AnyAppender
-from logpipe.limits import Rates, sender_of
-from logpipe.metrics import Metrics
+from logpipe.limits import sender_of
 from logpipe.problems import FAULT, Problem
 from logpipe.request_ids import Identified
-from logpipe.settings import Settings
 from logpipe.subapp import sub_app
 from logpipe.wire import Wire, wire_of
 
@@ -52,14 +51,11 @@ HEADERS_READ = frozenset(
 )
 
 
-def create(
-    settings: Settings, appender: AnyAppender, metrics: Metrics, rates: Rates | None = None
-) -> ASGIApp:
+def create(process: Process) -> ASGIApp:
     """The collector's sub-app over the process's appender."""
-    process = Process(settings, appender, metrics, rates)
     ingest = Ingest(process)
     cors = {
-        "allow_origins": settings.cors_allow_origins,
+        "allow_origins": process.settings.cors_allow_origins,
         "allow_methods": ("POST",),
         "allow_headers": (*HEADERS_ALLOWED, *receivers.HEADERS),
     }
@@ -73,9 +69,27 @@ def create(
             if "origin" not in headers:
                 await ingest.answer(scope, headers, receive, send, wire_of(scope))
                 return
+        if scope["method"] == "POST" and _is_foreign(scope, process.settings.cors_allow_origins):
+            answer = problem_answer(FOREIGN)
+            await give(answer, receive, Identified(send), body_read=False)
+            return
         await around(scope, receive, send)
 
     return collector
+
+
+FOREIGN = Problem(403, "This origin is not among CORS_ALLOW_ORIGINS.")
+
+
+def _is_foreign(scope: Scope, allowed: Sequence[str]) -> bool:
+    """Whether a browser sends this from a site that may not. To leave it to CORS would be to store
+    it first: a browser asks before it sends JSON, but not before it sends text."""
+    if "*" in allowed:
+        return False
+    headers = Headers(scope=scope)
+    origin = headers.get("origin")
+    own = (origin or "").partition("://")[2].lower() == headers.get("host", "").lower()
+    return not (origin is None or origin in allowed or own)
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -91,7 +105,7 @@ class Ingest:
     """The endpoint, as an ASGI application."""
 
     def __init__(self, process: Process) -> None:
-        self._settings, self._appender, self._metrics, self._rates = process
+        self._settings, self._tokens, self._appender, self._metrics, self._rates = process
         self._bounds = Bounds.of(self._settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +125,7 @@ class Ingest:
         held = None
         try:
             authorization = headers.get("authorization")
-            auth.require(authorization, self._settings.ingest_tokens)
+            auth.require(authorization, self._tokens.ingest)
             sender = self._sender(scope, authorization) if self._rates is not None else ""
             whole = wire.body() if wire is not None and "content-encoding" not in headers else None
             if whole is not None:
@@ -143,7 +157,7 @@ class Ingest:
     def _sender(self, scope: Scope, authorization: str | None) -> str:
         """Whose rate this counts for; raises a 429 `Problem` for one who has to wait."""
         assert self._rates is not None
-        guarded = bool(self._settings.ingest_tokens)
+        guarded = bool(self._tokens.ingest)
         token = (authorization or "").partition(" ")[2].strip() if guarded else None
         sender = sender_of(scope, token)
         self._rates.require(sender)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from logpipe import sse
-from logpipe.client.connection import CONNECT_TIMEOUT_S, shown
+from logpipe.client.connection import CONNECT_TIMEOUT_S, shown, trusted
 from logpipe.doctor.senders import PROBES, SENDERS, Probe, Sender, bearer
 from logpipe.positions import read_id
 from logpipe.samples import Sample, read_sample
@@ -38,6 +38,7 @@ class Target(NamedTuple):
     distributor: str
     ingest_token: str = ""
     read_token: str = ""
+    admin_token: str = ""
 
 
 class Answer(NamedTuple):
@@ -87,7 +88,9 @@ async def examine(target: Target) -> Facts:
     facts = Facts(target)
     timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_TIMEOUT_S)
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(trust_env=False, timeout=timeout, limits=limits) as http:
+    async with httpx.AsyncClient(
+        trust_env=False, timeout=timeout, limits=limits, verify=trusted()
+    ) as http:
         look = _Look(facts, http)
         await look.presence()
         if all(answer.status for answer in facts.alive.values()):
@@ -244,10 +247,12 @@ class _Look:
     async def measures(self) -> None:
         """The distributor's metrics, once they speak of Redis; where there is none, as they are."""
         streams = self._facts.stream.status == 200
+        url, token = f"{self._target.distributor}/metrics", self._target.admin_token
+        headers = bearer(token) if token else {}
         with suppress(TimeoutError):
             async with asyncio.timeout(METRICS_S):
                 while True:
-                    answer = await self._ask("GET", f"{self._target.distributor}/metrics")
+                    answer = await self._ask("GET", url, headers=headers)
                     with suppress(ValueError):
                         self._facts.metrics = read_sample(answer.text, time.monotonic())
                     sample = self._facts.metrics

@@ -5,6 +5,7 @@ Behind Sentinels and in a Cluster, all of them go where `primary` says.
 
 import asyncio
 import contextlib
+import logging
 import math
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -39,10 +40,13 @@ from logpipe.redis_address import RedisAddress
 from logpipe.stream.direct import Direct
 from logpipe.stream.failovers import note_command
 from logpipe.stream.finding import primary_of
+from logpipe.stream.floors import hole_in
 from logpipe.stream.following import FollowingClient, FollowingConnection
 from logpipe.stream.health import Kind, RedisHealth
 from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas
+
+log = logging.getLogger("logpipe.redis")
 
 CONNECT_TIMEOUT_S = 1.0
 WRITE_TIMEOUT_S = 1.5
@@ -95,9 +99,8 @@ class Connections:
     ) -> None:
         self.health = RedisHealth(str(address))
         self.primary = primary = primary_of(address, key)
-        self.appending = Direct(
-            address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, note_command(key)
-        )
+        greeting = note_command(key) if primary else ()
+        self.appending = Direct(address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, greeting)
         self.writing = _client(address, WRITE_TIMEOUT_S, primary)
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S, primary)
         self.reading = _client(address, READ_TIMEOUT_S, primary)
@@ -107,6 +110,7 @@ class Connections:
         self.keeping = Keeping()
         self._key = key
         self._trouble = trouble
+        self._warned: set[str] = set()
 
     async def aclose(self) -> None:
         """Closes them all."""
@@ -144,7 +148,7 @@ class Connections:
             async with self.reading.pipeline(transaction=False) as pipe:
                 pipe.type(self._key)
                 pipe.ping()
-                pipe.info("memory", "replication", "persistence")
+                pipe.info("memory", "replication", "persistence", "server")
                 kind, pong, info = await pipe.execute(raise_on_error=False)
             for answer in (pong, kind):
                 if isinstance(answer, Exception):
@@ -154,10 +158,18 @@ class Connections:
         # A user that may not call INFO can still use the stream.
         self.memory = Memory() if isinstance(info, Exception) else _memory_in(info)
         self.keeping = Keeping() if isinstance(info, Exception) else _keeping_in(info)
+        self._warn_of_holes({} if isinstance(info, Exception) else info)
         trouble = None if isinstance(info, Exception) else self._trouble_in(info)
         self.health.report(*(trouble or ("ok",)))
         if trouble:
             raise self.health.unavailable()
+
+    def _warn_of_holes(self, info: dict[str, Any]) -> None:
+        """Once for each; a failover may lead to another server."""
+        hole = hole_in(info)
+        if hole and hole not in self._warned:
+            self._warned.add(hole)
+            log.warning("%s", hole)
 
     def _trouble_in(self, info: dict[str, Any]) -> tuple[Kind, str] | None:
         trouble = _trouble_in(info, self.health.kind)

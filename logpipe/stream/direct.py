@@ -39,7 +39,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
-        self._fail(exc or RedisConnectionError("closed by Redis"))
+        said = next((each for each in self._answers if isinstance(each, ResponseError)), None)
+        self._fail(said or exc or RedisConnectionError("closed by Redis"))
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)

@@ -19,6 +19,7 @@ from logpipe.parameters import chosen_start, span
 from logpipe.problems import Problem
 from logpipe.settings import Settings
 from logpipe.subapp import sub_app
+from logpipe.tokens import Tokens
 from logpipe.ui import reading
 from logpipe.ui.assets import Assets
 from logpipe.ui.download import download
@@ -49,10 +50,16 @@ SINCE_CHOICES = (
 
 
 def create(
-    settings: Settings, log: Log, submit: Submit, metrics: Metrics, watch: Watch, seats: Seats
+    settings: Settings,
+    tokens: Tokens,
+    log: Log,
+    submit: Submit,
+    metrics: Metrics,
+    watch: Watch,
+    seats: Seats,
 ) -> ASGIApp:
     """The page's sub-app."""
-    page = _Page(settings, log, submit, metrics, watch, seats)
+    page = _Page(settings, tokens, log, submit, metrics, watch, seats)
     routes = [
         Route("/", page.index),
         Route("/ui/stream", page.stream),
@@ -76,6 +83,7 @@ class _Page:
     def __init__(
         self,
         settings: Settings,
+        tokens: Tokens,
         log: Log,
         submit: Submit,
         metrics: Metrics,
@@ -84,7 +92,7 @@ class _Page:
     ) -> None:
         self.assets = Assets()
         self._settings = settings
-        self._session = Session(settings)
+        self._session = Session(tokens)
         self.status = Status(settings, self._session, self._html, watch)
         self._log = log
         self._submit = submit
@@ -143,6 +151,7 @@ class _Page:
             view,
             self._metrics,
             self._seats,
+            self._session.revoking(request),
             query=_given(query, SHARED),
             rows=query.get("rows") != "0",
             once=query.get("once") == "1",
@@ -216,9 +225,12 @@ class _Page:
         if not self._session.is_token(token):
             return self._login(request, "This token is not known here.", 403)
         onward = RedirectResponse(_after_login(request.query_params), 303)
-        if self._session.sign_in(request, onward, token).read:
+        access = self._session.sign_in(request, onward, token)
+        to_status = _is_for_status(request.query_params)
+        if access.operate if to_status else access.read:
             return onward
-        again = self._login(request, "This token may send. To read needs another.", 403)
+        wanted = "see the status" if to_status else "read"
+        again = self._login(request, f"This token is known. To {wanted} needs another.", 403)
         self._session.sign_in(request, again, token)
         return again
 
@@ -281,7 +293,11 @@ def _trouble_with_position(query: Mapping[str, str]) -> str:
 
 
 def _after_login(query: Mapping[str, str]) -> str:
-    return "/status" if query.get("then") == "status" else _with_query("/", query)
+    return "/status" if _is_for_status(query) else _with_query("/", query)
+
+
+def _is_for_status(query: Mapping[str, str]) -> bool:
+    return query.get("then") == "status"
 
 
 def _given(query: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:

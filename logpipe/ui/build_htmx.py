@@ -1,10 +1,11 @@
 """Lays htmx and its SSE extension beside the page while logpipe is built or installed.
 
 The files come from the PyPI package django-htmx, a requirement of the build alone (pyproject.toml);
-the wheel and the editable install carry them, the repository does not.
+the wheel and the editable install carry them, the repository does not. They run in every reader's
+browser: so what is laid there has the recorded hash, or nothing is.
 """
 
-import shutil
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # htmx 4 rather than 2: its SSE extension reads by fetch, so a stream that was cut resumes with the
 # Last-Event-ID header; version 2 opens a new EventSource, which forgets it.
-FILES = ("htmx-4.min.js", "ext/hx-sse-4.min.js")
+FILES = {
+    "htmx-4.min.js": "28fae7bbe8e8142b702debb9d5234a9a436d9435a4b5165b195aa1a7ed840d25",
+    "ext/hx-sse-4.min.js": "d3aeb71073552b253eaee99badebd60607003b1c25ac567ab88187d6887ab522",
+}
+"""By name, the SHA-256 of what is laid there; a newer django-htmx needs newer ones."""
 
 
 class HtmxHook(BuildHookInterface):  # type: ignore[misc]
@@ -24,5 +29,8 @@ class HtmxHook(BuildHookInterface):  # type: ignore[misc]
         source = Path(django_htmx.__file__).parent / "static" / "django_htmx"
         target = Path(self.root) / "logpipe" / "ui" / "static" / "htmx"
         target.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            shutil.copyfile(source / name, target / Path(name).name)
+        for name, digest in FILES.items():
+            content = (source / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise ValueError(f"django-htmx has another {name} than the recorded one")
+            (target / Path(name).name).write_bytes(content)

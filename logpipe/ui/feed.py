@@ -6,6 +6,7 @@ Above what a person can read it gives a sample, counted, and the way to the rest
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -22,7 +23,7 @@ from logpipe.limits import Seats
 from logpipe.live import Writer
 from logpipe.messages import Batch, Hello, Item, Message, Notice, Progress, Subscription, named
 from logpipe.metrics import Metrics
-from logpipe.streaming import StreamResponse
+from logpipe.streaming import Revoking, StreamResponse
 from logpipe.ui.rows import View, gap_row, left_out_row, row
 from logpipe.ui.volume import Volume
 
@@ -238,12 +239,14 @@ class FeedResponse(StreamResponse):
         view: View,
         metrics: Metrics,
         seats: Seats,
+        revoking: Revoking = lambda _: nullcontext(),
         *,
         query: dict[str, str],
         rows: bool = True,
         once: bool = False,
     ) -> None:
-        super().__init__(Paced(subscription, once=once), RowEncoder(view), metrics, seats)
+        inner = Paced(subscription, once=once)
+        super().__init__(inner, RowEncoder(view), metrics, seats, revoking)
         self._chosen = chosen
         self._query = query
         self._rows = rows

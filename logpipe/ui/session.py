@@ -6,6 +6,7 @@ nothing else, and ends when the token is taken off the list.
 
 import hmac
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -13,19 +14,21 @@ from starlette.responses import Response
 
 from logpipe.auth import CHALLENGE, is_known
 from logpipe.problems import Problem
-from logpipe.settings import Settings
+from logpipe.streaming import Revoking
+from logpipe.tokens import Tokens
 
 COOKIE = "logpipe"
 MAX_PROOFS = 4
-"""Tokens that one cookie stands for: one that may read, one that may send, and what is left of
-tokens that were replaced."""
+"""Tokens that one cookie stands for: one that may read, one that may send, an operator's, and one
+that was replaced."""
 
 
 class Access(NamedTuple):
-    """What a request may do; a token in both lists allows both."""
+    """What a request may do; a token in several lists allows all of that."""
 
     read: bool
     send: bool
+    operate: bool
 
 
 def proof(token: str) -> str:
@@ -46,21 +49,26 @@ class _Key(NamedTuple):
 
 
 class Session:
-    """The tokens of the settings, and what a request that holds some of them may do."""
+    """The tokens in force, and what a request that holds some of them may do."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._read = _key(settings.read_tokens)
-        self._send = _key(settings.ingest_tokens)
-        self.guarded = bool(settings.read_tokens or settings.ingest_tokens)
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+        self.guarded = bool(tokens.ingest or tokens.read or tokens.admin)
         """Whether any token is set, so that there is something to sign in for."""
 
     def access(self, request: Request) -> Access:
         """What this request may do."""
         return self._access(_bearer(request), _proofs(request))
 
+    def revoking(self, request: Request) -> Revoking:
+        """For a stream that is open as long as this request may read."""
+        bearer, proofs = _bearer(request), _proofs(request)
+        return partial(self._tokens.revoking, lambda: self._access(bearer, proofs).read)
+
     def is_token(self, text: str) -> bool:
         """Whether a text is one of the tokens."""
-        return is_known(text, self._read.tokens + self._send.tokens)
+        tokens = self._tokens
+        return is_known(text, (*tokens.ingest, *tokens.read, *tokens.admin))
 
     def sign_in(self, request: Request, response: Response, token: str) -> Access:
         """Adds a token to those that the browser has proofs of; the access that it then has."""
@@ -75,7 +83,8 @@ class Session:
         return self._access("", proofs[:MAX_PROOFS])
 
     def _access(self, bearer: str, proofs: Sequence[str]) -> Access:
-        return Access(self._read.fits(bearer, proofs), self._send.fits(bearer, proofs))
+        allowed = (self._tokens.readers, tuple(self._tokens.ingest), self._tokens.operators)
+        return Access(*(_key(tokens).fits(bearer, proofs) for tokens in allowed))
 
 
 def sign_out(response: Response) -> None:
@@ -84,12 +93,14 @@ def sign_out(response: Response) -> None:
 
 
 def refusal(request: Request, what: str) -> Problem:
-    """Why a request may not `read` or `send`: 401 without a credential, 403 with a wrong one."""
+    """Why a request may not do `what`, such as "read": 401 without a credential, 403 with a wrong
+    one."""
     if _bearer(request) or _proofs(request):
         return Problem(403, f"This token may not {what} here.")
     return Problem(401, f"To {what} here needs a token: sign in at /login.", headers=CHALLENGE)
 
 
+@lru_cache(maxsize=8)
 def _key(tokens: tuple[str, ...]) -> _Key:
     return _Key(tokens, tuple(map(proof, tokens)))
 

@@ -55,14 +55,14 @@ class Status:
 
     async def page(self, request: Request) -> Response:
         """The whole page."""
-        if not self._session.access(request).read:
+        if not self._session.access(request).operate:
             return RedirectResponse(LOGIN, 303)
         return await self._rendered("status.html", settings=self._settings, every_s=EVERY_S)
 
     async def now(self, request: Request) -> Response:
         """What changes of it."""
-        if not self._session.access(request).read:
-            raise _to_login(refusal(request, "read"))
+        if not self._session.access(request).operate:
+            raise _to_login(refusal(request, "see the status"))
         return await self._rendered("status_now.html")
 
     async def _rendered(self, template: str, **values: object) -> Response:

@@ -4,9 +4,8 @@ import time
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from logpipe.client.process import without_credentials
 from logpipe.samples import STARTED, changes, rate
-from logpipe.settings import Settings, fields
+from logpipe.settings import Settings, fields, without_credentials
 from logpipe.ui import figures
 from logpipe.watch import Watched
 

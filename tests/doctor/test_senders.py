@@ -7,11 +7,13 @@ from starlette.routing import Match, Route
 from logpipe.collector.receivers.intake import Process
 from logpipe.collector.receivers.table import PROTOCOLS, routes
 from logpipe.doctor.senders import PROBES, SENDERS
+from logpipe.settings import Settings
 
 
 def served(method: str, path: str) -> bool:
     """Whether a collector has a route for it."""
-    made = routes(cast("Any", Process(cast("Any", None), cast("Any", None), cast("Any", None))))
+    nothing = cast("Any", None)
+    made = routes(cast("Any", Process(cast("Any", Settings()), nothing, nothing, nothing)))
     scope = {"type": "http", "method": method, "path": path.partition("?")[0], "headers": []}
     return any(isinstance(r, Route) and r.matches(scope)[0] is Match.FULL for r in made)
 

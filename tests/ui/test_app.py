@@ -11,6 +11,7 @@ from starlette.routing import Mount, Route
 
 from logpipe.metrics import Metrics
 from logpipe.settings import load
+from logpipe.tokens import Tokens
 from logpipe.ui import app as page_app
 from logpipe.ui.security import HEADERS
 from tests.hostile import HOSTILE
@@ -52,7 +53,9 @@ def routes() -> Iterator[str]:
     made: list[Starlette] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_app, "secured", lambda app, _: made.append(app))
-        page_app.create(load({}, {}), _Named(), unused, Metrics(), unused, unused)
+        settings = load({}, {})
+        tokens = Tokens(settings)
+        page_app.create(settings, tokens, _Named(), unused, Metrics(), unused, unused)
     for route in made[0].routes:
         if isinstance(route, Mount):
             yield f"GET {route.path}"

@@ -25,6 +25,7 @@ from logpipe.metrics import Metrics
 from logpipe.problems import Problem
 from logpipe.settings import Settings
 from logpipe.stream import Append
+from logpipe.tokens import Tokens
 
 LARGE_BYTES = 64 * 1024
 """A larger body is read in a thread: its parser takes a few milliseconds or more."""
@@ -40,6 +41,7 @@ class Process(NamedTuple):
     """What all receivers of a process stand on."""
 
     settings: Settings
+    tokens: Tokens
     appender: AnyAppender
     metrics: Metrics
     rates: Rates | None = None
@@ -66,7 +68,7 @@ class Receiver:
     def __init__(self, name: str, protocol: Protocol, process: Process) -> None:
         self._name = name
         self._protocol = protocol
-        self._settings, self._appender, self._metrics, self._rates = process
+        self._settings, self._tokens, self._appender, self._metrics, self._rates = process
         self._bounds = Bounds.of(self._settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +94,7 @@ class Receiver:
 
     def _admitted(self, scope: Scope, request: Request) -> str:
         """Who sends, where that counts; raises a `Problem` for one who may not now."""
-        token = admit(self._protocol, request, self._settings.ingest_tokens)
+        token = admit(self._protocol, request, self._tokens.ingest)
         if self._rates is None:
             return ""
         sender = sender_of(scope, token)

@@ -106,7 +106,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, listener: SyslogListener) -> None:
         self._listener = listener
-        self._settings, self._appender, self._metrics, self._rates = listener.process
+        self._settings, _, self._appender, self._metrics, self._rates = listener.process
         self._bounds = Bounds.of(self._settings)
         self._frames = syslog.Frames(self._settings.max_message_bytes)
         self._ready: list[syslog.Frame] = []

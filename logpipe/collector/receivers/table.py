@@ -91,7 +91,7 @@ def _probes(process: Process) -> Iterator[Row]:
         return process.appender.health.serves(writes=True)
 
     def admitted(name: str, request: Request) -> Request:
-        admit(PROTOCOLS[name], request, process.settings.ingest_tokens)
+        admit(PROTOCOLS[name], request, process.tokens.ingest)
         return request
 
     for paths, methods, name, asked in (

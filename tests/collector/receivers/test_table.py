@@ -17,7 +17,7 @@ PAGES = Path(__file__).parents[3] / "docs" / "shippers"
 
 def test_the_first_segments_are_those_of_the_routes() -> None:
     nothing = cast("Any", None)
-    made = routes(Process(Settings(), nothing, nothing, None))
+    made = routes(Process(Settings(), nothing, nothing, nothing))
     paths = [route.path for route in made if isinstance(route, Route)]
     assert {path.split("/")[1] for path in paths} == {"ingest", *SEGMENTS}
 
