@@ -314,7 +314,8 @@ class JointSubscription:
             if not task.done():
                 return []
             del self._tasks[number]
-            return task.result() or []
+            if items := task.result():
+                return items
         items = part.at_once()
         if not items and not part.live:
             self._tasks[number] = asyncio.create_task(part.next())

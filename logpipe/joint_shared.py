@@ -140,14 +140,15 @@ class JointShared:
         items: list[Item] = []
         for number, share in enumerate(self._shares):
             task = self._tasks.get(number)
-            if task is None:
-                self._tasks[number] = asyncio.create_task(share.next())
-            elif task.done():
+            if task is not None and not task.done():
+                continue
+            told = list(self._told(number, task.result() or [])) if task else []
+            if any(isinstance(item, Batch | Gap) for item in told):
                 del self._tasks[number]
-                told = list(self._told(number, task.result() or []))
-                if any(isinstance(item, Batch | Gap) for item in told):
-                    self._given.append(number)
-                items += told
+                self._given.append(number)
+            else:
+                self._tasks[number] = asyncio.create_task(share.next())
+            items += told
         return items
 
     def _told(self, number: int, items: Sequence[Item]) -> Iterator[Item]:

@@ -10,14 +10,21 @@ from typing import Any
 import pytest
 
 from logpipe import hub, sse
+from logpipe.background import Background
 from logpipe.client.connection import http_client
 from logpipe.client.distributor import RemoteDistributor
-from logpipe.messages import Batch, Start
+from logpipe.filters import EVERYTHING
+from logpipe.groups import Groups
+from logpipe.ids import START
+from logpipe.joint_shared import JointGroups, JointShared
+from logpipe.messages import Batch, Bye, Hello, Start
+from logpipe.metrics import Metrics
 from logpipe.positions import EventId, parse_event_id, parse_position
 from logpipe.settings import BadSettingsError, load
-from logpipe.stream import connections, partition_key
+from logpipe.stream import Stream, connections, partition_key
 from tests.helpers import wait_until
 from tests.servers import Reader, Service, Valkey, serving, subscribed
+from tests.streams import address_of
 from tests.test_redis_faults import BOTH, said
 
 COUNT = 3
@@ -294,6 +301,101 @@ async def test_an_idle_reader_is_kept_and_told_of_the_end(valkey: Valkey) -> Non
         assert (await reader.named("bye"))["reason"] == "the server is stopping"
         with pytest.raises(StopAsyncIteration):
             await reader.next()
+
+
+# Shared delivery
+
+
+@contextlib.asynccontextmanager
+async def shared_groups(valkey: Valkey) -> AsyncIterator[JointGroups]:
+    async with contextlib.AsyncExitStack() as stack:
+        metrics = Metrics()
+        parts = []
+        for key, part in zip(KEYS, metrics.of_parts(COUNT), strict=True):
+            stream = await stack.enter_async_context(_stream(valkey, key))
+            groups = Groups(
+                stream,
+                part,
+                Background(),
+                consumer="c",
+                pending_idle_ms=60_000,
+                batch_count=4,
+                heartbeat_s=0.5,
+            )
+            parts.append(await stack.enter_async_context(groups))
+        yield JointGroups(parts, metrics, 0.5)
+
+
+@contextlib.asynccontextmanager
+async def _stream(valkey: Valkey, key: str) -> AsyncIterator[Stream]:
+    stream = Stream(address_of(valkey), key, maxlen=1000, block_ms=30)
+    try:
+        yield stream
+    finally:
+        await stream.aclose()
+
+
+def subscriber(groups: JointGroups) -> JointShared:
+    return JointShared(groups, "g", [Start(since=START)] * COUNT, EVERYTHING)
+
+
+async def given(subscription: JointShared) -> list[str]:
+    """The ids of what a subscriber is given next."""
+    async with asyncio.timeout(10):
+        while True:
+            items = await subscription.next()
+            assert items is not None
+            batches = [item for item in items if isinstance(item, Batch)]
+            if batches:
+                return [str(entry.id) for batch in batches for entry in batch.entries]
+            await subscription.sent()
+
+
+async def test_what_a_subscriber_has_not_written_goes_to_another(valkey: Valkey) -> None:
+    for key in KEYS:
+        for _ in range(10):
+            valkey.client.xadd(key, {"event": '{"source":"s","message":""}'})
+    async with shared_groups(valkey) as groups:
+        written: list[str] = []
+        with subscriber(groups) as one:
+            written += await given(one)
+            await one.sent()
+            await given(one)  # and leaves
+        with subscriber(groups) as other:
+            while len(written) < 30:
+                written += await given(other)
+                await other.sent()
+        assert len(set(written)) == 30
+        pending = [valkey.client.xpending(key, "g")["pending"] for key in KEYS]
+        assert pending == [0, 0, 0]
+
+
+async def test_while_one_writes_the_other_partitions_are_for_other_subscribers(
+    valkey: Valkey,
+) -> None:
+    async with shared_groups(valkey) as groups:
+        with subscriber(groups) as slow, subscriber(groups) as quick:
+            reading = asyncio.create_task(given(quick))
+            first = asyncio.create_task(given(slow))
+            await wait_until(lambda: len(slow._hellos) == len(quick._hellos) == COUNT, "they wait")
+            valkey.client.xadd(KEYS[0], {"event": '{"source":"s","message":""}'})
+            await asyncio.wait({reading, first}, return_when=asyncio.FIRST_COMPLETED)
+            writing, waits, task = (slow, quick, reading) if first.done() else (quick, slow, first)
+            valkey.client.xadd(KEYS[1], {"event": '{"source":"s","message":""}'})
+            assert len(await task) == 1
+            await writing.sent()
+            await waits.sent()
+
+
+async def test_an_idle_subscriber_is_kept_and_told_of_the_end(valkey: Valkey) -> None:
+    async with shared_groups(valkey) as groups:
+        with subscriber(groups) as one:
+            assert [type(item) for item in await one.next() or ()] == [Hello]
+            assert await one.next() == []
+            groups.close()
+            (bye,) = await one.next() or ()
+            assert isinstance(bye, Bye)
+            assert await one.next() is None
 
 
 # What else is told of it
