@@ -52,8 +52,11 @@ class SpreadAppender:
                 raise health.unavailable()
 
     async def _append(self, parts: Mapping[int, Append]) -> dict[int, Appended]:
-        appends = (self._appenders[partition].append(part) for partition, part in parts.items())
+        if len(parts) == 1:
+            ((partition, part),) = parts.items()
+            return {partition: await self._appenders[partition].append(part)}
         # All are waited for: the answer to one must not come while others are under way.
+        appends = (self._appenders[partition].append(part) for partition, part in parts.items())
         done = await asyncio.gather(*appends, return_exceptions=True)
         outcomes: dict[int, Appended] = {}
         for partition, outcome in zip(parts, done, strict=True):
