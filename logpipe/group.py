@@ -101,9 +101,12 @@ class Group:
         self._start = start
         self._begun_ms = time.time_ns() // 1_000_000
         self._exists = False
-        """Whether the group was there: when it is missing then, Redis was flushed."""
+        """Whether the group was there: when it is missing then, Redis was flushed, or a failover
+        came before the replica knew of it."""
         self._gone = False
-        """Whether that has happened: then the new stream is the group's from its beginning."""
+        """Whether that has happened: then all that is new in the stream is the group's."""
+        self._read_until = START
+        """How far the group had read by its last read here."""
         self._creating = asyncio.Lock()
         self._queue: deque[Entry] = deque()
         self._losses: list[str] = []
@@ -202,7 +205,6 @@ class Group:
             except NoGroupError:
                 log.warning("the consumer group %r is gone and made anew", self.name)
                 self._exists, self._gone = False, True
-                self._start = Start(since=START)
                 self._in_flight.clear()
                 self._written.clear()
             except Unavailable:
@@ -214,10 +216,14 @@ class Group:
         async with self._creating:
             if self._exists:
                 return
+            if self._gone:
+                self._start = Start(resume=await self.stream.same_until(self._read_until))
+            first = self._first()
+            anew = self._gone and first == START
             try:
-                await self.stream.groups.create(self.name, self._first(), from_the_first=self._gone)
+                await self.stream.groups.create(self.name, first, from_the_first=anew)
             except Unavailable as error:
-                if self._first() is None:
+                if first is None:
                     # What is sent until Redis is back is new to the group.
                     self._start = Start(since=StreamId(self._begun_ms, 0))
                 if not await self._is_there(error):
@@ -279,6 +285,7 @@ class Group:
             claimed = await self.stream.groups.read(self.name, read_as, self._terms.batch_count)
             for record in claimed.losses:
                 self._metrics.lost(gap_of(record).count)
+            self._read_until = claimed.end
             self.lag = claimed.lag
             self._metrics.lag(claimed.lag)
             self._take(claimed)

@@ -72,6 +72,8 @@ class Hub:
         self.era = 0
         """Grows when the feed cannot prove that the stream is still the same one; positions of
         an earlier era mean nothing."""
+        self.reset_era = 0
+        """The era that the last reset began; an id of an earlier one may be another entry's now."""
         self.closing = False
         self.subscribers: set[Subscription] = set()
         self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
@@ -115,6 +117,8 @@ class Hub:
             # that overtook it and a flush followed by many entries look the same.
             if page.gap.count is None:
                 self.era += 1
+            if page.gap.reason == "reset":
+                self.reset_era = self.era
             self.live.dismiss()
             self.shelf.clear()
             self.window.restart(page.start)

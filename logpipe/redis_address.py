@@ -7,9 +7,11 @@ from urllib.parse import unquote
 import msgspec
 
 _ADDRESSES = (
-    "redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// or embedded://[PATH]"
+    "redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, redis+cluster://,"
+    " rediss+cluster:// or embedded://[PATH]"
 )
-SCHEMES = ("redis", "rediss", "unix", "embedded", "redis+sentinel", "redis+cluster")
+_SEVERAL = ("redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+SCHEMES = ("redis", "rediss", "unix", "embedded", *_SEVERAL)
 SENTINEL_PORT = 26379
 _HOST = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]]*)(?::(?P<port>[0-9]{1,5}))?")
 
@@ -26,7 +28,7 @@ class Node(NamedTuple):
 
 class RedisAddress(msgspec.Struct, frozen=True):
     """Where Redis is. Exactly one of `host`, `socket`, `embedded`, `sentinels` and `cluster` is
-    set."""
+    set; `tls` holds for all servers."""
 
     host: str = ""
     port: int = 6379
@@ -50,11 +52,12 @@ class RedisAddress(msgspec.Struct, frozen=True):
             return "the embedded engine"
         if self.socket:
             return f"unix://{self.socket}"
+        scheme = "rediss" if self.tls else "redis"
         if self.sentinels:
-            return f"redis+sentinel://{_listed(self.sentinels)}/{self.service}/{self.db}"
+            return f"{scheme}+sentinel://{_listed(self.sentinels)}/{self.service}/{self.db}"
         if self.cluster:
-            return f"redis+cluster://{_listed(self.cluster)}"
-        return f"{'rediss' if self.tls else 'redis'}://{Node(self.host, self.port)}/{self.db}"
+            return f"{scheme}+cluster://{_listed(self.cluster)}"
+        return f"{scheme}://{Node(self.host, self.port)}/{self.db}"
 
     def __repr__(self) -> str:
         return f"RedisAddress({self})"  # without the password, wherever it may be printed
@@ -81,25 +84,25 @@ def parse_redis_addr(text: str) -> RedisAddress:
         return RedisAddress(
             socket=path, db=_db(query.removeprefix("db=")), username=user, password=secret
         )
-    if scheme == "redis+sentinel":
-        return _sentinels(place, user, secret)
-    if scheme == "redis+cluster":
-        return RedisAddress(
-            cluster=_nodes(place.removesuffix("/"), 6379), username=user, password=secret
-        )
+    tls = scheme.startswith("rediss")
+    if scheme.endswith("+sentinel"):
+        return _sentinels(place, tls, user, secret)
+    if scheme.endswith("+cluster"):
+        nodes = _nodes(place.removesuffix("/"), 6379)
+        return RedisAddress(cluster=nodes, tls=tls, username=user, password=secret)
     where, _, db = place.partition("/")
     (node,) = _nodes(where, 6379, "HOST[:PORT][/DB]", several=False)
     return RedisAddress(
         host=node.host,
         port=node.port,
-        tls=scheme == "rediss",
+        tls=tls,
         db=_db(db),
         username=user,
         password=secret,
     )
 
 
-def _sentinels(place: str, user: str | None, secret: str | None) -> RedisAddress:
+def _sentinels(place: str, tls: bool, user: str | None, secret: str | None) -> RedisAddress:
     """HOST[:PORT],…/MASTER[/DB], and after a `?` the login of the Sentinels themselves."""
     place, _, query = place.partition("?")
     where, _, rest = place.partition("/")
@@ -112,6 +115,7 @@ def _sentinels(place: str, user: str | None, secret: str | None) -> RedisAddress
     return RedisAddress(
         sentinels=_nodes(where, SENTINEL_PORT, "HOST[:PORT],…/MASTER[/DB]"),
         service=service,
+        tls=tls,
         db=_db(db),
         username=user,
         password=secret,

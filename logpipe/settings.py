@@ -58,8 +58,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         setting(
             "redis://, rediss://, unix://, redis+sentinel://HOST:PORT,…/MASTER/DB,"
-            " redis+cluster://HOST:PORT,… or embedded://[PATH]. All roles in one process: embedded;"
-            " else redis://redis:6379/0. With a password safer in a file, REDIS_ADDR_FILE.",
+            " redis+cluster://HOST:PORT,… (both also rediss+…) or embedded://[PATH]. All roles in"
+            " one process: embedded; else redis://redis:6379/0. With a password safer in a file,"
+            " REDIS_ADDR_FILE.",
             secret=True,
         ),
     ] = ""

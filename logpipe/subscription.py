@@ -106,13 +106,19 @@ class HubSubscription:
             return await self._begin()
         window = self._hub.window
         # An id that was not read in this era may lie between the window's and yet be unknown.
-        if self.number is None and (self._era == self._hub.era or window.holds(self.cursor.id)):
+        known = self._era == self._hub.era or (not self._stale and window.holds(self.cursor.id))
+        if self.number is None and known:
             self.number = window.locate(self.cursor.id)
         if self.number is not None and self.number >= window.first_number:
             return self._from_window(self.number)
         if self.number is not None and self._start.on_lag == "skip" and (gap := self._skip()):
             return [gap]
         return await self._catch_up()
+
+    @property
+    def _stale(self) -> bool:
+        """Whether the cursor is from before the last reset."""
+        return self._era is not None and self._era < self._hub.reset_era
 
     def _from_window(self, number: int) -> Sequence[Item]:
         """All that the window has for this cursor, up to the size of one write."""
@@ -135,7 +141,7 @@ class HubSubscription:
         at = self.cursor.id
         if (reading := self._hub.reading.get(at)) is not None:
             await reading.wait()  # another is just about to find out
-        if (batch := self._from_shelf()) is not None:
+        if not self._stale and (batch := self._from_shelf()) is not None:
             await asyncio.sleep(0)  # a reader that takes all at once must not keep the others out
             return [batch]
         reading = self._hub.reading.setdefault(at, asyncio.Event())
@@ -145,7 +151,10 @@ class HubSubscription:
                 if self._era is not None and self._era != era:
                     self.cursor = self.cursor.unproven()
                 page = await self._hub.stream.read(
-                    self.cursor, self._page_count(), witness=self._hub.window.end.id
+                    self.cursor,
+                    self._page_count(),
+                    witness=self._hub.window.end.id,
+                    before_reset=self._stale,
                 )
                 await self._hub.rest(len(page.entries))
             return self._read(page, era)

@@ -3,9 +3,11 @@
 All of them are the test's Valkey binary, on free ports of 127.0.0.1, killed at the end.
 """
 
+import asyncio
 import contextlib
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,13 +96,22 @@ def eventually(predicate: Callable[[], Any], description: str, timeout: float = 
 class Replicated(Deployment):
     """A primary, replicas, and three Sentinels that watch them."""
 
+    elsewhere: tuple[str, ...] = ()
+    """Options of the replicas and Sentinels."""
+
+    def entrance(self, node: Node) -> int:
+        """The port by which others come to a server."""
+        return node.port
+
     def start(  # type: ignore[override]
         self, *, replicas: int = 1, sentinels: int = 3, down_after_ms: int = 1000
     ) -> None:
         """As `Deployment.start`."""
         primary = self.node("--appendonly", "no", "--repl-diskless-sync-delay", "0")
-        to_primary = ("--replicaof", f"127.0.0.1 {primary.port}", "--repl-diskless-sync-delay", "0")
-        self.data = [primary, *(self.node(*to_primary) for _ in range(replicas))]
+        self._primary_port = self.entrance(primary)
+        to_primary = ("--replicaof", f"127.0.0.1 {self._primary_port}", *self.elsewhere)
+        quickly = ("--repl-diskless-sync-delay", "0")
+        self.data = [primary, *(self.node(*to_primary, *quickly) for _ in range(replicas))]
         eventually(
             lambda: (
                 primary.client.info("replication")["connected_slaves"] == replicas
@@ -116,11 +127,12 @@ class Replicated(Deployment):
         folder.mkdir()
         config = folder / "sentinel.conf"
         config.write_text(
-            f"sentinel monitor {MASTER} 127.0.0.1 {self.data[0].port} 2\n"
+            f"sentinel monitor {MASTER} 127.0.0.1 {self._primary_port} 2\n"
+            "sentinel announce-ip 127.0.0.1\n"
             f"sentinel down-after-milliseconds {MASTER} {down_after_ms}\n"
             f"sentinel failover-timeout {MASTER} 5000\n"
         )
-        sentinel = Node(folder)
+        sentinel = Node(folder, *self.elsewhere)
         sentinel.arguments = (str(config), "--sentinel")
         self.nodes.append(sentinel)
         sentinel.start()
@@ -140,10 +152,121 @@ class Replicated(Deployment):
         return f"redis+sentinel://{','.join(s.place for s in self.sentinels)}/{MASTER}/0"
 
     @property
-    def primary(self) -> Node:
-        """The server that a Sentinel takes for the primary."""
-        _, port = self.sentinels[0].ask("SENTINEL GET-MASTER-ADDR-BY-NAME", MASTER)
-        return next(node for node in self.data if node.port == int(port))
+    def promoted(self) -> Node | None:
+        """The replica that has become the primary."""
+        return next((node for node in self.data[1:] if node.role == "master"), None)
+
+    @property
+    def primary(self) -> Node | None:
+        """The server that all Sentinels take for the primary."""
+        told = {int(s.ask("SENTINEL GET-MASTER-ADDR-BY-NAME", MASTER)[1]) for s in self.sentinels}
+        return next((node for node in self.data if {node.port} == told), None)
+
+
+class Gate:
+    """A port that leads to another; while it is shut, it is silent to who comes from an address."""
+
+    def __init__(self, to: int, shut_to: str) -> None:
+        self.port = free_port()
+        self.shut = False
+        self._to = to
+        self._shut_to = shut_to
+        self._loop = asyncio.new_event_loop()
+        starting = asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = self._loop.run_until_complete(starting)
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends it and all that comes by it."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._end())
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        concerned = writer.get_extra_info("peername")[0] == self._shut_to
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        except OSError:
+            writer.transport.abort()
+            return
+        ways = ((reader, up_writer), (up_reader, writer))
+        tasks = [asyncio.create_task(self._pass(*way, concerned)) for way in ways]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            writer.transport.abort()
+            up_writer.transport.abort()
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, concerned: bool
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                while self.shut and concerned:
+                    await asyncio.sleep(0.02)
+                writer.write(data)
+                await writer.drain()
+
+
+HERE, THERE = "127.0.0.1", "127.0.0.2"
+
+
+class Divided(Replicated):
+    """One in which the way between logpipe with the primary and all other servers can be shut."""
+
+    elsewhere = ("--bind-source-addr", THERE)
+
+    def start(self, **options: int) -> None:
+        """As `Deployment.start`."""
+        self._gates: list[Gate] = []
+        super().start(**options)
+        self._to_sentinels = [self._gate(node, HERE) for node in self.sentinels]
+
+    def _gate(self, node: Node, shut_to: str) -> Gate:
+        gate = Gate(node.port, shut_to)
+        self._gates.append(gate)
+        return gate
+
+    def entrance(self, node: Node) -> int:
+        """A gate to the primary that can be shut to the servers elsewhere, and not to logpipe."""
+        return self._gate(node, THERE).port
+
+    @property
+    def url_elsewhere(self) -> str:
+        """What REDIS_ADDR is on the other side."""
+        return super().url
+
+    @property
+    def url(self) -> str:
+        """What REDIS_ADDR is on the side of the primary."""
+        places = ",".join(f"{HERE}:{gate.port}" for gate in self._to_sentinels)
+        return f"redis+sentinel://{places}/{MASTER}/0"
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """For so long nothing passes."""
+        for gate in self._gates:
+            gate.shut = True
+        yield
+        for gate in self._gates:
+            gate.shut = False
+
+    def close(self) -> None:
+        """As `Deployment.close`."""
+        super().close()
+        for gate in self._gates:
+            gate.close()
 
 
 SLOTS = 16384

@@ -39,9 +39,12 @@ async def settled(load: Load, delivered: Delivered) -> None:
 
 
 @contextlib.asynccontextmanager
-async def loaded(url: str) -> AsyncIterator[tuple[Service, Watched, Delivered]]:
+async def loaded(url: str, **more: object) -> AsyncIterator[tuple[Service, Watched, Delivered]]:
     """logpipe at this Redis, under load, with a subscriber that has been told all at the end."""
-    async with serving(redis_addr=url, role=BOTH) as service, following(service) as delivered:
+    async with (
+        serving(redis_addr=url, role=BOTH, **more) as service,
+        following(service) as delivered,
+    ):
         await ready(service)
         load = Watched(service)
         async with load.running():

@@ -84,7 +84,7 @@ async def migrate_key_by_key(cluster: Cluster, source: Node, target: Node) -> No
     target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", id_of(source))
     source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", id_of(target))
     source.ask("MIGRATE", "127.0.0.1", target.port, "logs", 0, 5000)
-    while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 10):
+    while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
         await asyncio.sleep(0.02)
         source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
     for node in (target, source, *cluster.primaries):

@@ -16,9 +16,10 @@ def _text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_every_variable_that_compose_sets_is_a_setting() -> None:
+@pytest.mark.parametrize("path", ["compose.yaml", "deploy/sentinel/compose.yaml"])
+def test_every_variable_that_compose_sets_is_a_setting(path: str) -> None:
     """A misspelt variable would be ignored without a word."""
-    roles = _text("compose.yaml").partition("x-settings")[2]
+    roles = _text(path).partition("x-settings")[2]
     named = set(re.findall(r"^\s+([A-Z_]+):", roles, re.MULTILINE))
     assert named
     assert named <= VARIABLES

@@ -43,10 +43,12 @@ class FlakyStream(Stream):
     trouble = 0.0
     chance = random.Random(0)
 
-    async def read(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
+    async def read(
+        self, after: Cursor, count: int, witness: StreamId = START, *, before_reset: bool = False
+    ) -> Page:
         if self.chance.random() < self.trouble:
             raise Unavailable("away", "a fault on purpose")
-        page = await super().read(after, count, witness)
+        page = await super().read(after, count, witness, before_reset=before_reset)
         if self.chance.random() < self.trouble:
             raise Unavailable("away", "a fault on purpose, with the answer lost")
         return page

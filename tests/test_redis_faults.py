@@ -152,10 +152,10 @@ class Delivered:
 
 
 @contextlib.asynccontextmanager
-async def following(service: Service) -> AsyncIterator[Delivered]:
+async def following(service: Service, **query: object) -> AsyncIterator[Delivered]:
     """A subscriber that reads all the time."""
     delivered = Delivered()
-    async with subscribed(service.url) as reader:
+    async with subscribed(service.url, None, **query) as reader:
         await reader.named("hello")
         task = asyncio.create_task(delivered.read(reader))
         try:

@@ -1,18 +1,23 @@
 """Failovers behind real Sentinels, under load."""
 
-from collections.abc import Awaitable, Callable, Iterator
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
 from logpipe.stream.failovers import Failovers
-from tests.deployments import MASTER, Replicated, eventually
+from tests.deployments import MASTER, Divided, Replicated, eventually
 from tests.helpers import wait_until
-from tests.load import loaded, settled
+from tests.load import Watched, loaded, settled
 from tests.promise import untold
-from tests.servers import serving, subscribed
+from tests.servers import Service, serving, subscribed
 from tests.test_redis_faults import (
     ANSWERED_S,
     BOTH,
+    EVENT,
+    Delivered,
     Load,
     following,
     health,
@@ -31,12 +36,18 @@ def replicated() -> Iterator[Replicated]:
         yield deployment
 
 
+@pytest.fixture
+def divided() -> Iterator[Divided]:
+    """With two replicas, of which one is left after a failover."""
+    with Divided.started(replicas=2, down_after_ms=1000) as deployment:
+        yield deployment
+
+
 async def test_a_primary_that_is_killed_is_followed_by_its_replica_within_seconds(
     replicated: Replicated,
 ) -> None:
     async with loaded(replicated.url) as (service, load, delivered):
-        old = replicated.primary
-        old.kill()
+        replicated.data[0].kill()
         await wait_until(said(service, "away"), "the loss is noticed")
         assert (await health(service))["code"] == 503
         await unavailable(service, "away")
@@ -67,45 +78,140 @@ async def test_a_primary_that_is_replaced_while_it_lives_is_left_at_once(
     assert new.client.xlen("logs") >= len(load.acknowledged) / 2
 
 
+@contextlib.asynccontextmanager
+async def sure_and_unsure(deployment: Replicated) -> AsyncIterator[tuple[Watched, Watched]]:
+    """Load on a logpipe that waits for a replica and on one that does not. At the end, all that the
+    first has acknowledged is there, and of the second's, what is not was told."""
+    async with (
+        loaded(deployment.url, ack_replicas=1) as (_, sure, _),
+        loaded(deployment.url) as (_, unsure, delivered),
+    ):
+        yield sure, unsure
+    assert sure.acknowledged.keys() <= ids_at(deployment)
+    assert [gap["reason"] for gap in delivered.gaps] == ["reset"]
+    assert sure.slowest < ANSWERED_S
+    assert unsure.slowest < ANSWERED_S
+
+
+async def test_a_primary_that_freezes_is_followed_by_a_replica_and_left_alone_when_it_wakes(
+    divided: Divided,
+) -> None:
+    async with sure_and_unsure(divided) as loads:
+        old = divided.data[0]
+        old.signal(signal.SIGSTOP)
+        for load in loads:
+            await load.more(50)
+        old.signal(signal.SIGCONT)
+        for load in loads:
+            await load.more(50)
+            assert load.outage < OUTAGE_S
+
+
+async def test_in_a_partition_what_a_replica_confirmed_stays_and_the_loss_of_the_rest_is_told(
+    divided: Divided,
+) -> None:
+    """logpipe is on the side of the old primary, without a Sentinel. What was sent on the other
+    side arrives, though both sides have given one id, and though the new primary took nothing at
+    first (min-replicas-to-write). The control: there is a loss, of what was
+    acknowledged without a replica."""
+    async with (
+        serving(redis_addr=divided.url, role=BOTH, ack_replicas=1) as safe,
+        serving(redis_addr=divided.url, role=BOTH) as unsafe,
+        following(unsafe) as delivered,
+    ):
+        sure, unsure = Load(safe), Load(unsafe)
+        for service, load in ((safe, sure), (unsafe, unsure)):
+            await ready(service)
+            for _ in range(5):
+                await load.send_one()
+        with divided.apart():
+            await wait_until(lambda: divided.primary, "a replica has taken over", timeout=20)
+            kept = list(unsure.acknowledged)[-1]
+            for _ in range(5):
+                await unsure.send_one()
+            await sure.send_one()
+            assert (len(unsure.acknowledged), sure.refused) == (10, 1)
+            assert divided.promoted is not None
+            at_least = ("CONFIG", "SET", "min-replicas-to-write")
+            divided.promoted.ask(*at_least, 2)
+            async with serving(redis_addr=divided.url_elsewhere, role="collector") as elsewhere:
+                await wait_until(said(elsewhere, "ok"), "the promoted one is there")
+                await unavailable(elsewhere, "read-only")
+                divided.promoted.ask(*at_least, 1)
+                await ready(elsewhere)
+                others = (await elsewhere.post(EVENT)).json()["id"]
+            await unsure.send_one()
+            twice = list(unsure.acknowledged)[-1]
+            await wait_until(lambda: delivered.ids[-1:] == [twice], "it is received")
+            divided.promoted.client.xadd("logs", {"event": json.dumps(EVENT)}, id=twice)
+        await wait_until(taken_again(sure), "it is taken with a replica")
+        last = list(sure.acknowledged)[-1]
+        await wait_until(lambda: delivered.ids[-1] == last, "it is received")
+    there = ids_at(divided)
+    assert sure.acknowledged.keys() <= there
+    assert unsure.acknowledged.keys() - there == set(list(unsure.acknowledged)[5:10])
+    first = min(id_ for id_ in there if id_ > kept)
+    gap = {"reason": "reset", "after": twice, "before": first, "count": None}
+    assert delivered.gaps == [gap]
+    again = delivered.ids[delivered.ids.index(twice) + 1 :]
+    assert again == sorted(id_ for id_ in there if id_ >= first)
+    assert others in again
+    assert twice in again
+
+
 async def test_what_only_a_demoted_primary_had_is_told_to_who_had_it_and_to_who_had_not(
     replicated: Replicated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also to those who come later, to another process; and nothing is given twice. The control: a
-    process that knows nothing of the failover does not tell it."""
+    """Also to those who come later, to another process; and nothing is given twice. So it is with
+    groups, also with one that the replica does not know. The control: a process that knows nothing
+    of the failover does not tell it."""
     async with serving(redis_addr=replicated.url, role=BOTH) as service:
         await ready(service)
-        async with following(service) as had_it:
+        async with following(service) as had_it, shared(service, "old") as old_group:
             load = Load(service)
             for _ in range(20):
                 await load.send_one()
-            shared = list(load.acknowledged)[-1]
+            shared_id = list(load.acknowledged)[-1]
             eventually(
                 lambda: (
                     replicated.data[1].client.xinfo_stream("logs")["last-generated-id"]
-                    == shared.encode()
+                    == shared_id.encode()
                 ),
                 "the replica has it",
             )
             cut_off(replicated)
-            for _ in range(5):
-                await load.send_one()
-            lost = list(load.acknowledged)[-5:]
-            await wait_until(lambda: had_it.ids[-1] == lost[-1], "all are received")
-            replicated.data[0].kill()
-            await wait_until(lambda: replicated.data[1].role == "master", "promoted", timeout=20)
-            await wait_until(taken_again(load), "it takes events again")
-            await settled(load, had_it)
+            async with shared(service, "new") as new_group:
+                for _ in range(5):
+                    await load.send_one()
+                lost = list(load.acknowledged)[-5:]
+                await wait_until(lambda: had_it.ids[-1] == lost[-1], "all are received")
+                groups = (old_group, new_group)
+                await wait_until(lambda: all(g.ids[-5:] == lost for g in groups), "by groups, too")
+                replicated.data[0].kill()
+                await wait_until(lambda: replicated.promoted, "it is promoted", timeout=20)
+                await wait_until(taken_again(load), "it takes events again")
+                await settled(load, had_it)
+                first = list(load.acknowledged)[25]
+                await wait_until(lambda: all(g.ids[-1] == first for g in groups), "by groups, too")
+            gap = {"reason": "reset", "after": shared_id, "before": first, "count": None}
+            assert old_group.gaps == new_group.gaps == [gap]
+            # What the replica takes for unread or not acknowledged comes again.
+            assert list(dict.fromkeys(old_group.ids)) == list(load.acknowledged)
+            assert new_group.ids == [*lost, first]
             assert len(had_it.gaps) == 1
-            first = list(load.acknowledged)[25]
             assert had_it.gaps[0] == {
                 "reason": "reset", "after": lost[-1], "before": first, "count": None,
             }  # fmt: skip
     async with serving(redis_addr=replicated.url, role=BOTH) as another:
         await ready(another)
-        for resume, after in ((lost[2], lost[2]), (shared, shared), (lost[-1], lost[-1])):
+        for resume, after in ((lost[2], lost[2]), (shared_id, shared_id), (lost[-1], lost[-1])):
             async with subscribed(another.url, {"Last-Event-ID": resume}) as reader:
-                gap = await reader.named("gap")
-                assert (gap["reason"], gap["after"], gap["before"]) == ("reset", after, first)
+                told_gap = await reader.named("gap")
+                assert (told_gap["reason"], told_gap["after"], told_gap["before"]) == (
+                    "reset",
+                    after,
+                    first,
+                )
                 assert (await reader.until(1))[0]["id"] == first
         earlier = list(load.acknowledged)[17]
         async with subscribed(another.url, {"Last-Event-ID": earlier}) as reader:
@@ -124,6 +230,12 @@ async def test_what_only_a_demoted_primary_had_is_told_to_who_had_it_and_to_who_
         assert untold(load.acknowledged, ids, []) == set(lost)
 
 
+def ids_at(deployment: Replicated) -> set[str]:
+    """What the promoted replica has."""
+    assert deployment.promoted is not None
+    return {id_.decode() for id_, _ in deployment.promoted.ask("XRANGE", "logs", "-", "+")}
+
+
 def cut_off(replicated: Replicated) -> None:
     """The replica gets nothing more."""
     primary, replica = replicated.data
@@ -132,6 +244,13 @@ def cut_off(replicated: Replicated) -> None:
     eventually(
         lambda: replica.client.info("replication")["master_link_status"] == "down", "it is cut off"
     )
+
+
+@contextlib.asynccontextmanager
+async def shared(service: Service, group: str) -> AsyncIterator[Delivered]:
+    """The only subscriber of a group."""
+    async with following(service, delivery="shared", group=group) as delivered:
+        yield delivered
 
 
 def taken_again(load: Load) -> Callable[[], Awaitable[bool]]:

@@ -492,6 +492,16 @@ def test_the_secret_fields_are_those_that_hold_passwords_and_tokens() -> None:
             RedisAddress(cluster=(Node("h1", 6379), Node("h2", 7)), password="p"),
             "redis+cluster://h1:6379,h2:7",
         ),
+        (
+            "rediss+sentinel://h/m",
+            RedisAddress(sentinels=(Node("h", 26379),), service="m", tls=True),
+            "rediss+sentinel://h:26379/m/0",
+        ),
+        (
+            "rediss+cluster://h",
+            RedisAddress(cluster=(Node("h", 6379),), tls=True),
+            "rediss+cluster://h:6379",
+        ),
         ("embedded://", RedisAddress(embedded=""), "the embedded engine"),
         ("embedded:///srv/x", RedisAddress(embedded="/srv/x"), "the embedded engine"),
     ],

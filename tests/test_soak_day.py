@@ -76,3 +76,10 @@ def test_the_slope_is_that_of_the_samples_after_the_beginning() -> None:
     rising = [(n * 100_000, 50_000_000 + n * 200_000) for n in range(20)]
     assert memory_slope(rising, 500_000) == pytest.approx(2.0)
     assert memory_slope([(0, 1), *((n, 90_000_000) for n in range(1, 9))], 1) == 0
+
+
+def test_one_step_is_no_slope_and_many_are() -> None:
+    once = [(n * 100_000, 90_000_000 + 40_000_000 * (n > 8)) for n in range(40)]
+    assert memory_slope(once, 0) == 0
+    often = [(n * 100_000, 90_000_000 + 2_000_000 * (n // 8)) for n in range(40)]
+    assert memory_slope(often, 0) == pytest.approx(2.5, abs=0.2)

@@ -41,7 +41,11 @@ from logpipe.stream.direct import Direct
 from logpipe.stream.failovers import note_command
 from logpipe.stream.finding import primary_of
 from logpipe.stream.floors import hole_in
-from logpipe.stream.following import FollowingClient, FollowingConnection
+from logpipe.stream.following import (
+    FollowingClient,
+    FollowingConnection,
+    FollowingTLSConnection,
+)
 from logpipe.stream.health import Kind, RedisHealth
 from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas
@@ -283,7 +287,7 @@ def _client(address: RedisAddress, timeout_s: float, primary: Primary | None) ->
         return FollowingClient.of(
             primary,
             BlockingConnectionPool(
-                connection_class=FollowingConnection,
+                connection_class=FollowingTLSConnection if address.tls else FollowingConnection,
                 primary=primary,
                 socket_keepalive=True,
                 **common,

@@ -7,7 +7,7 @@ command is packed by hiredis, written at once, and its answer is taken by one ca
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, cast
 
 import hiredis
@@ -132,12 +132,12 @@ class Direct:
             raise answers[0]
         return answers
 
-    async def exchange(self, packed: list[bytes], count: int) -> list[Any]:
+    def exchange(self, packed: list[bytes], count: int) -> Awaitable[list[Any]]:
         """The answers to so many packed commands, errors among them. Raises OSError and
         RedisError."""
         if self._primary is not None:
-            return await self._primary.followed(lambda asked: self._follow(packed, count, asked))
-        return await self._at(None, packed, count)
+            return self._primary.followed(lambda asked: self._follow(packed, count, asked))
+        return self._at(None, packed, count)
 
     async def _at(self, node: Node | None, packed: list[bytes], count: int) -> list[Any]:
         connection = self._take(node)

@@ -15,11 +15,14 @@ from logpipe.stream.scripts import Script, companion_key
 KEPT = 100
 """Failovers that are remembered."""
 
-# KEYS: the stream, the last primary, the last entries before failovers. ARGV: how many are kept.
+# KEYS: the stream, the last primary, the last entries before failovers. ARGV: how many are kept,
+# whether to fail where it cannot be noted. Whether that is done, and what is known.
 # A promoted replica knows by which name it followed its primary; a primary that was only restarted,
-# or to which a Cluster has moved the slot, knows no such name. Whoever may not write, or not ask
-# INFO, is told what is known.
+# or to which a Cluster has moved the slot, knows no such name. Nothing is noted where the user may
+# not, or not ask INFO. A primary that takes nothing as long as it has too few replicas is asked
+# again, before anything is appended.
 NOTE = Script.of("""
+local done = 1
 local info = redis.pcall('INFO', 'replication')
 if type(info) == 'string' then
   local id = string.match(info, 'master_replid:(%x+)')
@@ -28,7 +31,11 @@ if type(info) == 'string' then
   if id and id ~= known and string.find(info, 'role:master') then
     local noted = redis.pcall('SET', KEYS[2], id)
     local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
-    if not noted.err and not stream.err and known == before then
+    if noted.err then
+      local denied = string.find(noted.err, 'NOPERM') or string.find(noted.err, 'ACL failure')
+      if not denied and ARGV[2] == '1' then return noted end
+      if not denied then done = 0 end
+    elseif not stream.err and known == before then
       for i = 1, #stream, 2 do
         if stream[i] == 'last-generated-id' then redis.call('RPUSH', KEYS[3], stream[i + 1]) end
       end
@@ -36,18 +43,23 @@ if type(info) == 'string' then
     end
   end
 end
-return redis.call('LRANGE', KEYS[3], 0, -1)
+return {done, redis.call('LRANGE', KEYS[3], 0, -1)}
 """)
 
 
 def note_keys(stream: str) -> list[str]:
     """The KEYS of `NOTE`."""
-    return [stream, companion_key(stream, "primary", ""), companion_key(stream, "failovers", "")]
+    return [stream, companion_key(stream, "primary", ""), failovers_key(stream)]
+
+
+def failovers_key(stream: str) -> str:
+    """Where the last entries before failovers are kept."""
+    return companion_key(stream, "failovers", "")
 
 
 def note_command(stream: str) -> tuple[Any, ...]:
     """`NOTE` as a command, for a connection that is about to append."""
-    return ("EVAL", NOTE.text, 3, *note_keys(stream), KEPT)
+    return ("EVAL", NOTE.text, 3, *note_keys(stream), KEPT, 1)
 
 
 class Failovers:
@@ -55,6 +67,11 @@ class Failovers:
 
     def __init__(self, told: Sequence[bytes] = ()) -> None:
         self._ends = [from_wire(each) for each in told]
+
+    @property
+    def newest(self) -> StreamId | None:
+        """The last of them."""
+        return self._ends[-1] if self._ends else None
 
     def end_before(self, id_: StreamId) -> StreamId | None:
         """Where the stream that held an entry which is gone parted from the one of now."""

@@ -6,7 +6,6 @@ command of a transaction in a thread with an event loop of its own, and repeats 
 """
 
 import asyncio
-import contextlib
 import random
 from typing import Any
 
@@ -41,9 +40,9 @@ class _Sentinels:
     """Asks all Sentinels at once: one that is cut off has old news, one that is dead has none."""
 
     def __init__(self, address: RedisAddress) -> None:
-        login = address.sentinel_username, address.sentinel_password
+        access = address.tls, address.sentinel_username, address.sentinel_password
         self._name = address.service
-        self._sentinels = [_connected(node, *login) for node in address.sentinels]
+        self._sentinels = [_connected(node, *access) for node in address.sentinels]
 
     async def ask(self) -> Node:
         """The newest word. Raises `RedisError` or OSError when no Sentinel has one."""
@@ -75,20 +74,23 @@ class _Slots:
     """Asks the nodes of a Cluster, one after the other, who owns a slot."""
 
     def __init__(self, address: RedisAddress, slot: int) -> None:
-        self._login = address.username, address.password
+        self._access = address.tls, address.username, address.password
         self._named = address.cluster
         self._slot = slot
-        self._nodes = {node: _connected(node, *self._login) for node in address.cluster}
+        self._nodes = {node: _connected(node, *self._access) for node in address.cluster}
 
     async def ask(self) -> Node:
         """The owner, by the first node that says. Raises `RedisConnectionError` when none does."""
         nodes = list(self._nodes)
         random.shuffle(nodes)
+        why: Exception | None = None
         for node in nodes:
-            with contextlib.suppress(RedisError, OSError):
+            try:
                 if owner := await self._ask(node):
                     return owner
-        raise RedisConnectionError("no node of the Cluster knows who owns the stream's slot")
+            except (RedisError, OSError) as error:
+                why = error
+        raise RedisConnectionError("no node knows who owns the stream's slot") from why
 
     async def _ask(self, node: Node) -> Node | None:
         (ranges,) = await self._nodes[node].call("CLUSTER", "SLOTS")
@@ -101,7 +103,7 @@ class _Slots:
         """Knows the nodes of the address and those that the Cluster has now."""
         wanted = {*self._named, *told}
         for node in wanted - self._nodes.keys():
-            self._nodes[node] = _connected(node, *self._login)
+            self._nodes[node] = _connected(node, *self._access)
         for node in self._nodes.keys() - wanted:
             await self._nodes.pop(node).aclose()
 
@@ -116,6 +118,8 @@ def _node(told: Any, by: Node) -> Node:
     return Node(told[0].decode() if told[0] else by.host, int(told[1]))
 
 
-def _connected(node: Node, username: str | None, password: str | None) -> Direct:
-    address = RedisAddress(host=node.host, port=node.port, username=username, password=password)
+def _connected(node: Node, tls: bool, username: str | None, password: str | None) -> Direct:
+    address = RedisAddress(
+        host=node.host, port=node.port, tls=tls, username=username, password=password
+    )
     return Direct(address, ASK_TIMEOUT_S, ASK_TIMEOUT_S)

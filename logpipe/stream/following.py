@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import redis.asyncio as aioredis
 from redis.asyncio.client import Pipeline
-from redis.asyncio.connection import Connection, ConnectionPool
+from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 from redis.exceptions import AskError, TryAgainError
 
 from logpipe.redis_address import Node
@@ -49,6 +49,10 @@ class FollowingConnection(Connection):
             self._writer.transport.abort()
 
 
+class FollowingTLSConnection(FollowingConnection, SSLConnection):
+    """The same over TLS; each node has to prove that it is the host it is known by."""
+
+
 class _AskingConnection(Connection):
     """For one command or transaction: it has said ASKING."""
 
@@ -56,6 +60,10 @@ class _AskingConnection(Connection):
         await super().on_connect_check_health(check_health)
         await self.send_command("ASKING")
         await self.read_response()
+
+
+class _AskingTLSConnection(_AskingConnection, SSLConnection):
+    pass
 
 
 class FollowingClient(aioredis.Redis):
@@ -91,9 +99,9 @@ class FollowingClient(aioredis.Redis):
         options = dict(self.connection_pool.connection_kwargs)
         del options["primary"]
         options |= node._asdict()
-        return aioredis.Redis.from_pool(
-            ConnectionPool(connection_class=_AskingConnection, **options)
-        )
+        tls = issubclass(self.connection_pool.connection_class, SSLConnection)
+        kind = _AskingTLSConnection if tls else _AskingConnection
+        return aioredis.Redis.from_pool(ConnectionPool(connection_class=kind, **options))
 
 
 class _FollowingPipeline(Pipeline):

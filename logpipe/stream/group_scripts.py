@@ -1,6 +1,6 @@
 """The scripts of consumer groups: what has to be one step on the server."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.ids import StreamId, from_wire
@@ -61,9 +61,10 @@ local function record(key, name)
 end
 """
 
-# KEYS: the stream, the group's losses. ARGV: group, consumer, count. New entries, and what the
-# bounds and the group were just before. Redis' own count of what a group has read forgets what was
-# trimmed unread, so it is put right.
+# KEYS: the stream, the group's losses, the last entries before failovers. ARGV: group, consumer,
+# count, whether a failover may cost what was acknowledged. New entries, and what the bounds and the
+# group were just before. Redis' own count of what a group has read forgets what was trimmed unread,
+# so it is put right.
 READ = Script.of(
     _FIELD
     + _LESS
@@ -82,19 +83,28 @@ local info = redis.call('XINFO', 'STREAM', KEYS[1])
 local first, added = field(info, 'first-entry'), field(info, 'entries-added')
 local length, deleted = field(info, 'length'), field(info, 'max-deleted-entry-id')
 local last, read = field(before, 'last-delivered-id'), field(before, 'entries-read')
-local missed = false
+local missed = {}
 if #entries > 0 and first and less(last, first[1]) and (not added or added > length) then
   local known = added and deleted == '0-0'
   local count = known and read and added - length - read
   if not count or count > 0 then
-    missed = last .. ' ' .. first[1] .. ' ' .. (count or 'unknown')
-    record(KEYS[2], missed)
+    missed[1] = last .. ' ' .. first[1] .. ' ' .. (count or 'unknown')
   end
   if known then
     redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], entries[#entries][1],
       'ENTRIESREAD', added - length + #entries)
   end
 end
+if #entries > 0 and ARGV[4] == '1' then
+  for _, parted in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+    local at = 1
+    while at <= #entries and not less(parted, entries[at][1]) do at = at + 1 end
+    if not less(parted, last) and at <= #entries then
+      missed[#missed + 1] = parted .. ' ' .. entries[at][1] .. ' unknown reset'
+    end
+  end
+end
+for _, loss in ipairs(missed) do record(KEYS[2], loss) end
 return {entries, last, read, first and first[1], field(info, 'last-generated-id'), added, length,
   deleted, missed}
 """
@@ -190,11 +200,11 @@ return 1
 
 
 class GroupRead(NamedTuple):
-    """An answer of `READ`: raw entries, the record of what the group missed, up to where it has
+    """An answer of `READ`: raw entries, the records of what the group missed, up to where it has
     read, and how many entries it has not read yet."""
 
     entries: list[tuple[bytes, dict[bytes, bytes]]]
-    missed: str | None
+    missed: list[str]
     end: StreamId
     lag: int | None
 
@@ -213,7 +223,7 @@ def group_read(answer: Any) -> GroupRead:
     )
     end = from_wire(entries[-1][0]) if entries else group.id
     lag = _lag(group, bounds, len(entries))
-    return GroupRead(entries, missed.decode() if missed else None, end, lag)
+    return GroupRead(entries, [record.decode() for record in missed], end, lag)
 
 
 def with_fields(raw: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
@@ -222,14 +232,16 @@ def with_fields(raw: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
 
 
 def gap_of(record: str) -> Gap:
-    """The gap that a recorded loss stands for: an id, or two with a count between them."""
+    """The gap that a recorded loss stands for: an id, or two with a count between them, and of a
+    failover the word `reset`."""
     if " " not in record:
         id_ = from_wire(record.encode())
         return Gap("trimmed", id_.before(), id_.after(), 1, id_)
-    after, before, count = record.split()
+    after, before, count, *failover = record.split()
     first = from_wire(before.encode())
     known = None if count == "unknown" else int(count)
-    return Gap("trimmed", from_wire(after.encode()), first, known, first.before())
+    reason: Literal["reset", "trimmed"] = "reset" if failover else "trimmed"
+    return Gap(reason, from_wire(after.encode()), first, known, first.before())
 
 
 def _lag(group: Cursor, bounds: Bounds, given: int) -> int | None:

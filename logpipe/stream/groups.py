@@ -9,6 +9,7 @@ from logpipe.event import Entry
 from logpipe.ids import START, StreamId, from_wire
 from logpipe.stream.connections import Connections
 from logpipe.stream.entries import entry_of
+from logpipe.stream.failovers import failovers_key
 from logpipe.stream.group_scripts import (
     CLAIM,
     CREATE,
@@ -38,8 +39,9 @@ class Claimed(NamedTuple):
     """How far that goes: of a read, the last entry that the group was given; of a claim, where the
     next one goes on to look, `START` when all was looked at."""
     losses: Sequence[str] = ()
-    """Records of what was trimmed before the group had read it, and of other losses that a process
-    was given to tell and has not; see `gap_of`. For one of the group's consumers only."""
+    """Records of what was trimmed before the group had read it, or went with a failover, and of
+    other losses that a process was given to tell and has not; see `gap_of`. For one of the group's
+    consumers only."""
     lag: int | None = None
     """Of a read: how many entries the group has not read yet, where that is known."""
 
@@ -73,10 +75,16 @@ class StreamGroups:
     async def read(self, group: str, consumer: str, count: int) -> Claimed:
         """New entries of a group, at once: none when there are none."""
         async with self._redis.translated():
-            answer = await READ.run(self._redis.writing, self._keys(group), group, consumer, count)
+            answer = await READ.run(
+                self._redis.writing,
+                [*self._keys(group), failovers_key(self._stream)],
+                group,
+                consumer,
+                count,
+                int(self._redis.replicas is None),
+            )
         read = group_read(answer)
-        losses = [read.missed] if read.missed else []
-        return _claimed(read.entries, [])._replace(end=read.end, losses=losses, lag=read.lag)
+        return _claimed(read.entries, [])._replace(end=read.end, losses=read.missed, lag=read.lag)
 
     async def history(self, group: str, consumer: str, count: int, after: StreamId) -> Claimed:
         """What is pending for this consumer, from an id on."""

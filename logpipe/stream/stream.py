@@ -30,6 +30,7 @@ from logpipe.stream.exchange import exchange
 from logpipe.stream.failovers import KEPT, NOTE, Failovers, gap_before, note_keys
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
+from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas
 from logpipe.stream.trimming import StreamTrimming
 
@@ -68,6 +69,9 @@ class Stream:
         self._failovers = Failovers()
         self._noted = -1
         """The generation of the primary whose failovers these are."""
+        self._parted: StreamId | None = None
+        """Where the stream that is followed parted from the one of now. A cursor behind it proves
+        nothing: in a partition, both sides may have given the same id."""
         self.groups = StreamGroups(self._redis, name)
         self.trimming = StreamTrimming(self._redis, name)
 
@@ -136,14 +140,24 @@ class Stream:
 
     # -- reading ------------------------------------------------------------------------------
 
-    async def read(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
+    async def read(
+        self, after: Cursor, count: int, witness: StreamId = START, *, before_reset: bool = False
+    ) -> Page:
         """Up to `count` entries after a cursor, and the gap between, if there is one.
 
         `witness` is an entry that the stream had when the cursor's position was found. A stream
         that does not reach from before it to behind it may be another one, which makes the
-        position worthless.
+        position worthless. `before_reset`: the cursor is from before the last reset that `follow`
+        has told, so that not even an entry with its id proves that it is of this stream.
         """
-        return await self._steadily(lambda: self._read(after, count, witness))
+
+        async def read() -> Page:
+            end = self._failovers.newest if before_reset else None
+            if end is not None and end < after.id:
+                return await self._rejoin(after, end, count)
+            return await self._read(after, count, witness)
+
+        return await self._steadily(read)
 
     async def _steadily(self, read: Callable[[], Awaitable[Page]]) -> Page:
         """A page as one primary has it whose failovers are known."""
@@ -151,14 +165,39 @@ class Stream:
         if primary is None:
             return await read()
         while True:
-            generation = primary.generation
-            if generation != self._noted:
-                async with self._redis.translated():
-                    told = await NOTE.run(self._redis.writing, note_keys(self.name), KEPT)
-                self._failovers, self._noted = Failovers(told), generation
+            generation = await self._note(primary)
+            known = self._failovers.newest
             page = await read()
-            if primary.generation == generation:
+            if self._noted != generation:  # it could not be noted; by now another may have
+                await self._note(primary)
+            if primary.generation == generation and self._failovers.newest == known:
                 return page
+
+    async def _note(self, primary: Primary) -> int:
+        """The generation of the primary whose failovers are known now."""
+        generation = primary.generation
+        if generation != self._noted:
+            async with self._redis.translated():
+                done, told = await NOTE.run(self._redis.writing, note_keys(self.name), KEPT, 0)
+            failovers = Failovers(told)
+            if self._noted >= 0 and failovers.newest != self._failovers.newest:
+                self._parted = failovers.newest
+            self._failovers = failovers
+            if done:
+                self._noted = generation
+        return generation
+
+    async def same_until(self, id_: StreamId) -> StreamId:
+        """Up to where this is still the stream that has once had all up to an id: at the most that
+        id, less after a failover, and `START` after a flush."""
+        if self._redis.primary is not None:
+            await self._note(self._redis.primary)
+        if await self.range(id_, id_, 1):
+            return id_
+        bounds = await self.bounds()
+        if bounds.first is None or bounds.first > id_:
+            return START
+        return self._failovers.end_before(id_) or min(id_, bounds.last)
 
     async def _read(self, after: Cursor, count: int, witness: StreamId) -> Page:
         async with self._redis.translated():
@@ -170,11 +209,14 @@ class Stream:
         return await self._prove(after, count, witness)
 
     async def follow(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
-        """As `read`, as soon as there is something, or after BLOCK_MS.
+        """As `read`, as soon as there is something, or after BLOCK_MS; for one reader.
 
         Waiting and reading are sent together: one way to Redis and back instead of two.
         """
-        return await self._steadily(lambda: self._follow(after, count, witness))
+        page = await self._steadily(lambda: self._follow(after, count, witness))
+        if page.end.id != after.id:
+            self._parted = None
+        return page
 
     async def _follow(self, after: Cursor, count: int, witness: StreamId) -> Page:
         async with self._redis.translated():
@@ -186,6 +228,8 @@ class Stream:
             for answer in (waited, raw):
                 if isinstance(answer, Exception):
                     raise answer
+        if self._parted is not None and self._parted < after.id:
+            return await self._rejoin(after, self._parted, count)
         if raw and from_wire(raw[0][0]) == after.id:
             return self._page(after, [(id_, dict(_pairs(fields))) for id_, fields in raw[1:]])
         return await self._prove(after, count, witness)

@@ -19,8 +19,8 @@ DATA = "/srv"
 """The one folder that may be written, as /data is in the image."""
 
 # A mount that cannot be made read-only is another's, or gone meanwhile; what matters is asked of
-# the kernel by the test. Where Python itself is in root's home, that is replaced by an empty one
-# with Python in it.
+# the kernel by the test. Where Python or logpipe is in root's home or in /tmp, which become empty
+# ones, it is laid there again.
 SETUP = """
 set -eu
 uid=$1 tmp=$2 pids=$3 base=$4 prefix=$5 root=$6
@@ -28,16 +28,17 @@ shift 6
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /mnt
 for path in "$base" "$prefix" "$root"; do
-  case $path in /root/*) mkdir -p "/mnt$path"; mount --rbind "$path" "/mnt$path" ;; esac
+  case $path in /root/*|/tmp/*) mkdir -p "/mnt$path"; mount --rbind "$path" "/mnt$path" ;; esac
 done
 mount -t tmpfs -o mode=755 tmpfs /root
+mount -t tmpfs -o "$tmp" tmpfs /tmp
 for path in "$base" "$prefix" "$root"; do
-  case $path in /root/*) mkdir -p "$path"; mount --rbind "/mnt$path" "$path" ;; esac
+  case $path in /root/*|/tmp/*) mkdir -p "$path"; mount --rbind "/mnt$path" "$path" ;; esac
 done
 while read -r _ _ _ _ where _; do
-  case $where in /proc|/proc/*) ;; *) mount -o remount,bind,ro "$where" 2>/dev/null || true ;; esac
+  case $where in /tmp|/proc|/proc/*) continue ;; esac
+  mount -o remount,bind,ro "$where" 2>/dev/null || true
 done < /proc/self/mountinfo
-mount -t tmpfs -o "$tmp" tmpfs /tmp
 mount -t tmpfs -o mode=700,uid=$uid,gid=$uid tmpfs {data}
 cd /
 exec setpriv --reuid $uid --regid $uid --clear-groups --no-new-privs \
@@ -45,6 +46,7 @@ exec setpriv --reuid $uid --regid $uid --clear-groups --no-new-privs \
   prlimit --nproc=$pids -- "$@"
 """.replace("{data}", DATA)
 
+PATH = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
 NAMESPACES = ("--mount", "--propagation", "private", "--pid", "--fork", "--ipc")
 
 
@@ -64,7 +66,9 @@ class Sandbox:
             if shutil.which(program) is None:
                 return f"{program} is not there"
         import_it = [sys.executable, "-c", "import logpipe"]
-        tried = subprocess.run(self.command(import_it), capture_output=True, text=True, check=False)
+        tried = subprocess.run(
+            self.command(import_it), env={"PATH": PATH}, capture_output=True, text=True, check=False
+        )
         return tried.stderr.strip()[-200:] if tried.returncode else ""
 
     def command(self, words: Sequence[str]) -> list[str]:
@@ -78,7 +82,7 @@ class Sandbox:
         """A command that runs confined, with these variables and no others, until the end."""
         with log.open("wb") as out:
             process = subprocess.Popen(self.command(words), env=environ, stdout=out, stderr=out)
-        inside = Inside(process, self._uid, environ)
+        inside = Inside(process, self._uid, environ, log)
         try:
             yield inside
         finally:
@@ -89,11 +93,16 @@ class Inside:
     """What runs in a sandbox, and others who join it, as `docker exec` does."""
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", uid: int, environ: Mapping[str, str]
+        self,
+        process: "subprocess.Popen[bytes]",
+        uid: int,
+        environ: Mapping[str, str],
+        log: Path,
     ) -> None:
         self.process = process
         self._uid = uid
         self.environ = environ
+        self.log = log
 
     @property
     def pid(self) -> int:

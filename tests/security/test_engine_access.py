@@ -46,7 +46,10 @@ print(json.dumps({
 
 def tried_as(user: int, socket: Path) -> dict[str, str]:
     done = subprocess.run(
-        [sys.executable, "-c", TRY, str(user), str(socket)], capture_output=True, check=True
+        [sys.executable, "-c", TRY, str(user), str(socket)],
+        env={"PATH": os.defpath},
+        capture_output=True,
+        check=True,
     )
     found: dict[str, str] = json.loads(done.stdout)
     return found

@@ -32,9 +32,12 @@ DAY_EVENTS = 4_320_000
 """50 a second for 24 hours."""
 DAY_RECONNECTS = 20_000
 DAY_RESTARTS = 100
-REHEARSAL_EVENTS = 50_000
-"""Sent before descriptors and tasks are counted for the first time, with a restart: connections to
-Redis are pooled, and how many a process needs shows when it was busy once."""
+REHEARSAL_EVENTS = 60_000
+"""Sent before anything is measured: more than the stream keeps."""
+REHEARSAL_RESTARTS = 5
+STAMPEDE = 40
+"""Readers that then read all of the stream at once. How many pooled connections to Redis a process
+needs, and how much memory it may take at the most, shows when it was as busy as it can be once."""
 RATE = 6_500
 BATCH = 250
 HOPPERS = 40
@@ -177,7 +180,8 @@ class Day:
             for child in self._children.values():
                 await child.ready()
             async with self._reading(), self._looking():
-                await self._write(REHEARSAL_EVENTS, 1)
+                await self._write(REHEARSAL_EVENTS, REHEARSAL_RESTARTS)
+                await self._stampede()
                 await self._settle()
             await self._measure_levels()
             began = time.monotonic()
@@ -253,6 +257,22 @@ class Day:
         finally:
             self.writer.stopping = True
             await writing
+
+    async def _stampede(self) -> None:
+        """All distributors are read from the beginning, by many readers, each with its filter."""
+        readers = [
+            Reader("late", Plan(query, bool, leaves=False), [url], self._random())
+            for number in range(STAMPEDE)
+            for query in [{"since": "earliest", "source": f"s{number}"}]
+            for url in self._urls
+        ]
+        upto = self.batches.last
+        running = [asyncio.create_task(reader.run()) for reader in readers]
+        arrived = "all have read all"
+        await wait_until(lambda: all(reader.at >= upto for reader in readers), arrived, timeout=120)
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
 
     async def _written(self, count: int) -> None:
         await wait_until(lambda: self.batches.count >= count, f"{count:,} events", timeout=600)

@@ -3,7 +3,9 @@
 import asyncio
 import os
 import signal
+import statistics
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,15 +59,19 @@ async def _tasks(pid: int, told: Path) -> int:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """By least squares: how much y rises while x rises by one."""
-    xs, ys = zip(*points, strict=True)
-    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    over = sum((x - x_mean) * (y - y_mean) for x, y in points)
-    spread = sum((x - x_mean) ** 2 for x in xs)
-    return over / spread if spread else 0.0
+    """By how much y rises while x rises by one: the median over all pairs of points.
+
+    Theil and Sen's estimator: memory that goes to a new height once, when all readers have fallen
+    behind, and stays there, has no slope; what rises all the time has.
+    """
+    rises = [
+        (other_y - y) / (other_x - x)
+        for (x, y), (other_x, other_y) in combinations(points, 2)
+        if other_x != x
+    ]
+    return statistics.median(rises) if rises else float("nan")
 
 
 def memory_slope(samples: Sequence[tuple[int, int]], warm: int) -> float:
     """Megabytes a million events, of (events, bytes) from `warm` events on."""
-    points = [(events / MEGA, size / MEGA) for events, size in samples if events >= warm]
-    return slope(points) if len(points) > 1 else float("nan")
+    return slope([(events / MEGA, size / MEGA) for events, size in samples if events >= warm])

@@ -88,9 +88,10 @@ class Reader:
                 if asyncio.get_running_loop().time() - began > stall_at:
                     stall_at = float("inf")
                     await asyncio.sleep(self.plan.stalls_s)
-                head = await asyncio.wait_for(reader.readuntil(b"\r\n"), SILENCE_S)
-                size = int(head, 16)
-                rest += (await asyncio.wait_for(reader.readexactly(size + 2), SILENCE_S))[:-2]
+                # Not `wait_for`: that of Python 3.11 may swallow a cancellation.
+                async with asyncio.timeout(SILENCE_S):
+                    size = int(await reader.readuntil(b"\r\n"), 16)
+                    rest += (await reader.readexactly(size + 2))[:-2]
                 if not size:
                     return
                 end = b"\n" if self.plan.ndjson else b"\n\n"
