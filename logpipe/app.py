@@ -4,6 +4,7 @@ Resources live on one exit stack here and are handed to the roles; a role is a S
 that knows nothing of the others.
 """
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -28,10 +29,13 @@ from logpipe.collector.inflight import Inflight
 from logpipe.collector.receivers.intake import Process
 from logpipe.collector.receivers.syslog_tcp import SyslogListener
 from logpipe.collector.receivers.table import SEGMENTS
+from logpipe.collector.spread import AnyAppender, SpreadAppender
 from logpipe.collector.submit import LocalCollector
 from logpipe.engine import Engine, stream_bytes
 from logpipe.groups import Groups
 from logpipe.hub import Hub
+from logpipe.joint import JointHub
+from logpipe.joint_shared import JointGroups
 from logpipe.limits import Rates, Seats
 from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
@@ -39,7 +43,8 @@ from logpipe.problems import Problem, respond
 from logpipe.redis_address import RedisAddress
 from logpipe.server import bind
 from logpipe.settings import Role, Settings
-from logpipe.stream import Stream
+from logpipe.sources import JointSource, Source, StreamSource
+from logpipe.stream import Partitions, Stream, partition_key
 from logpipe.tokens import Tokens
 from logpipe.trimmer import Trimmer
 from logpipe.watch import Look, Watch, look_here
@@ -51,9 +56,9 @@ class Parts(NamedTuple):
     settings: Settings
     tokens: Tokens
     metrics: Metrics
-    appender: Appender | None
-    hub: Hub | None
-    groups: Groups | None
+    appender: AnyAppender | None
+    hub: Hub | JointHub | None
+    groups: Groups | JointGroups | None
     remote: RemoteDistributor | None
     http: httpx.AsyncClient | None
     watch: Watch | None
@@ -76,8 +81,14 @@ def _collector(parts: Parts) -> ASGIApp:
 
 
 def _distributor(parts: Parts) -> ASGIApp:
-    assert parts.hub is not None and parts.groups is not None
-    return distributor.create(parts.settings, parts.tokens, parts.hub, parts.groups, parts.seats)
+    source: Source
+    if isinstance(parts.hub, JointHub):
+        assert isinstance(parts.groups, JointGroups)
+        source = JointSource(parts.hub, parts.groups)
+    else:
+        assert parts.hub is not None and isinstance(parts.groups, Groups)
+        source = StreamSource(parts.hub, parts.groups)
+    return distributor.create(parts.settings, parts.tokens, source, parts.seats)
 
 
 def _ui(parts: Parts) -> ASGIApp:
@@ -87,6 +98,7 @@ def _ui(parts: Parts) -> ASGIApp:
     log: ui.Log
     submit: ui.Submit
     if hub is not None:
+        assert isinstance(hub, Hub)  # the settings refuse a page over partitions
         log = ui.LocalLog(hub, f"this process ({', '.join(sorted(settings.roles))})")
     else:
         assert remote is not None and http is not None
@@ -204,7 +216,7 @@ def _say_farewell(parts: Parts, syslog: SyslogListener | None) -> None:
 
 async def _open_stream(
     settings: Settings, address: RedisAddress, stack: AsyncExitStack, background: Background
-) -> Stream:
+) -> Stream | Partitions:
     trouble: Callable[[], str | None] = lambda: None  # noqa: E731
     if address.embedded is not None:
         engine = Engine(settings.engine_dir)
@@ -213,55 +225,53 @@ async def _open_stream(
         background.start("engine", engine.supervise())
         address = RedisAddress(socket=str(engine.socket))
         trouble = lambda: engine.trouble  # noqa: E731
-    stream = Stream(
-        address,
-        settings.stream_name,
-        maxlen=settings.trim_maxlen,
-        block_ms=settings.block_ms,
-        ack_replicas=settings.ack_replicas,
-        trouble=trouble,
-    )
+    stream = _stream(settings, address, trouble)
     stack.push_async_callback(stream.aclose)
     background.start("monitor", stream.monitor())
     return stream
+
+
+def _stream(
+    settings: Settings, address: RedisAddress, trouble: Callable[[], str | None]
+) -> Stream | Partitions:
+    """The stream, or one for each of PARTITIONS, among which the limits of the whole are split."""
+
+    def named(name: str) -> Stream:
+        return Stream(
+            address,
+            name,
+            maxlen=max(1, settings.trim_maxlen // count),
+            block_ms=settings.block_ms,
+            ack_replicas=settings.ack_replicas,
+            trouble=trouble,
+        )
+
+    name, count = settings.stream_name, settings.partitions
+    if count == 1:
+        return named(name)
+    return Partitions([named(partition_key(name, each, count)) for each in range(count)])
 
 
 async def _open_parts(
     settings: Settings,
     tokens: Tokens,
     metrics: Metrics,
-    stream: Stream | None,
+    stream: Stream | Partitions | None,
     stack: AsyncExitStack,
     background: Background,
 ) -> Parts:
     appender = hub = groups = remote = http = watch = None
     if stream is not None and "collector" in settings.roles:
-        appender = Appender(stream, metrics, Inflight(settings.max_inflight_bytes))
+        appender = _appender(stream, metrics, Inflight(settings.max_inflight_bytes))
         _start_trimmer(settings, stream, metrics, background)
         metrics.stream_max_entries.set(settings.trim_maxlen)
         stack.push_async_callback(appender.aclose)
     if stream is not None and "distributor" in settings.roles:
-        hub = Hub(
-            stream,
-            metrics,
-            queue_len=settings.subscriber_queue_len,
-            batch_count=settings.batch_count,
-            heartbeat_s=settings.heartbeat_s,
-        )
+        hub = _hub(settings, stream, metrics)
         background.start("feed", hub.run())
         background.start("heartbeat", hub.beat())
         background.start("measure", hub.measure())
-        groups = await stack.enter_async_context(
-            Groups(
-                stream,
-                metrics,
-                background,
-                consumer=settings.consumer_name,
-                pending_idle_ms=settings.pending_idle_ms,
-                batch_count=settings.batch_count,
-                heartbeat_s=settings.heartbeat_s,
-            )
-        )
+        groups = await _open_groups(settings, hub, stack, background)
     if "ui" in settings.roles and (appender is None or hub is None):
         http = await stack.enter_async_context(http_client())
         if hub is None:
@@ -283,15 +293,68 @@ async def _open_parts(
     )
 
 
+def _appender(stream: Stream | Partitions, metrics: Metrics, inflight: Inflight) -> AnyAppender:
+    if isinstance(stream, Partitions):
+        return SpreadAppender(stream, metrics, inflight)
+    return Appender(stream, metrics, inflight)
+
+
+def _hub(settings: Settings, stream: Stream | Partitions, metrics: Metrics) -> Hub | JointHub:
+    queue_len, batch_count = settings.subscriber_queue_len, settings.batch_count
+    if isinstance(stream, Partitions):
+        return JointHub(
+            stream,
+            metrics,
+            queue_len=queue_len,
+            batch_count=batch_count,
+            heartbeat_s=settings.heartbeat_s,
+        )
+    return Hub(
+        stream,
+        metrics,
+        queue_len=queue_len,
+        batch_count=batch_count,
+        heartbeat_s=settings.heartbeat_s,
+    )
+
+
+async def _open_groups(
+    settings: Settings, hub: Hub | JointHub, stack: AsyncExitStack, background: Background
+) -> Groups | JointGroups:
+    def groups_of(hub: Hub) -> Groups:
+        return Groups(
+            hub.stream,
+            hub.metrics,
+            background,
+            consumer=settings.consumer_name,
+            pending_idle_ms=settings.pending_idle_ms,
+            batch_count=settings.batch_count,
+            heartbeat_s=settings.heartbeat_s,
+        )
+
+    if isinstance(hub, Hub):
+        return await stack.enter_async_context(groups_of(hub))
+    parts = [await stack.enter_async_context(groups_of(each)) for each in hub.hubs]
+    return JointGroups(parts, hub.metrics, settings.heartbeat_s)
+
+
 def _start_trimmer(
-    settings: Settings, stream: Stream, metrics: Metrics, background: Background
+    settings: Settings, stream: Stream | Partitions, metrics: Metrics, background: Background
 ) -> None:
     max_bytes, max_age_ms = settings.trim_maxbytes, settings.trim_maxage_ms
     if max_bytes < 0:
         embedded = settings.redis is not None and settings.redis.embedded is not None
         max_bytes = stream_bytes() if embedded else 0
-    if max_bytes or max_age_ms:
-        trimmer = Trimmer(stream.trimming, metrics, max_bytes=max_bytes, max_age_ms=max_age_ms)
+    streams = stream.streams if isinstance(stream, Partitions) else [stream]
+    if not max_bytes and not max_age_ms:
+        return
+    for each in streams:
+        trimmer = Trimmer(
+            each.trimming,
+            metrics,
+            max_bytes=math.ceil(max_bytes / len(streams)),
+            max_age_ms=max_age_ms,
+        )
         background.start("trimmer", trimmer.run())
 
 
@@ -301,7 +364,10 @@ def _start_canaries(parts: Parts, background: Background) -> None:
         sending = send_canaries(parts.appender.append, metrics, settings.canary_s)
         background.start("canary", sending)
     if settings.canary_s and parts.hub is not None:
-        background.start("canaries", await_canaries(parts.hub, metrics))
+        # All canaries have one source, and lie in one of the partitions.
+        hubs = parts.hub.hubs if isinstance(parts.hub, JointHub) else [parts.hub]
+        for hub in hubs:
+            background.start("canaries", await_canaries(hub, metrics))
 
 
 def _looks_elsewhere(

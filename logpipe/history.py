@@ -1,8 +1,8 @@
 """Reading back: where a subscription begins, and the pages of the history."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from logpipe.continuity import Cursor, Gap
+from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.event import Entry
 from logpipe.filters import Filter
 from logpipe.ids import END, START, StreamId
@@ -14,6 +14,15 @@ PAGE_SCAN = 50_000
 """Entries that one page looks at; a rare match in a long stream then takes more than one page."""
 
 
+class Readable(Protocol):
+    """A stream, or the partitions of a log as one."""
+
+    async def range(
+        self, low: StreamId, high: StreamId, count: int, *, newest_first: bool = False
+    ) -> list[tuple[StreamId, Entry | None]]: ...
+    async def bounds(self) -> Bounds: ...
+
+
 class HistoryPage(NamedTuple):
     """Matching entries, and the id at which the next page goes on (None at the end)."""
 
@@ -22,7 +31,7 @@ class HistoryPage(NamedTuple):
 
 
 async def history(
-    stream: Stream,
+    stream: Readable,
     chosen: Filter,
     low: StreamId,
     high: StreamId,
@@ -75,7 +84,7 @@ async def before(stream: Stream, since: StreamId) -> tuple[Cursor, Gap | None]:
     return cursor, Gap("trimmed", since.before(), bounds.first, None, cursor.id)
 
 
-async def before_last(stream: Stream, chosen: Filter, wanted: int, page: int) -> Cursor:
+async def before_last(stream: Readable, chosen: Filter, wanted: int, page: int) -> Cursor:
     """The cursor before the last `wanted` matching entries that are kept."""
     accepts = chosen.predicate
     found = 0

@@ -15,6 +15,7 @@ import msgspec
 import platformdirs
 from msgspec import Meta
 
+from logpipe.positions import MAX_PARTITIONS
 from logpipe.redis_address import RedisAddress, parse_redis_addr
 
 Words = tuple[str, ...]
@@ -70,6 +71,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     data_dir: Annotated[str, setting("Folder of the embedded engine.")] = ""
     stream_name: Annotated[str, setting("Key of the Redis Stream.", min_length=1)] = "logs"
+    partitions: Annotated[
+        int,
+        setting("Keys that the stream is spread over, by source.", ge=1, le=MAX_PARTITIONS),
+    ] = 1
     max_message_bytes: Annotated[int, setting("Largest event, as JSON.", ge=64)] = 65_536
     max_body_bytes: Annotated[int, setting("Largest request body, decompressed.", ge=64)] = (
         16_777_216
@@ -427,6 +432,7 @@ def _check(settings: Settings) -> list[str]:
         if not re.fullmatch(r"https?://[^/\s]+.*", url):
             told = _on_one_line(without_credentials(url))
             bad.append(f"{variable}={told}: must be a URL like http://collector:8081")
+    bad += _check_partitions(settings)
     for network in settings.forwarded_allow_ips:
         try:
             _ = network == "*" or ipaddress.ip_network(network)
@@ -454,3 +460,24 @@ def _redis_trouble(settings: Settings) -> Iterator[str]:
         yield f"REDIS_ADDR: ssl_ca_certs names no certificates in PEM: {error.strerror}"
     except ValueError as error:
         yield f"REDIS_ADDR: {error}"
+
+
+def _check_partitions(settings: Settings) -> list[str]:
+    """What does not go together with a stream that is spread over several keys."""
+    name, count = settings.stream_name, settings.partitions
+    if count == 1:
+        return []
+    bad = []
+    if "{" in name:
+        bad.append(
+            f"STREAM_NAME={_on_one_line(name)}: must have no hash tag with PARTITIONS={count}: it"
+            " would keep all of them on one node"
+        )
+    if "ui" in settings.roles:
+        bad.append(
+            f"PARTITIONS={count}: the page reads one stream only: leave the role ui out"
+            " (ROLE=collector,distributor)"
+        )
+    if settings.trim_maxlen < count:
+        bad.append(f"TRIM_MAXLEN={settings.trim_maxlen}: must be at least PARTITIONS={count}")
+    return bad

@@ -8,6 +8,8 @@ from logpipe.continuity import Bounds
 from logpipe.groups import Groups
 from logpipe.hub import Hub
 from logpipe.ids import StreamId
+from logpipe.joint import JointHub, JointSubscription
+from logpipe.joint_shared import JointGroups, JointShared
 from logpipe.messages import Delivery, Subscription
 from logpipe.shared import SharedSubscription
 from logpipe.subscription import HubSubscription
@@ -38,7 +40,7 @@ class Listed(msgspec.Struct, frozen=True):
     subscribers: list[Subscriber]
 
 
-async def subscribers(hub: Hub, groups: Groups) -> list[Subscriber]:
+async def subscribers(hub: Hub | JointHub, groups: Groups | JointGroups) -> list[Subscriber]:
     """All of them, the longest connected first."""
     newest = await hub.bounds()
     everyone = sorted([*hub.subscribers, *groups.subscribers], key=lambda one: one.connected_ms)
@@ -50,10 +52,12 @@ def _listed(subscription: Subscription, newest: Bounds) -> Subscriber:
     cursor: StreamId | None = None
     lag: int | None = None
     match subscription:
-        case SharedSubscription():
+        case SharedSubscription() | JointShared():
             group, cursor, lag = subscription.name, subscription.cursor, subscription.lag
         case HubSubscription():
             cursor, lag = subscription.cursor.id, subscription.behind(newest)
+        case JointSubscription():
+            cursor, lag = subscription.position, subscription.behind()
     chosen = subscription.filter
     return Subscriber(
         client=subscription.client,

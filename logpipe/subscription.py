@@ -260,9 +260,10 @@ class HubSubscription:
         if since is not None:
             self.cursor, gap = await before(self._hub.stream, since)
         if self._start.tail is not None:
-            tail = await before_last(
-                self._hub.stream, self.filter, self._start.tail, self._hub.batch_count
-            )
+            tail = await self._before_last(self._start.tail)
             if since is None or tail.id > self.cursor.id:
                 self.cursor, gap = tail, None
         return gap
+
+    async def _before_last(self, wanted: int) -> Cursor:
+        return await before_last(self._hub.stream, self.filter, wanted, self._hub.batch_count)

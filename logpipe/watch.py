@@ -13,6 +13,8 @@ import msgspec
 
 from logpipe.groups import Groups
 from logpipe.hub import Hub
+from logpipe.joint import JointHub
+from logpipe.joint_shared import JointGroups
 from logpipe.metrics import Metrics
 from logpipe.samples import Sample, read_sample
 from logpipe.subscribers import Subscriber, subscribers
@@ -54,7 +56,10 @@ Look = Callable[[bool], Awaitable[Seen]]
 
 
 def look_here(
-    health: Callable[[], Health], metrics: Metrics, hub: Hub | None, groups: Groups | None
+    health: Callable[[], Health],
+    metrics: Metrics,
+    hub: Hub | JointHub | None,
+    groups: Groups | JointGroups | None,
 ) -> Look:
     """Looks at this process."""
 

@@ -99,6 +99,8 @@ class Wire:
         What waits for a slow reader waits in the window, shared, and not here; and to have been
         written means to have left this process.
         """
+        if self._transport.is_closing():
+            return  # the reader has left meanwhile
         self._uncork()
         # With TLS a transport is full once it holds as much, not more: 0 would always be.
         encrypted = self._transport.get_extra_info("sslcontext") is not None

@@ -166,7 +166,7 @@ async def test_the_first_segment_of_the_path_chooses_the_app(path: str, name: st
     async def unused(message: Message | None = None) -> Any:
         raise AssertionError
 
-    await dispatch({"type": "http", "path": path}, unused, unused)
+    await dispatch({"type": "http", "path": path, "query_string": b""}, unused, unused)
     assert seen == [name]
 
 

@@ -28,6 +28,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "ack_replicas": ("1", 1),
     "data_dir": ("/srv/data", "/srv/data"),
     "stream_name": ("events", "events"),
+    "partitions": ("4", 4),
     "max_message_bytes": ("1000", 1000),
     "max_body_bytes": ("2000", 2000),
     "max_batch_events": ("5", 5),
@@ -82,10 +83,11 @@ def test_every_setting_is_tried_here() -> None:
 def test_a_setting_is_an_option_and_a_variable_of_the_same_name(name: str) -> None:
     text, value = VALUES[name]
     assert value != getattr(Settings(), name)
-    needed = {"SSL_CERTFILE": "/c.pem"} if name == "ssl_keyfile" else {}
-    assert getattr(load({name: text}, needed), name) == value
-    assert getattr(load({}, {**needed, name.upper(): text}), name) == value
-    assert getattr(load({name: f" {text} "}, needed), name) == value
+    needed = {"ssl_keyfile": {"SSL_CERTFILE": "/c.pem"}, "partitions": {"ROLE": "collector"}}
+    others = needed.get(name, {})
+    assert getattr(load({name: text}, others), name) == value
+    assert getattr(load({}, {**others, name.upper(): text}), name) == value
+    assert getattr(load({name: f" {text} "}, others), name) == value
 
 
 def test_the_option_wins_over_the_variable_over_the_default() -> None:

@@ -55,6 +55,15 @@ def test_what_may_not_wait_for_a_body_does_not() -> None:
     assert written.writes[1:] == [b"HTTP/1.1 200 OK\r\n\r\n", b"later"]
 
 
+def test_a_stream_whose_reader_has_left_before_its_head_writes_nothing() -> None:
+    """A write to a transport that is closed is an error."""
+    written, wire = a_wire()
+    wire.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    written.close()
+    wire.begin_stream()
+    assert written.writes == []
+
+
 def test_a_response_that_breaks_off_behind_its_head_still_shows_it() -> None:
     written, wire = a_wire()
     wire.write(b"HTTP/1.1 200 OK\r\n\r\n")

@@ -15,7 +15,7 @@ import httpx
 from logpipe import sse
 from logpipe.client.connection import CONNECT_TIMEOUT_S, shown, trusted
 from logpipe.doctor.senders import PROBES, SENDERS, Probe, Sender, bearer
-from logpipe.ids import parse_id
+from logpipe.positions import read_id
 from logpipe.samples import Sample, read_sample
 
 ANSWER_S = 5.0
@@ -222,8 +222,9 @@ class _Look:
             if event is None:
                 return
             if event.event == "message":
-                name = self._name_in(_object(event.data))
-                self._facts.arrived[name] = parse_id(event.id).ms
+                told = _object(event.data)
+                name = self._name_in(told)
+                self._facts.arrived[name] = read_id(str(told.get("id"))).ms
                 missing.discard(name)
 
     def _name_in(self, event: Mapping[str, Any]) -> str:
