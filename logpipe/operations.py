@@ -93,7 +93,8 @@ PROBES = (
     Operation(
         "/metrics",
         "Metrics for Prometheus.",
-        {200: Reply("They.", {METRICS_TYPE: TEXT})},
+        {200: Reply("They.", {METRICS_TYPE: TEXT}), **_TOKENS},
+        guard="admin",
     ),
     Operation("/openapi.json", "This document.", {200: Reply("It.", {JSON: OBJECT})}),
 )
@@ -349,7 +350,7 @@ def _distributor(settings: Settings) -> Iterator[Operation]:
         "/subscribers",
         "Who reads from this process, and how far behind.",
         {200: Reply("They.", {JSON: Listed}), **_TOKENS, **_AWAY},
-        guard="read",
+        guard="operate",
     )
 
 
@@ -386,12 +387,15 @@ def _shown() -> Iterator[Operation]:
         ("/ui/filter", "What a filter takes, in words.", _FOUND | _TOKENS),
         ("/ui/volume", "How many events came when.", {**volume, **_READ}),
         ("/ui/download", "All that matches, as a file.", {**file, **_READ}),
-        ("/status", "The operator's page.", _FOUND | _TO_LOGIN),
-        ("/ui/status", "What changes of it.", _FOUND | _TOKENS),
         ("/login", "The form for a token.", _FOUND | _TO_LOGIN),
         ("/static/{path:path}", "The page's own files.", asset),
     ):
         yield Operation(path, says, {**replies, **_STRANGE}, guard="read")
+    for path, says, replies in (
+        ("/status", "The operator's page.", _FOUND | _TO_LOGIN),
+        ("/ui/status", "What changes of it.", _FOUND | _TOKENS),
+    ):
+        yield Operation(path, says, {**replies, **_STRANGE}, guard="operate")
 
 
 def _submitted() -> Iterator[Operation]:

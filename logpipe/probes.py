@@ -95,6 +95,8 @@ def _openapi(settings: Settings) -> Callable[[Request], Response]:
         guarded: dict[Guard, bool] = {
             "ingest": bool(settings.ingest_tokens),
             "read": bool(settings.read_tokens),
+            "admin": bool(settings.admin_tokens),
+            "operate": bool(settings.admin_tokens or settings.read_tokens),
         }
         return msgspec.json.encode(document(operations(settings), __version__, guarded))
 

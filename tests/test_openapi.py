@@ -86,6 +86,10 @@ def test_bounds_and_choices_are_those_of_the_settings() -> None:
 
 def test_tokens_are_asked_for_where_they_are_set() -> None:
     open_, guarded = documented(), documented(read_tokens="t")
+    operated = documented(admin_tokens="t")["paths"]
+    assert [path for path in operated if "security" in operated[path].get("get", {})] == [
+        "/metrics", "/subscribers", "/status", "/ui/status",
+    ]  # fmt: skip
     assert "security" not in open_["paths"]["/events"]["get"]
     assert guarded["paths"]["/events"]["get"]["security"] == [{"bearer": []}]
     assert "security" not in guarded["paths"]["/livez"]["get"]
