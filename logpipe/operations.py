@@ -34,7 +34,7 @@ from logpipe.collector.receivers.table import ALIAS, PROTOCOLS
 from logpipe.distributor import MAX_GROUP_NAME
 from logpipe.event import Event, ReadEvent
 from logpipe.metrics import MEDIA_TYPE as METRICS_TYPE
-from logpipe.openapi import BYTES, TEXT, Operation, Parameter, Reply, Schema, Shape
+from logpipe.openapi import BYTES, TEXT, Guard, Operation, Parameter, Reply, Schema, Shape
 from logpipe.parameters import MAX_LIMIT, MAX_TAIL
 from logpipe.problems import MEDIA_TYPE as PROBLEM_TYPE
 from logpipe.problems import Document
@@ -416,6 +416,16 @@ def _ui(_: Settings) -> Iterator[Operation]:
 
 
 _OF_ROLE = {"collector": _collector, "distributor": _distributor, "ui": _ui}
+
+
+def guarded(settings: Settings) -> dict[Guard, bool]:
+    """Which tokens are set: whose operations are not open to all."""
+    return {
+        "ingest": bool(settings.ingest_tokens),
+        "read": bool(settings.read_tokens),
+        "admin": bool(settings.admin_tokens),
+        "operate": bool(settings.admin_tokens or settings.read_tokens),
+    }
 
 
 def operations(settings: Settings) -> list[Operation]:

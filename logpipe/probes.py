@@ -13,8 +13,8 @@ from starlette.routing import Route
 from logpipe import __version__, auth
 from logpipe.background import Background
 from logpipe.metrics import MEDIA_TYPE, Metrics
-from logpipe.openapi import Guard, document
-from logpipe.operations import operations
+from logpipe.openapi import document
+from logpipe.operations import guarded, operations
 from logpipe.settings import Role, Settings
 from logpipe.stream import RedisHealth
 from logpipe.subapp import sub_app
@@ -92,13 +92,8 @@ def _openapi(settings: Settings) -> Callable[[Request], Response]:
     # A plain function, for the same reason: the document is made when it is first asked for.
     @functools.cache
     def made() -> bytes:
-        guarded: dict[Guard, bool] = {
-            "ingest": bool(settings.ingest_tokens),
-            "read": bool(settings.read_tokens),
-            "admin": bool(settings.admin_tokens),
-            "operate": bool(settings.admin_tokens or settings.read_tokens),
-        }
-        return msgspec.json.encode(document(operations(settings), __version__, guarded))
+        described = document(operations(settings), __version__, guarded(settings))
+        return msgspec.json.encode(described)
 
     def answer(_: Request) -> Response:
         return Response(made(), media_type="application/json")

@@ -13,7 +13,7 @@ from logpipe.app import ROLES
 from logpipe.collector.receivers.table import PROTOCOLS
 from logpipe.filters import PARAMETERS
 from logpipe.openapi import document
-from logpipe.operations import SPOKEN, operations
+from logpipe.operations import SPOKEN, guarded, operations
 from logpipe.settings import Role, Settings, load
 from tests.servers import Valkey, free_port, serving
 
@@ -23,7 +23,7 @@ NOWHERE = f"http://127.0.0.1:{free_port()}"
 def documented(**given: object) -> dict[str, Any]:
     """The document of a process with these settings."""
     settings = load(given, {})
-    return document(operations(settings), "1", {"read": bool(settings.read_tokens)})
+    return document(operations(settings), "1", guarded(settings))
 
 
 def _of(route: BaseRoute) -> Iterator[tuple[str, str]]:
@@ -85,14 +85,14 @@ def test_bounds_and_choices_are_those_of_the_settings() -> None:
 
 
 def test_tokens_are_asked_for_where_they_are_set() -> None:
-    open_, guarded = documented(), documented(read_tokens="t")
+    open_, closed = documented(), documented(read_tokens="t")
     operated = documented(admin_tokens="t")["paths"]
     assert [path for path in operated if "security" in operated[path].get("get", {})] == [
         "/metrics", "/subscribers", "/status", "/ui/status",
     ]  # fmt: skip
     assert "security" not in open_["paths"]["/events"]["get"]
-    assert guarded["paths"]["/events"]["get"]["security"] == [{"bearer": []}]
-    assert "security" not in guarded["paths"]["/livez"]["get"]
+    assert closed["paths"]["/events"]["get"]["security"] == [{"bearer": []}]
+    assert "security" not in closed["paths"]["/livez"]["get"]
 
 
 def test_every_protocol_and_every_filter_is_documented() -> None:
