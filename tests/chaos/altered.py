@@ -63,6 +63,7 @@ def _noisy() -> None:
 def _impatient() -> None:
     """A reader whose host is gone is cut off after three seconds, not sixty."""
     server.DEAD_READER_MS = DEAD_READER_MS
+    server.PROBE_S = 1  # three of them fit in
 
 
 ALTERATIONS: dict[str, Callable[[], None]] = {
