@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -186,11 +187,17 @@ async def subscribed(
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that was free a moment ago, and that Linux gives to no connection in the meantime:
+    below those that it hands out by itself (from 32,768 on)."""
+    while True:
+        port = _anywhere.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+_anywhere = random.SystemRandom()
+"""Not `random` itself, which hypothesis seeds: every worker would choose the same ports."""
 
 
 class Process:
