@@ -13,7 +13,7 @@ from typing import NamedTuple
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from logpipe import distributor, probes, ui
+from logpipe import probes, ui
 from logpipe.access import Access
 from logpipe.auth import IN_URL
 from logpipe.background import Background
@@ -31,19 +31,20 @@ from logpipe.collector.receivers.syslog_tcp import SyslogListener
 from logpipe.collector.receivers.table import SEGMENTS
 from logpipe.collector.spread import AnyAppender, SpreadAppender
 from logpipe.collector.submit import LocalCollector
+from logpipe.distributor import app as distributor
+from logpipe.distributor.sources import JointSource, Source, StreamSource
 from logpipe.engine import Engine, stream_bytes
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.joint import JointHub
 from logpipe.groups import Groups
-from logpipe.hub import Hub
-from logpipe.joint import JointHub
-from logpipe.joint_shared import JointGroups
+from logpipe.groups.joint import JointGroups
 from logpipe.limits import Rates, Seats
 from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, respond
 from logpipe.redis_address import RedisAddress
-from logpipe.server import bind
+from logpipe.serving.server import bind
 from logpipe.settings import Role, Settings
-from logpipe.sources import JointSource, Source, StreamSource
 from logpipe.stream import Partitions, Stream, partition_key
 from logpipe.tokens import Tokens
 from logpipe.trimmer import Trimmer

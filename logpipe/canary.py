@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 
 from logpipe.event import Event, StoredEvent, encode
-from logpipe.hub import Hub
+from logpipe.fanout.hub import Hub
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
 from logpipe.stream import Append, Appended

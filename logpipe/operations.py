@@ -31,15 +31,15 @@ from logpipe.collector.receivers import (
 )
 from logpipe.collector.receivers.otlp import JSON_TYPE, PROTOBUF_TYPES
 from logpipe.collector.receivers.table import ALIAS, PROTOCOLS
-from logpipe.distributor import MAX_GROUP_NAME
+from logpipe.distributor.app import MAX_GROUP_NAME
 from logpipe.event import Event, ReadEvent
+from logpipe.fanout.streaming import NDJSON
 from logpipe.metrics import MEDIA_TYPE as METRICS_TYPE
 from logpipe.openapi import BYTES, TEXT, Guard, Operation, Parameter, Reply, Schema, Shape
 from logpipe.parameters import MAX_LIMIT, MAX_TAIL
 from logpipe.problems import MEDIA_TYPE as PROBLEM_TYPE
 from logpipe.problems import Document
 from logpipe.settings import Role, Settings
-from logpipe.streaming import NDJSON
 from logpipe.subscribers import Listed
 from logpipe.ui.sending import FIELDS
 from logpipe.watch import Health

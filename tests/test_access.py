@@ -12,8 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 from logpipe import request_ids
 from logpipe.access import MAX_PATH_SHOWN, Access, shown
 from logpipe.collector.receivers.table import PROTOCOLS
-from logpipe.consumer import Consumer
-from logpipe.group import Group
+from logpipe.groups.consumer import Consumer
+from logpipe.groups.group import Group
 from logpipe.logs import JsonFormatter, TextFormatter
 from logpipe.stream import Stream
 from tests.helpers import wait_until
@@ -243,7 +243,7 @@ async def test_the_traceback_of_a_fault_is_logged_under_the_id(
         raise RuntimeError("boom")
 
     monkeypatch.setattr("logpipe.collector.app.take_in", fail)
-    monkeypatch.setattr("logpipe.sources.span", fail)
+    monkeypatch.setattr("logpipe.distributor.sources.span", fail)
     caplog.handler.setFormatter(JsonFormatter())
     async with serving(redis_addr=valkey.url, role="collector,distributor") as service:
         answers = [await service.post(EVENT), await service.http.get("/events")]

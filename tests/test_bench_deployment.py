@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from logpipe import history
 from logpipe.bench import deployment, measures
 from logpipe.bench.deployment import NAMES, Name, Plan, UnfitError, foreign_events, usage
 from logpipe.bench.http import Address
 from logpipe.bench.measures import FanOut, Ingest, Measure
 from logpipe.bench.report import whole
 from logpipe.bench.target import Target, address_of, logpipe_at
+from logpipe.fanout import history
 from tests.servers import Service, Valkey, free_port, serving
 
 TINY = Plan(seconds=0.2, connections=8, batch=10, rate=50.0, readers=3, size=150)

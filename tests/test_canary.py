@@ -11,7 +11,7 @@ import pytest
 
 from logpipe.canary import MAX_INSTANCES, SOURCE, Heard, Mark, await_canaries, canary, send_canaries
 from logpipe.event import StoredEvent, decode_json
-from logpipe.hub import Hub
+from logpipe.fanout.hub import Hub
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
 from logpipe.stream import Append, Appended

@@ -137,7 +137,7 @@ async def test_a_subscription_resumes_right_after_the_id_it_is_given(valkey: Val
 async def test_the_distributor_filters_and_tells_progress(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logpipe.streaming.PROGRESS_S", 0.05)
+    monkeypatch.setattr("logpipe.fanout.streaming.PROGRESS_S", 0.05)
     async with (
         serving(redis_addr=valkey.url, heartbeat_s=0.2) as service,
         remote(service.url) as distributor,

@@ -46,8 +46,10 @@ def test_the_dockerfile_needs_no_buildkit() -> None:
 )
 def test_every_bound_in_the_architecture_exists(module: str, name: str) -> None:
     """A constant that was renamed is renamed there as well."""
-    paths = (ROOT / "logpipe").glob(f"**/{module}.py")
-    dotted = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    files = (ROOT / "logpipe").glob(f"**/{module}.py")
+    packages = (ROOT / "logpipe").glob(f"**/{module}/")
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (*files, *packages)]
+    dotted = [".".join(path.parts) for path in paths]
     modules = [importlib.import_module(each) for each in dotted]
     assert next(getattr(each, name) for each in modules if hasattr(each, name)) > 0
 

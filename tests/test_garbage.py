@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from logpipe import garbage
+from logpipe.serving import garbage
 from tests.helpers import wait_until
 from tests.servers import Valkey, serving
 

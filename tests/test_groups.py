@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from logpipe import consumer as consumer_module
-from logpipe import group as group_module
 from logpipe.background import Background
 from logpipe.continuity import Gap
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.groups import LAST_READ_S, MAX_GROUPS, Groups, TooManyGroupsError
+from logpipe.groups import consumer as consumer_module
+from logpipe.groups import group as group_module
+from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Start
 from logpipe.metrics import Metrics
-from logpipe.shared import SharedSubscription
 from logpipe.stream import Append, Stream, connections
 from tests.helpers import wait_until
 from tests.servers import Valkey

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from logpipe import history as history_module
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry, read_entry
+from logpipe.fanout import history as history_module
+from logpipe.fanout.history import before, before_last, history
 from logpipe.filters import EVERYTHING, Filter
-from logpipe.history import before, before_last, history
 from logpipe.ids import END, START, StreamId
 from logpipe.stream import Append, Stream
 from tests.servers import Valkey

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from logpipe import hub as hub_module
 from logpipe.continuity import Bounds, Cursor, Gap
+from logpipe.fanout import hub as hub_module
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.subscription import HubSubscription
+from logpipe.fanout.window import BATCH_BYTES
 from logpipe.filters import EVERYTHING
-from logpipe.hub import Hub
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Start
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.stream import Append, Page, Stream, connections
-from logpipe.subscription import HubSubscription
-from logpipe.window import BATCH_BYTES
 from tests.helpers import wait_until
 from tests.servers import Valkey
 from tests.streams import NAME, add, address_of, event, plain, running, stream_at

@@ -15,11 +15,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from logpipe import hub as hub_module
-from logpipe import subscription as subscription_module
 from logpipe.continuity import Gap
+from logpipe.fanout import hub as hub_module
+from logpipe.fanout import subscription as subscription_module
+from logpipe.fanout.joint import JointHub, JointSubscription
 from logpipe.ids import START, StreamId, parse_id
-from logpipe.joint import JointHub, JointSubscription
 from logpipe.messages import Batch, Hello, Item, Notice
 from logpipe.metrics import Metrics
 from logpipe.parameters import chosen_starts

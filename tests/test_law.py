@@ -15,16 +15,16 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from logpipe import hub as hub_module
-from logpipe import subscription as subscription_module
 from logpipe.continuity import Cursor, Gap
+from logpipe.fanout import hub as hub_module
+from logpipe.fanout import subscription as subscription_module
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import EVERYTHING, Filter
-from logpipe.hub import Hub
 from logpipe.ids import START, StreamId, parse_id
 from logpipe.messages import Batch, Hello, Item, Notice, Start
 from logpipe.problems import Unavailable
 from logpipe.stream import Page, Stream, connections
-from logpipe.subscription import HubSubscription
 from tests.helpers import wait_until
 from tests.model import Reader, Written
 from tests.schedules import TIMEOUT_S, Schedule, fails, over, run

@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from logpipe import live as module
 from logpipe.continuity import Cursor
+from logpipe.fanout import live as module
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.streaming import NDJSON
+from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import EVERYTHING, Filter
-from logpipe.hub import Hub
 from logpipe.ids import StreamId
 from logpipe.messages import Batch, Encoder, Hello, Start
 from logpipe.stream import Append
-from logpipe.streaming import NDJSON
-from logpipe.subscription import HubSubscription
 from tests.helpers import wait_until
 from tests.servers import Valkey
 from tests.streams import add, address_of, events, running, stream_at

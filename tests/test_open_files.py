@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from logpipe.open_files import RESERVED, fitting, room_for, warn_of_few
+from logpipe.serving.open_files import RESERVED, fitting, room_for, warn_of_few
 from tests.helpers import wait_until
 from tests.servers import Valkey, free_port, spawned, subscribed
 
@@ -59,7 +59,7 @@ main()
 """
 
 SCRIPT = """
-from logpipe.open_files import room_for
+from logpipe.serving.open_files import room_for
 print(*room_for(1_000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from logpipe import hub, sse
+from logpipe import sse
 from logpipe.background import Background
 from logpipe.client.connection import http_client
 from logpipe.client.distributor import RemoteDistributor
+from logpipe.fanout import hub
 from logpipe.filters import EVERYTHING
 from logpipe.groups import Groups
+from logpipe.groups.joint import JointGroups, JointShared
 from logpipe.ids import START
-from logpipe.joint_shared import JointGroups, JointShared
 from logpipe.messages import Batch, Bye, Hello, Start
 from logpipe.metrics import Metrics
 from logpipe.positions import EventId, parse_event_id, parse_position
@@ -279,7 +280,7 @@ async def test_what_names_no_partition_here_is_refused(service: Service) -> None
 async def test_a_filter_that_takes_nothing_still_moves_the_position(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logpipe.streaming.PROGRESS_S", 0.0)
+    monkeypatch.setattr("logpipe.fanout.streaming.PROGRESS_S", 0.0)
     async with subscribed(service.url, source="nobody") as reader:
         begin = parse_position((await reader.next()).id, COUNT)
         await post(service, batch(20))

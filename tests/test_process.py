@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from logpipe import app
-from logpipe import process as module
-from logpipe.hub import Hub
-from logpipe.process import serve_until_stopped
-from logpipe.server import PortTakenError, bind
+from logpipe.fanout.hub import Hub
+from logpipe.serving import process as module
+from logpipe.serving.process import serve_until_stopped
+from logpipe.serving.server import PortTakenError, bind
 from logpipe.settings import load
 from tests.helpers import wait_until
 from tests.raw import Connection, connected, request

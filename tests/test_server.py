@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from logpipe import server as module
-from logpipe.server import PortTakenError, Server, bind
+from logpipe.serving import server as module
+from logpipe.serving.server import PortTakenError, Server, bind
 from tests.helpers import wait_until
 from tests.raw import connected, request
 

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from logpipe import consumer as consumer_module
-from logpipe import group as group_module
 from logpipe.background import Background
 from logpipe.continuity import Gap
 from logpipe.filters import EVERYTHING
-from logpipe.group import Group
 from logpipe.groups import Groups
+from logpipe.groups import consumer as consumer_module
+from logpipe.groups import group as group_module
+from logpipe.groups.group import Group
+from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import START, StreamId, parse_id
 from logpipe.messages import Batch, Start
 from logpipe.metrics import Metrics
-from logpipe.shared import SharedSubscription
 from logpipe.stream import Stream, connections
 from tests.helpers import wait_until
 from tests.model import Written

@@ -1,12 +1,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logpipe import shelf as module
 from logpipe.continuity import Cursor
 from logpipe.event import Entry, StoredEvent
+from logpipe.fanout import shelf as module
+from logpipe.fanout.shelf import Shelf
 from logpipe.ids import StreamId
 from logpipe.messages import Batch
-from logpipe.shelf import Shelf
 
 
 def entry(number: int) -> Entry:

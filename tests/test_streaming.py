@@ -6,21 +6,22 @@ from typing import Any, Self
 
 import pytest
 
-from logpipe import sse, streaming
+from logpipe import sse
 from logpipe.background import Background
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry, read_entry
+from logpipe.fanout import streaming
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.streaming import NDJSON, SSE, StreamResponse, encoder_for
+from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.groups import Groups
-from logpipe.hub import Hub
+from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId
 from logpipe.limits import Seats
 from logpipe.messages import Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
 from logpipe.metrics import Metrics
-from logpipe.shared import SharedSubscription
 from logpipe.stream import Stream
-from logpipe.streaming import NDJSON, SSE, StreamResponse, encoder_for
-from logpipe.subscription import HubSubscription
 from tests.helpers import wait_until
 from tests.servers import Valkey
 from tests.streams import add, address_of, stream_at

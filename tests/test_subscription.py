@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from logpipe import hub as hub_module
-from logpipe import subscription as subscription_module
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry
+from logpipe.fanout import hub as hub_module
+from logpipe.fanout import subscription as subscription_module
+from logpipe.fanout.hub import CATCHUP_READERS, Hub
+from logpipe.fanout.subscription import HubSubscription
+from logpipe.fanout.window import BATCH_BYTES
 from logpipe.filters import EVERYTHING, Filter
-from logpipe.hub import CATCHUP_READERS, Hub
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start, goodbye
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.stream import Append, Page, connections
-from logpipe.subscription import HubSubscription
-from logpipe.window import BATCH_BYTES
 from tests.helpers import wait_until
 from tests.servers import Valkey
 from tests.streams import NAME, add, address_of, event, plain, running, stream_at

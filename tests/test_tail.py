@@ -19,9 +19,9 @@ from wcwidth import width
 
 from logpipe.client.connection import base_url
 from logpipe.continuity import Gap
+from logpipe.fanout.streaming import NDJSON
 from logpipe.ids import StreamId
 from logpipe.messages import Start
-from logpipe.streaming import NDJSON
 from logpipe.tail import JsonLines, Totals, Wanted
 from tests.helpers import wait_until
 from tests.hostile import HOSTILE

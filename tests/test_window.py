@@ -7,11 +7,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from logpipe.continuity import Cursor
 from logpipe.event import Entry, StoredEvent
+from logpipe.fanout.streaming import SSE
+from logpipe.fanout.window import KEPT_CHUNKS, Window, cut, rest_of
 from logpipe.filters import EVERYTHING
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch
-from logpipe.streaming import SSE
-from logpipe.window import KEPT_CHUNKS, Window, cut, rest_of
 
 MAX_ENTRIES = 12
 MAX_BYTES = 300

@@ -15,7 +15,7 @@ from logpipe.settings import BadSettingsError, Settings, fields, load
 
 if TYPE_CHECKING:
     from logpipe.output import Output
-    from logpipe.process import Inherited
+    from logpipe.serving.process import Inherited
     from logpipe.tail import Format, Wanted
 
 
@@ -80,7 +80,7 @@ def serve(**options: Any) -> None:
 @click.argument("life", type=int)
 def worker(listener: int, life: int) -> None:
     """One of the WORKERS of `serve`, which starts it."""
-    from logpipe.process import Inherited
+    from logpipe.serving.process import Inherited
 
     _serve(load({}, os.environ), Inherited(listener, life))
 
@@ -90,12 +90,12 @@ def _serve(settings: Settings, inherited: "Inherited | None" = None) -> NoReturn
 
     from logpipe import logs
     from logpipe.engine import EngineError
-    from logpipe.process import serve_until_stopped
-    from logpipe.server import PortTakenError
+    from logpipe.serving.process import serve_until_stopped
+    from logpipe.serving.server import PortTakenError
 
     logs.configure(settings.log_level, settings.log_format)
     if settings.workers > 1 and inherited is None:
-        from logpipe.workers import supervise_until_stopped
+        from logpipe.serving.workers import supervise_until_stopped
 
         serving = supervise_until_stopped(settings)
     else:

@@ -20,8 +20,8 @@ from logpipe.client.connection import CONNECT_TIMEOUT_S, bearer, shown
 from logpipe.client.items import items_of
 from logpipe.continuity import Gap
 from logpipe.event import NOT_DECODED
+from logpipe.fanout.live import Writer
 from logpipe.filters import EVERYTHING, Filter
-from logpipe.live import Writer
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Progress, Start, goodbye
 
 log = logging.getLogger("logpipe.client")

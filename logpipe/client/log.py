@@ -8,8 +8,8 @@ import msgspec
 from logpipe.client.connection import away, bearer, refusal, stranger
 from logpipe.client.distributor import RemoteDistributor
 from logpipe.event import NOT_DECODED, Entry, StoredEvent
+from logpipe.fanout.history import HistoryPage
 from logpipe.filters import Filter
-from logpipe.history import HistoryPage
 from logpipe.ids import StreamId
 from logpipe.messages import Start, Subscription
 from logpipe.positions import read_id

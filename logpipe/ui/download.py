@@ -10,8 +10,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from logpipe.event import Entry
+from logpipe.fanout.history import HistoryPage
 from logpipe.filters import Filter
-from logpipe.history import HistoryPage
 from logpipe.ids import StreamId
 from logpipe.parameters import chosen_filter, one_of, span
 from logpipe.problems import Problem

@@ -17,13 +17,13 @@ from starlette.types import Send
 from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry, level_rank
+from logpipe.fanout.live import Writer
+from logpipe.fanout.streaming import Revoking, StreamResponse
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
 from logpipe.limits import Seats
-from logpipe.live import Writer
 from logpipe.messages import Batch, Hello, Item, Message, Notice, Progress, Subscription, named
 from logpipe.metrics import Metrics
-from logpipe.streaming import Revoking, StreamResponse
 from logpipe.ui.rows import View, gap_row, left_out_row, row
 from logpipe.ui.volume import Volume
 

@@ -2,12 +2,12 @@
 
 from typing import Protocol
 
+from logpipe.fanout.history import HistoryPage, history
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import Filter
-from logpipe.history import HistoryPage, history
-from logpipe.hub import Hub
 from logpipe.ids import StreamId
 from logpipe.messages import Start, Subscription
-from logpipe.subscription import HubSubscription
 
 
 class Log(Protocol):

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import msgspec
 
 from logpipe.event import NOT_DECODED
+from logpipe.fanout.history import HistoryPage
 from logpipe.filters import Filter
-from logpipe.history import HistoryPage
 from logpipe.ids import END, START, StreamId, parse_id
 from logpipe.parameters import chosen_filter, span
 from logpipe.problems import Problem, bad_parameter

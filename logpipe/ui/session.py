@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from logpipe.auth import CHALLENGE, is_known
+from logpipe.fanout.streaming import Revoking
 from logpipe.problems import Problem
-from logpipe.streaming import Revoking
 from logpipe.tokens import Tokens
 
 COOKIE = "logpipe"

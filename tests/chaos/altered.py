@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from logpipe import server
 from logpipe.cli import main
 from logpipe.collector.appender import Appender
+from logpipe.serving import server
 from logpipe.stream import Append, Appended, Stream
 
 DEAD_READER_MS = 3_000

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from logpipe.cli import main
+from logpipe.fanout.subscription import HubSubscription
 from logpipe.messages import Item
-from logpipe.subscription import HubSubscription
 
 
 async def _jump(self: HubSubscription) -> Sequence[Item]:

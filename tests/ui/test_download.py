@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logpipe.event import Entry, read_entry
-from logpipe.history import HistoryPage
+from logpipe.fanout.history import HistoryPage
 from logpipe.problems import Unavailable
 from logpipe.ui import download
 from logpipe.ui.download import _csv
@@ -80,7 +80,7 @@ async def test_a_download_of_many_pages_has_each_event_once(
     valkey: Valkey, composition: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "AT_ONCE", 70)
-    monkeypatch.setattr("logpipe.history.PAGE_SCAN", 90)
+    monkeypatch.setattr("logpipe.fanout.history.PAGE_SCAN", 90)
     async with page_at(composition, valkey) as (page, others):
         await others.post(numbered(0, 1_000))
         for text in ("", "3"):
@@ -185,8 +185,8 @@ async def test_a_download_that_redis_cuts_short_is_cut_off_and_not_taken_for_who
 
 def _fail_after(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
     """Lets so many pages of the history be read."""
-    from logpipe import sources
-    from logpipe.history import history
+    from logpipe.distributor import sources
+    from logpipe.fanout.history import history
     from logpipe.ui import log
 
     left = pages

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from logpipe.event import Entry
+from logpipe.fanout.history import HistoryPage
 from logpipe.filters import Filter
-from logpipe.history import HistoryPage
 from logpipe.ids import END, StreamId
 from logpipe.messages import Start, Subscription
 from logpipe.problems import Problem
@@ -108,7 +108,7 @@ async def test_exactly_one_page_has_no_page_before_it(valkey: Valkey, compositio
 async def test_rare_matches_over_a_long_stream_are_all_found(
     valkey: Valkey, composition: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logpipe.history.PAGE_SCAN", 100)
+    monkeypatch.setattr("logpipe.fanout.history.PAGE_SCAN", 100)
     async with page_at(composition, valkey) as (page, others):
         await others.post([*numbered(0, 5), *numbered(5, 1_500), *numbered(1_500, 1_503)])
         fragment = await rows(page, q="*3 source:a", text="13")

@@ -12,7 +12,7 @@ from logpipe.app import running
 from logpipe.collector.receivers import syslog_tcp
 from logpipe.collector.receivers.syslog_tcp import SyslogListener
 from logpipe.problems import Problem
-from logpipe.server import PortTakenError
+from logpipe.serving.server import PortTakenError
 from logpipe.settings import load
 from logpipe.stream import Append
 from tests.collector.receivers.samples import collecting, counted, stored, texts

@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
+from logpipe.fanout.live import Writer
 from logpipe.filters import Filter
-from logpipe.group import Group, Share
 from logpipe.groups import MAX_GROUPS, Groups, TooManyGroupsError
+from logpipe.groups.group import Group, Share
 from logpipe.ids import StreamId
-from logpipe.live import Writer
 from logpipe.messages import Item, Start, goodbye
 
 

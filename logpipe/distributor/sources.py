@@ -7,22 +7,22 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from logpipe.continuity import Cursor
+from logpipe.fanout.history import HistoryPage, history
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.joint import JointHub, JointSubscription
+from logpipe.fanout.streaming import POSITION_NDJSON, POSITION_SSE, encoder_for
+from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import Filter
 from logpipe.groups import Groups
-from logpipe.history import HistoryPage, history
-from logpipe.hub import Hub
+from logpipe.groups.joint import JointGroups, JointShared
+from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import START, StreamId, parse_id
-from logpipe.joint import JointHub, JointSubscription
-from logpipe.joint_shared import JointGroups, JointShared
 from logpipe.messages import Encoder, Start, Subscription
 from logpipe.metrics import Metrics
 from logpipe.parameters import chosen_start, chosen_starts, span, spread_span
 from logpipe.positions import parse_event_id
 from logpipe.problems import Unavailable, bad_parameter
-from logpipe.shared import SharedSubscription
-from logpipe.streaming import POSITION_NDJSON, POSITION_SSE, encoder_for
 from logpipe.subscribers import Subscriber, subscribers
-from logpipe.subscription import HubSubscription
 
 FUTURE_MS = 60_000
 """How far ahead a client's clock may be before its `since` is refused."""

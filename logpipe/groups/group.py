@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from logpipe import __version__
-from logpipe.consumer import Consumer
 from logpipe.continuity import NO_STREAM, Cursor, Gap
 from logpipe.event import Entry
+from logpipe.groups.consumer import Consumer
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Start
 from logpipe.metrics import GroupMetrics

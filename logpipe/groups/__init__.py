@@ -7,8 +7,8 @@ from contextvars import Context
 from typing import Any, Self
 
 from logpipe.background import Background
-from logpipe.consumer import Consumer
-from logpipe.group import Group, Share, Terms
+from logpipe.groups.consumer import Consumer
+from logpipe.groups.group import Group, Share, Terms
 from logpipe.messages import Start, Subscription
 from logpipe.metrics import Metrics
 from logpipe.stream import Stream

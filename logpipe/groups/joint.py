@@ -9,14 +9,14 @@ from typing import Any, Self
 from logpipe import __version__
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry
+from logpipe.fanout.live import Writer
 from logpipe.filters import Filter
 from logpipe.groups import Groups
+from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId
-from logpipe.live import Writer
 from logpipe.messages import Batch, Bye, Hello, Item, Start, Subscription, goodbye
 from logpipe.metrics import Metrics
 from logpipe.positions import event_id
-from logpipe.shared import SharedSubscription
 from logpipe.stream.partitions import named
 
 

@@ -11,14 +11,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from logpipe import auth
+from logpipe.distributor.sources import Source
+from logpipe.fanout.streaming import HEADERS, StreamResponse
 from logpipe.groups import TooManyGroupsError
 from logpipe.limits import Seats
 from logpipe.messages import full
 from logpipe.parameters import MAX_LIMIT, chosen_filter, number, one_of
 from logpipe.problems import Problem, bad_parameter
 from logpipe.settings import Settings
-from logpipe.sources import Source
-from logpipe.streaming import HEADERS, StreamResponse
 from logpipe.subapp import sub_app
 from logpipe.subscribers import Listed
 from logpipe.tokens import Tokens

@@ -13,15 +13,15 @@ from typing import Self
 
 from logpipe import __version__
 from logpipe.continuity import Bounds, Cursor, Gap
+from logpipe.fanout.history import before, before_last
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.live import Writer
+from logpipe.fanout.window import BATCH_BYTES, rest_of
 from logpipe.filters import Filter
-from logpipe.history import before, before_last
-from logpipe.hub import Hub
 from logpipe.ids import START, StreamId
-from logpipe.live import Writer
 from logpipe.messages import Batch, Hello, Item, Notice, Start, goodbye
 from logpipe.problems import Unavailable
 from logpipe.stream import Page
-from logpipe.window import BATCH_BYTES, rest_of
 
 RETRY_S = 1.0
 """How long a reader that catches up waits after an error that the feed may not have met."""

@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry
+from logpipe.fanout.live import PROGRESS_S
 from logpipe.ids import StreamId
 from logpipe.limits import Seats
-from logpipe.live import PROGRESS_S
 from logpipe.messages import (
     Batch,
     Bye,

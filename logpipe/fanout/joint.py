@@ -15,18 +15,18 @@ from typing import Self
 from logpipe import __version__
 from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.event import Entry
+from logpipe.fanout.history import before, before_last
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.live import Writer
+from logpipe.fanout.subscription import HubSubscription
+from logpipe.fanout.window import BATCH_BYTES, KEPT_CHUNKS
 from logpipe.filters import Filter
-from logpipe.history import before, before_last
-from logpipe.hub import Hub
 from logpipe.ids import START, StreamId
-from logpipe.live import Writer
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start, Subscription, goodbye
 from logpipe.metrics import Metrics
 from logpipe.positions import EventId, Position, event_id
 from logpipe.stream import Stream
 from logpipe.stream.partitions import Partitions, joined, renamed
-from logpipe.subscription import HubSubscription
-from logpipe.window import BATCH_BYTES, KEPT_CHUNKS
 
 
 class PartHub(Hub):

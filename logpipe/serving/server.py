@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from logpipe.protocol import BoundedProtocol, BoundedState, Limited
+from logpipe.serving.protocol import BoundedProtocol, BoundedState, Limited
 from logpipe.settings import Settings
 
 log = logging.getLogger("logpipe")

@@ -10,10 +10,11 @@ from typing import NamedTuple, Self
 
 import msgspec
 
-from logpipe import __version__, garbage
+from logpipe import __version__
 from logpipe.app import running
-from logpipe.open_files import room_for, warn_of_few
-from logpipe.server import Server, bind
+from logpipe.serving import garbage
+from logpipe.serving.open_files import room_for, warn_of_few
+from logpipe.serving.server import Server, bind
 from logpipe.settings import Settings
 
 log = logging.getLogger("logpipe")

@@ -8,14 +8,14 @@ import time
 from contextvars import Context
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
+from logpipe.fanout.live import Live
+from logpipe.fanout.shelf import Shelf
+from logpipe.fanout.window import BATCH_BYTES, Window, cut
 from logpipe.ids import StreamId
-from logpipe.live import Live
 from logpipe.messages import Subscription
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
-from logpipe.shelf import Shelf
 from logpipe.stream import Page, Stream
-from logpipe.window import BATCH_BYTES, Window, cut
 
 PAUSE_S = 10e-6
 CROWD_PAUSE_S = 20e-9

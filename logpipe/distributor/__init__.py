@@ -1,0 +1,1 @@
+"""The distributor: the live stream and the history over HTTP."""
