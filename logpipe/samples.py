@@ -2,8 +2,9 @@
 
 import itertools
 import math
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,35 +21,45 @@ class Point(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What one exposition said, at a time (monotonic seconds)."""
+    """What one exposition said, at a time (monotonic seconds): `numbers`, and which of them is the
+    value of which series, by the metric's name and the labels."""
 
     at: float
-    values: Mapping[str, Mapping[Labels, float]]
+    series: Mapping[str, Mapping[Labels, int]]
+    numbers: Sequence[float]
 
     def value(self, name: str, **labels: str) -> float | None:
         """The sum of the series that carry these labels; None where there is none, or no number."""
         wanted = labels.items()
-        series = self.values.get(name, {})
-        found = [value for carried, value in series.items() if wanted <= carried]
+        series = self.series.get(name, {})
+        found = [self.numbers[place] for carried, place in series.items() if wanted <= carried]
         total = math.fsum(found) if found else math.nan
         return None if math.isnan(total) else total
 
     def by(self, name: str, label: str) -> dict[str, float]:
         """The series of a metric by the value of one label; those without a number are left out."""
-        series = self.values.get(name, {}).items()
-        return {dict(k)[label]: v for k, v in series if label in dict(k) and not math.isnan(v)}
+        series = self.series.get(name, {}).items()
+        found = {dict(k)[label]: self.numbers[place] for k, place in series if label in dict(k)}
+        return {named: value for named, value in found.items() if not math.isnan(value)}
+
+    def sharing(self, other: Self) -> Self:
+        """This sample, with the other's names and labels where they are the same: of the fifty
+        kilobytes that a sample of one process takes, that is all but two."""
+        return self._replace(series=other.series) if self.series == other.series else self
 
 
 def read_sample(exposition: str, at: float) -> Sample:
     """A sample of Prometheus' text format. Raises ValueError for what is none."""
-    values: dict[str, dict[Labels, float]] = {}
+    series: dict[str, dict[Labels, int]] = {}
+    numbers = array("d")
     try:
         for family in text_string_to_metric_families(exposition):
             for name, labels, value, *_ in family.samples:
-                values.setdefault(name, {})[frozenset(labels.items())] = value
+                series.setdefault(name, {})[frozenset(labels.items())] = len(numbers)
+                numbers.append(value)
     except LookupError as error:  # what the parser does with some of what it cannot read
         raise ValueError("not understood") from error
-    return Sample(at, values)
+    return Sample(at, series, numbers)
 
 
 def increase(before: Sample, after: Sample, name: str, **labels: str) -> float | None:

@@ -96,7 +96,7 @@ class Watched:
         sample = self.seen.sample
         # Two that are too close together would make a rate of chance.
         if sample and (not self.samples or sample.at - self.samples[-1].at >= EVERY_S / 2):
-            self.samples.append(sample)
+            self.samples.append(sample.sharing(self.samples[-1]) if self.samples else sample)
 
 
 class Watch:
