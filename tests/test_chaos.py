@@ -1,10 +1,13 @@
 """The judge of `make chaos` on histories made by hand, its table, and one short trial."""
 
 import asyncio
+import contextlib
+import socket
 from collections import Counter
 
 import pytest
 
+from tests.chaos.crowds import namespaces_missing, other_host
 from tests.chaos.judge import Evidence, Record, Seen, Terms, of_record, offences
 from tests.chaos.oracle import event, seen
 from tests.chaos.scenarios import SCENARIOS
@@ -105,6 +108,21 @@ def test_every_scenario_has_a_control_that_must_fail() -> None:
             assert SCENARIOS[scenario.control].breaks is not None, name
         else:
             assert not scenario.control, name
+
+
+async def test_of_two_trials_at_once_each_has_another_host_that_reaches_this_one() -> None:
+    """With the same addresses for both, answers to the second went to the first."""
+    if why := namespaces_missing():
+        pytest.skip(why)
+    listener = socket.create_server(("0.0.0.0", 0))
+    listener.settimeout(10)
+    with listener, contextlib.ExitStack() as stack:
+        hosts = [stack.enter_context(other_host()) for _ in range(2)]
+        for host in hosts:
+            stack.enter_context(host.reading(f"http://{host.near}:{listener.getsockname()[1]}/"))
+            connection, (address, _) = await asyncio.to_thread(listener.accept)
+            connection.close()
+            assert address == host.far
 
 
 async def test_a_kill_of_the_distributor_is_survived_and_its_control_is_noticed() -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import os
+import secrets
 import shutil
 import subprocess
-import uuid
 from collections.abc import AsyncIterator, Iterator
+from typing import NamedTuple
 
 import httpx
 
@@ -93,17 +95,12 @@ def _owed(reader: Subscriber, acked: dict[int, tuple[int, int]]) -> set[int]:
 
 async def half_open(stage: Stage, _: int) -> None:
     """Readers whose host is gone without a word are cut off, while everyone else reads on."""
-    name = f"lp{uuid.uuid4().hex[:6]}"
     port = stage.distributor.url.rpartition(":")[2]
-    with _other_host(name) as address, contextlib.ExitStack() as stack:
-        url = f"http://{address}:{port}/subscribe"
+    with other_host() as host, contextlib.ExitStack() as stack:
         for _ in range(GONE):
-            command = ["ip", "netns", "exec", name, "curl", "-sN", url]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            stack.callback(process.wait, 10)
-            stack.callback(process.kill)
+            stack.enter_context(host.reading(f"http://{host.near}:{port}/subscribe"))
         await wait_until(lambda: _subscribers(stage, GONE + 1), "they read")
-        _ip("-n", name, "link", "set", "eth0", "down")
+        host.vanish()
         await _cut_off(stage)
 
 
@@ -124,21 +121,47 @@ async def _subscribers(stage: Stage, count: int) -> bool:
     return len(answer.json()["subscribers"]) == count
 
 
+class OtherHost(NamedTuple):
+    """A network namespace by a cable of its own; the addresses are those of the cable's ends."""
+
+    name: str
+    near: str
+    far: str
+
+    @contextlib.contextmanager
+    def reading(self, url: str) -> Iterator[None]:
+        """Somebody there reads it, until the end of the block."""
+        command = ["ip", "netns", "exec", self.name, "curl", "-sN", url]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            try:
+                yield
+            finally:
+                process.kill()
+
+    def vanish(self) -> None:
+        """The cable is cut: no more word from there."""
+        _ip("-n", self.name, "link", "set", "eth0", "down")
+
+
 @contextlib.contextmanager
-def _other_host(name: str) -> Iterator[str]:
-    """A network namespace by a cable; gives the address of this end."""
-    near = f"{name}h"
-    _ip("netns", "add", name)
+def other_host() -> Iterator[OtherHost]:
+    """Another host. Each has a net of four addresses: trials that run at once would share one, and
+    what is sent to the second would go by the first one's cable."""
+    net = 4 * secrets.randbelow(1 << 14)
+    base = ipaddress.IPv4Address("10.231.0.0") + net
+    host = OtherHost(f"lp{net:04x}", str(base + 1), str(base + 2))
+    cable = f"{host.name}h"
+    _ip("netns", "add", host.name)
     try:
-        _ip("link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", name)
-        _ip("addr", "add", "10.231.77.1/30", "dev", near)
-        _ip("link", "set", near, "up")
-        _ip("-n", name, "addr", "add", "10.231.77.2/30", "dev", "eth0")
-        _ip("-n", name, "link", "set", "eth0", "up")
-        yield "10.231.77.1"
+        _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", host.name)
+        _ip("addr", "add", f"{host.near}/30", "dev", cable)
+        _ip("link", "set", cable, "up")
+        _ip("-n", host.name, "addr", "add", f"{host.far}/30", "dev", "eth0")
+        _ip("-n", host.name, "link", "set", "eth0", "up")
+        yield host
     finally:
-        _ip("link", "del", near)
-        _ip("netns", "del", name)
+        _ip("link", "del", cable)
+        _ip("netns", "del", host.name)
 
 
 def _ip(*words: str) -> None:
