@@ -13,6 +13,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 EXTENSION = "logpipe.wire"
 
+TLS_RECORD_BYTES = 16 * 1024
+"""The most that TLS encrypts as one (RFC 8446, 5.1)."""
+
 
 def wire_of(scope: Scope) -> "Wire | None":
     """The wire of a request, where the server has one."""
@@ -103,8 +106,20 @@ class Wire:
             return  # the reader has left meanwhile
         self._uncork()
         # With TLS a transport is full once it holds as much, not more: 0 would always be.
-        encrypted = self._transport.get_extra_info("sslcontext") is not None
-        self._transport.set_write_buffer_limits(high=1 if encrypted else 0)
+        self._transport.set_write_buffer_limits(high=1 if self._encrypted else 0)
+
+    def pieces(self, body: bytes) -> list[bytes]:
+        """What to send of a body, each once the one before has been written. TLS takes a part whole
+        while the connection below it has 64 KiB to write at most (asyncio's limit, out of reach
+        from here): in one part all of the body would wait there and be called written."""
+        if not self._encrypted:
+            return [body]
+        size = TLS_RECORD_BYTES
+        return [body[at : at + size] for at in range(0, len(body), size)]
+
+    @property
+    def _encrypted(self) -> bool:
+        return self._transport.get_extra_info("sslcontext") is not None
 
     @property
     def idle(self) -> bool:

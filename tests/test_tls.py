@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import os
+import re
+import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -29,6 +31,10 @@ from tests.servers import Process, Valkey, spawned
 
 PASSWORD = "s3cr/#t@"
 EVENT = {"source": "demo", "message": "over TLS"}
+WORK_BYTES = 4_000
+WORK = re.compile(rb'work (\d+) x{%d}"' % WORK_BYTES)
+MAY_WAIT_BYTES = 80 * 1024
+"""docs/security.md says so."""
 
 
 class Files(NamedTuple):
@@ -128,6 +134,71 @@ async def test_events_go_in_and_out_over_tls_and_the_page_s_cookie_is_for_tls_al
         process.popen.terminate()
         assert await process.exit_status() == 0
         assert "Traceback" not in process.log.read_text()
+
+
+def reader_that_stops(port: int, files: Files) -> ssl.SSLSocket:
+    """Of the group `g`; it has read the head of the answer, and the kernel takes little for it."""
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plain.settimeout(20)
+    plain.connect(("127.0.0.1", port))
+    trusting = ssl.create_default_context(cafile=str(files.authority))
+    reader = trusting.wrap_socket(plain, server_hostname="localhost")
+    path = b"/subscribe?delivery=shared&group=g&since=earliest"
+    reader.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
+    assert reader.recv(15) == b"HTTP/1.1 200 OK"
+    return reader
+
+
+async def standstill(valkey: Valkey) -> None:
+    """Returns when the group has work that its reader is not given any more."""
+    seen: list[tuple[bytes, int]] = []
+
+    def stands() -> bool:
+        groups = valkey.client.xinfo_groups("logs")
+        seen.extend((group["last-delivered-id"], group["pending"]) for group in groups)
+        return len(seen) > 20 and seen[-1] == seen[-20] and seen[-1][1] > 0
+
+    await wait_until(stands, "the reader is full", timeout=20)
+
+
+def counted_as_delivered(valkey: Valkey) -> set[int]:
+    """The numbers of the events that the group has had and that are not pending."""
+    group = valkey.client.xinfo_groups("logs")[0]
+    pending = valkey.client.xpending_range("logs", "g", "-", "+", 10_000)
+    waiting = {each["message_id"] for each in pending}
+    given: Any = valkey.client.xrange("logs", "-", group["last-delivered-id"])
+    return {int(WORK.findall(fields[b"event"])[0]) for id_, fields in given if id_ not in waiting}
+
+
+def rest_of(reader: ssl.SSLSocket) -> set[int]:
+    """The numbers of the events that come whole until the connection ends."""
+    read = b""
+    with contextlib.suppress(ssl.SSLError, ConnectionError):  # it was not closed in order
+        while more := reader.recv(1 << 20):
+            read += more
+    body = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", read)  # the heads of HTTP's chunks
+    return {int(number) for number in WORK.findall(body)}
+
+
+async def test_what_counts_as_delivered_to_a_group_and_is_lost_in_a_kill_is_no_more_than_tls_holds(
+    valkey: Valkey, tmp_path: Path, files: Files
+) -> None:
+    """It was all of a write, up to BATCH_COUNT events: TLS takes what it is given."""
+    environ = {**environ_of(files, valkey), "BATCH_COUNT": "100"}
+    async with serving_tls(tmp_path, files, **environ) as (process, http):
+        text = "x" * WORK_BYTES
+        events = [{"source": "demo", "message": f"work {n} {text}"} for n in range(1_500)]
+        for at in range(0, len(events), 500):
+            sent = await http.post("/ingest", json=events[at : at + 500], timeout=20)
+            assert sent.status_code == 202
+        with await asyncio.to_thread(reader_that_stops, process.port, files) as reader:
+            await standstill(valkey)
+            process.popen.kill()
+            delivered = counted_as_delivered(valkey)
+            lost = delivered - await asyncio.to_thread(rest_of, reader)
+        assert 0 < len(delivered) < len(events)
+        assert len(lost) * WORK_BYTES <= MAY_WAIT_BYTES + WORK_BYTES  # of one a part may be read
 
 
 async def test_the_commands_speak_https_with_an_authority_of_one_s_own(

@@ -208,17 +208,25 @@ class StreamResponse(Response):
             if body:
                 # A reader that takes nothing is waited for here; the socket's own time limit
                 # (server.py) ends it when it is dead.
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-                if self._subscription.confirms:
-                    # A server takes a body and returns; before the next it waits until the last
-                    # one is written. What a killed process had taken nobody would ever get.
-                    await send({"type": "http.response.body", "body": b"", "more_body": True})
+                for piece in self._pieces(body):
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
                 self.written_at = time.monotonic()
                 self._metrics.delivered_bytes.inc(len(body))
             await self._subscription.sent()
             if self._wire is not None and self._wire.idle:
                 await self._subscription.follow(self)
         await send({"type": "http.response.body", "body": b""})
+
+    def _pieces(self, body: bytes) -> list[bytes]:
+        """What is sent of a body, one after the other.
+
+        A server takes a body and returns; before the next it waits until the last one is written.
+        What a killed process had taken nobody would ever get: what is to be confirmed ends with an
+        empty one.
+        """
+        if not self._subscription.confirms:
+            return [body]
+        return [*(self._wire.pieces(body) if self._wire is not None else [body]), b""]
 
     def _encode(self, items: Sequence[Item]) -> bytes:
         """The bytes of some items; of none, a heartbeat."""
