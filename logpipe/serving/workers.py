@@ -19,8 +19,8 @@ from contextlib import AsyncExitStack
 
 from logpipe.background import Background
 from logpipe.engine import Engine, stream_bytes
+from logpipe.listening import bind_shared
 from logpipe.serving.process import Signals, introduce
-from logpipe.serving.server import bind_shared
 from logpipe.settings import Settings, environment
 
 log = logging.getLogger("logpipe")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from logpipe import listening
 from logpipe.cli import main
 from logpipe.collector.appender import Appender
-from logpipe.serving import server
 from logpipe.stream import Append, Appended, Stream
 
 DEAD_READER_MS = 3_000
@@ -62,8 +62,8 @@ def _noisy() -> None:
 
 def _impatient() -> None:
     """A reader whose host is gone is cut off after three seconds, not sixty."""
-    server.DEAD_READER_MS = DEAD_READER_MS
-    server.PROBE_S = 1  # three of them fit in
+    listening.DEAD_READER_MS = DEAD_READER_MS
+    listening.PROBE_S = 1  # three of them fit in
 
 
 ALTERATIONS: dict[str, Callable[[], None]] = {

@@ -11,8 +11,8 @@ import pytest
 from logpipe.app import running
 from logpipe.collector.receivers import syslog_tcp
 from logpipe.collector.receivers.syslog_tcp import SyslogListener
+from logpipe.listening import PortTakenError
 from logpipe.problems import Problem
-from logpipe.serving.server import PortTakenError
 from logpipe.settings import load
 from logpipe.stream import Append
 from tests.collector.receivers.samples import collecting, counted, stored, texts
