@@ -44,6 +44,7 @@ from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, respond
 from logpipe.redis_address import RedisAddress
+from logpipe.request_ids import Identified
 from logpipe.settings import Role, Settings
 from logpipe.stream import Partitions, Stream, partition_key
 from logpipe.tokens import Tokens
@@ -120,6 +121,8 @@ ROLES: Mapping[Role, RoleSpec] = {
 
 PROBES = ("livez", "healthz", "metrics", "openapi.json")
 
+NOTHING_HERE = Problem(404, "There is nothing here for the roles of this process.")
+
 TOKEN_IN_URL = Problem(
     400, "A token must not be in a URL, which histories keep: send it as Authorization: Bearer."
 )
@@ -136,14 +139,15 @@ class Dispatch:
         self._apps = apps
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 404 for a path of no role."""
+        """Answers 404 for a path of no role, and 400 for a token in the URL."""
         segment = scope["path"].removeprefix("/").partition("/")[0]
         app = self._apps.get(segment)
         if app is None:
-            app = respond(Problem(404, "There is nothing here for the roles of this process."))
+            await respond(NOTHING_HERE)(scope, receive, Identified(send))
         elif (query := scope["query_string"]) and segment not in SEGMENTS and IN_URL.search(query):
-            app = respond(TOKEN_IN_URL)
-        await app(scope, receive, send)
+            await respond(TOKEN_IN_URL)(scope, receive, Identified(send))
+        else:
+            await app(scope, receive, send)
 
 
 class Running(NamedTuple):

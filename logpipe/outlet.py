@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import queue
+import select
 import stat
 import threading
 from typing import IO
@@ -63,8 +64,17 @@ class Outlet(logging.Handler):
             # Past Python's own buffers: their locks, held by a thread, would stop the end of it.
             with contextlib.suppress(OSError):
                 while line:
-                    line = line[os.write(self._descriptor, line) :]
+                    line = line[self._taken(line) :]
             self._waiting.task_done()
+
+    def _taken(self, line: bytes) -> int:
+        """How many bytes were taken; waits where none were, also if another process that has the
+        same pipe has made it non-blocking."""
+        try:
+            return os.write(self._descriptor, line)
+        except BlockingIOError:
+            select.select([], [self._descriptor], [])
+            return 0
 
 
 def _told(dropped: int) -> logging.LogRecord:

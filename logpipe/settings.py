@@ -405,6 +405,8 @@ def _convert(field: Field, text: str) -> Any:
     value: Any = text.strip()
     if kind == Words:
         value = _words(text)
+        if text and field.secret and not value:  # as "$A,$B" of what is not set: it would open
+            raise ValueError(f"{field.variable}=(hidden): holds nothing")
     try:
         return msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError:

@@ -72,6 +72,19 @@ async def test_a_problem_names_the_request_in_head_and_document(valkey: Valkey) 
         assert refused.json()["request_id"] == refused.headers["x-request-id"] != "not sane"
 
 
+@pytest.mark.parametrize(
+    ("role", "path", "status"), [("all", "/ingest?token=x", 400), ("distributor", "/ingest", 404)]
+)
+async def test_an_event_that_meets_no_collector_is_refused_in_full(
+    valkey: Valkey, role: str, path: str, status: int
+) -> None:
+    async with serving(redis_addr=valkey.url, role=role) as service:
+        answer = await service.http.post(path, content=b"{}")
+        assert answer.status_code == status
+        assert answer.headers["x-request-id"] == answer.json()["request_id"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 async def test_an_event_that_is_taken_in_costs_no_id(valkey: Valkey) -> None:
     """The hot path: the answer is that of the wire, as short as it was."""
     async with serving(redis_addr=valkey.url, role="collector") as service:

@@ -6,7 +6,15 @@ import time
 
 import pytest
 
-from logpipe.handler.outbox import BATCH_BYTES, BATCH_EVENTS, QUEUE_FULL, Batch, Outbox
+from logpipe.handler.outbox import (
+    BATCH_BYTES,
+    BATCH_EVENTS,
+    MAX_REASONS,
+    OTHER_REASONS,
+    QUEUE_FULL,
+    Batch,
+    Outbox,
+)
 from tests.helpers import wait_until
 
 
@@ -143,6 +151,21 @@ def test_losses_that_could_not_be_told_are_added_to_later_ones() -> None:
     assert (loss.reason, loss.events) == (QUEUE_FULL, 2)
     assert loss.since_ms == batch.losses[0].since_ms
     assert box.dropped == 2
+
+
+def test_reasons_that_always_differ_do_not_pile_up_and_every_loss_is_told() -> None:
+    box = outbox()
+    for number in range(100):
+        box.put(b"e")
+        batch = taken(box)
+        box.untold(batch.losses)  # refused, with the losses that it told
+        box.drop(f"refused by the collector (400 case {number})")
+        box.settle(batch.events)
+    box.put(b"e")
+    losses = taken(box).losses
+    assert sum(loss.events for loss in losses) == 100
+    assert len(losses) == MAX_REASONS
+    assert losses[-1].reason == OTHER_REASONS
 
 
 def test_losses_are_told_alone_only_while_the_collector_takes_things() -> None:

@@ -312,6 +312,17 @@ def test_a_vast_extra_is_cut_where_one_sees_it() -> None:
     assert len(plain(list(range(MAX_VALUES)))) == MAX_VALUES
 
 
+def test_a_vast_extra_beside_all_else_that_a_record_has_is_taken() -> None:
+    many: dict[str, Any] = {f"k{number}": number for number in range(1_500)}
+    try:
+        int("no")
+    except ValueError:
+        record = logging.makeLogRecord({"exc_info": sys.exc_info(), "levelno": 7, **many})
+    metadata = event(record, "source")["metadata"]
+    assert metadata["exception.type"] == "ValueError"
+    assert "…" in metadata
+
+
 def test_odd_texts_become_texts() -> None:
     assert text(Shouting("loud")) == "loud"
     assert type(text(Shouting("loud"))) is str

@@ -50,6 +50,21 @@ def test_records_come_in_order_a_line_each_and_all_before_the_end(pipe: tuple[in
     assert lines == [f"{number} é \\udc80" for number in range(1000)]
 
 
+def test_a_pipe_that_another_process_has_made_non_blocking_loses_nothing(
+    pipe: tuple[int, int],
+) -> None:
+    os.set_blocking(pipe[1], False)
+    handler = Outlet(pipe[1])
+    for number in range(1000):
+        said(handler, f"{number:04} " + "x" * 1000)
+    got = b""
+    while got.count(b"\n") < 1000:
+        got += os.read(pipe[0], 1 << 20)
+    assert [line.split() for line in got.decode().splitlines()] == [
+        [f"{number:04}", "x" * 1000] for number in range(1000)
+    ]
+
+
 def test_who_reads_nothing_stops_nobody_and_is_told_what_was_dropped(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,8 @@ from logpipe.tokens import Tokens
 from tests.servers import Valkey, serving
 
 KINDS: tuple[Kind, ...] = (
-    "connecting", "ok", "away", "auth", "loading", "clients", "full", "read-only", "disk",
-    "wrong-type", "error",
+    "connecting", "ok", "away", "auth", "clients", "full", "read-only", "disk", "wrong-type",
+    "error",
 )  # fmt: skip
 
 

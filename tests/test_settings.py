@@ -149,6 +149,14 @@ def test_a_file_of_tokens_that_holds_none_is_refused_and_opens_nothing(
     ]
 
 
+@pytest.mark.parametrize("name", ["ingest_tokens", "read_tokens", "admin_tokens"])
+@pytest.mark.parametrize("text", [",", " ", " , ,"])
+def test_commas_without_a_token_are_refused_and_open_nothing(name: str, text: str) -> None:
+    told = [f"{name.upper()}=(hidden): holds nothing"]
+    assert errors_of({}, {name.upper(): text}) == told
+    assert errors_of({name: text}, {}) == told
+
+
 def test_a_worker_is_told_of_the_file_instead_of_what_is_in_it(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
     path.write_text("t0ken")

@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from logpipe.serving.workers import METRICS_DIR, _Workers
+from logpipe.settings import Settings
 from tests.helpers import wait_until
 from tests.raw import connected, request
 from tests.servers import Process, Valkey, free_port, spawned
@@ -159,3 +162,20 @@ async def test_a_port_that_is_taken_is_named_and_not_shared(tmp_path: Path, valk
         async with spawned(other, WORKERS="2", **environ) as second:
             assert await second.exit_status() == 1
             assert f"PORT={port}: in use" in second.log.read_text()
+
+
+async def test_a_worker_that_was_being_started_when_all_end_is_told_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        workers = _Workers({METRICS_DIR: str(tmp_path)}, Settings(), [listener])
+        started: list[asyncio.subprocess.Process] = []
+
+        async def start(_: int) -> asyncio.subprocess.Process:
+            workers.stop()
+            started.append(await asyncio.create_subprocess_exec("sleep", "60"))
+            return started[0]
+
+        monkeypatch.setattr(workers, "_start", start)
+        assert not await workers.run()
+    assert started[0].returncode == -signal.SIGTERM

@@ -169,7 +169,6 @@ class Ingest:
         coding, length = headers.get("content-encoding", ""), headers.get("content-length", "")
         with held:
             body = await read_body(receive, coding, length, limit, held)
-            held.complete = True
             if len(body) <= LARGE_BYTES:
                 return self._read(headers, body)
             async with self._appender.inflight.reading:

@@ -85,7 +85,6 @@ class _Deflate(_Zlib):
             self._begun = True
             if data[0] & 0x0F != zlib.DEFLATED:
                 super().__init__(-zlib.MAX_WBITS)
-                self._begun = True
         return super().feed(data)
 
 
@@ -161,6 +160,7 @@ async def _collect(receive: Receive, unpacker: Unpacker | None, limit: int, held
             raise ClientDisconnect
         data: bytes = message.get("body", b"")
         more = message.get("more_body", False)
+        held.complete = not more
         if not (more or pieces or unpacker) and len(data) <= limit:
             return data  # as most do, it came whole and in one piece
         packed += len(data)

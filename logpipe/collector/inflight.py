@@ -40,7 +40,7 @@ class Held:
     def __init__(self, inflight: Inflight) -> None:
         self._inflight = inflight
         self.complete = False
-        """Whether all of its body has come."""
+        """Whether all of its body has come, whatever was in it."""
         self.size = 0
 
     def require(self, size: int) -> None:

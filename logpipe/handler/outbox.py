@@ -18,6 +18,12 @@ BATCH_BYTES = 1024 * 1024
 
 QUEUE_FULL = "queue full"
 
+MAX_REASONS = 20
+"""Of losses that wait to be told: a server's words may be others each time."""
+
+OTHER_REASONS = "other reasons"
+"""Stands for those beyond."""
+
 
 class Loss(NamedTuple):
     """Events that were dropped for one reason, since the unix time in milliseconds."""
@@ -116,6 +122,8 @@ class Outbox:
                 self._add_loss(loss)
 
     def _add_loss(self, loss: Loss) -> None:
+        if loss.reason not in self._losses and len(self._losses) >= MAX_REASONS - 1:
+            loss = loss._replace(reason=OTHER_REASONS)
         if known := self._losses.get(loss.reason):
             since = min(known.since_ms, loss.since_ms)
             loss = Loss(loss.reason, known.events + loss.events, since)

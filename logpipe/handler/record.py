@@ -18,8 +18,9 @@ from logpipe.event import LEVELS, MAX_TS_UNIX_MS, RANK, Event, level_name
 MAX_EVENT_BYTES = 65_536
 """An event's JSON: the default of MAX_MESSAGE_BYTES, over which a collector refuses."""
 
-MAX_VALUES = 1_000
-"""Values of one record's `extra`, nested ones counted; the rest is named by a mark."""
+MAX_VALUES = 950
+"""Values of one record's `extra`, nested ones counted; the rest is named by a mark. With what else
+the metadata has that is within the default of MAX_METADATA_KEYS, over which a collector refuses."""
 
 MAX_NESTING = 16
 """Levels of containers in `extra`; what is deeper becomes its text."""

@@ -85,8 +85,7 @@ class _Workers:
         """Ends them; asked a second time, they no longer wait for anyone."""
         self._stopping.set()
         for process in self._running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+            _terminate(process)
 
     async def run(self) -> bool:
         """Returns when all have ended; whether one of them failed."""
@@ -94,7 +93,8 @@ class _Workers:
             await asyncio.gather(*(self._keep(number) for number in range(len(self._listeners))))
         finally:
             for process in self._running.values():
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
             os.close(self._life)
             os.close(self._held)
         return self._failed
@@ -104,6 +104,8 @@ class _Workers:
         while not self._stopping.is_set():
             started = time.monotonic()
             process = self._running[number] = await self._start(number)
+            if self._stopping.is_set():
+                _terminate(process)  # `stop` knew nothing of it yet
             status = await self._ended(process)
             del self._running[number]
             _forget_metrics(self._environ[METRICS_DIR], process.pid)
@@ -141,6 +143,11 @@ class _Workers:
             log.warning("a worker does not end; it is killed")
             process.kill()
         return await waiting
+
+
+def _terminate(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
 
 
 def _forget_metrics(folder: str, pid: int) -> None:

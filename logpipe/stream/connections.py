@@ -27,6 +27,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    InvalidResponse,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -238,6 +239,7 @@ _BY_CLASS: tuple[tuple[type[Exception], Kind, str], ...] = (
     (ClusterDownError, "away", "the Cluster does not serve the stream's slot (CLUSTERDOWN)"),
     (AskError, "away", "the stream's slot is on its way to another node"),
     (TryAgainError, "away", "the stream's slot is on its way to another node"),
+    (InvalidResponse, "away", "what answers there is no Redis"),
 )
 _BY_WORD: dict[str, tuple[Kind, str]] = {
     "WRONGTYPE": ("wrong-type", "the key {key} is not a stream"),

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from logpipe.redis_address import Node, RedisAddress
 from logpipe.stream.primary import Primary, refusal
@@ -27,7 +27,7 @@ class _Connection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self) -> None:
-        self._reader = hiredis.Reader(replyError=ResponseError)
+        self._reader = hiredis.Reader(InvalidResponse, ResponseError)
         self._answers: list[Any] = []
         self._wanted = 0
         self._done: asyncio.Future[list[Any]] | None = None
@@ -44,10 +44,15 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
-        while (answer := self._reader.gets()) is not False:
-            self._answers.append(answer)
+        try:
+            while (answer := self._reader.gets()) is not False:
+                self._answers.append(answer)
+        except InvalidResponse as error:
+            self._fail(error)
+            self.cut_off()
+            return
         if self._done is None:
-            self.transport.abort()  # nobody has asked: it ends, or it is no Redis
+            self.cut_off()  # nobody has asked: it ends, or it is no Redis
         elif len(self._answers) >= self._wanted and not self._done.done():
             self._done.set_result(self._answers)
 
@@ -68,12 +73,11 @@ class _Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._done, self._answers, self._wanted = loop.create_future(), [], count
         limit = loop.call_later(timeout_s, self._fail, TimeoutError())
-        self.transport.writelines(packed)
         try:
+            self.transport.writelines(packed)
             return await self._done
         except BaseException:
-            self.lost = True
-            self.transport.abort()
+            self.cut_off()
             raise
         finally:
             limit.cancel()
@@ -200,11 +204,10 @@ class Direct:
                     ssl=_trusting(address.authority) if address.tls else None,
                 )
         connection.node = node
-        # A login that is refused is told by every command after it.
         greeting = [*self._greeting(), *noting]
         packed = [hiredis.pack_command(command) for command in greeting]
         answers = await connection.exchange(packed, len(greeting), self._connect_s)
-        for answer in answers:
+        for answer in answers:  # of a refused login the first says why
             if isinstance(answer, ResponseError):
                 connection.cut_off()
                 raise refusal(answer)

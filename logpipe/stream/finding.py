@@ -94,10 +94,11 @@ class _Slots:
 
     async def _ask(self, node: Node) -> Node | None:
         (ranges,) = await self._nodes[node].call("CLUSTER", "SLOTS")
+        owner = next((row[2] for row in ranges if row[0] <= self._slot <= row[1]), None)
+        if owner is None:
+            return None  # what it says of the other nodes is not to be relied on, either
         await self._keep({_node(each, node) for row in ranges for each in row[2:]})
-        owners = (row[2] for row in ranges if row[0] <= self._slot <= row[1])
-        owner = next(owners, None)
-        return _node(owner, node) if owner else None
+        return _node(owner, node)
 
     async def _keep(self, told: set[Node]) -> None:
         """Knows the nodes of the address and those that the Cluster has now."""

@@ -10,8 +10,8 @@ from logpipe.problems import Unavailable
 log = logging.getLogger("logpipe.redis")
 
 Kind = Literal[
-    "connecting", "ok", "away", "auth", "loading", "clients", "full", "read-only", "disk",
-    "wrong-type", "replicas", "error",
+    "connecting", "ok", "away", "auth", "clients", "full", "read-only", "disk", "wrong-type",
+    "replicas", "error",
 ]  # fmt: skip
 
 WRITES_ONLY: frozenset[Kind] = frozenset({"full", "read-only", "disk", "replicas"})

@@ -168,6 +168,6 @@ class Primary:
                 asked = await self._asked(error)
 
     async def _asked(self, error: ResponseError) -> Node | None:
-        if isinstance(error, TryAgainError | MovedError) or not isinstance(error, AskError):
-            return None
+        if isinstance(error, MovedError) or not isinstance(error, AskError):
+            return None  # MOVED, of which redis-py makes a kind of ASK, was taken note of
         return Node(error.host or (await self.where()).host, error.port)

@@ -676,3 +676,13 @@ async def test_a_hung_redis_is_answered_within_two_seconds_also_behind_a_queue(
             return (await service.post(EVENT)).status_code == 202
 
         await wait_until(taken, "events are taken again")
+
+
+@pytest.mark.parametrize("path", ["/ingest", "/ingest/json"])
+async def test_a_damaged_body_that_came_whole_costs_no_connection(
+    valkey: Valkey, path: str
+) -> None:
+    async with serving(redis_addr=valkey.url, role="collector") as service:
+        answer = await service.http.post(path, content=b"x", headers={"Content-Encoding": "gzip"})
+        assert answer.status_code == 400
+        assert "connection" not in answer.headers

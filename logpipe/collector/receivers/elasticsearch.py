@@ -74,16 +74,27 @@ class Action(NamedTuple):
 
 def parse(request: Request) -> Batch:
     """Each document is an event; each action has an answer, in order."""
-    actions = list(actions_of(request.body, request.path.get("index", "")))
+    actions: list[Action] = []
+    keys: list[str | None] = []
+    items = _items(request, actions, keys)
+    return Batch(items, lambda outcomes: _answer(actions, outcomes), keys)
+
+
+def _items(request: Request, actions: list[Action], keys: list[str | None]) -> Iterator[Item]:
+    """The events, and beside each its action and its key, so that no more of these are kept than
+    there may be events."""
+    for action in actions_of(request.body, request.path.get("index", "")):
+        actions.append(action)
+        keys.append(action.id and f"{action.target}\n{action.id}")
+        yield _item(action)
     if not actions:
         raise Problem(400, "The request has no body.")
-    return Batch(map(_item, actions), lambda outcomes: _answer(actions, outcomes), _keys(actions))
 
 
 def actions_of(body: bytes, index: str) -> Iterator[Action]:
     """The actions of a body. Raises a 400 `Problem` when a line is none: what follows is then not
     known to be an action or a document."""
-    lines = (stripped for line in body.split(b"\n") if (stripped := line.strip()))
+    lines = (stripped for line in fields.lines_of(body) if (stripped := line.strip()))
     for line in lines:
         action = fields.json_value(line)
         if not isinstance(action, dict) or len(action) != 1:
@@ -114,10 +125,6 @@ def _item(action: Action) -> Item:
     told = {INDEX: action.target} | ({DOCUMENT_ID: action.id} if action.id else {})
     event.metadata = fields.merge(event.metadata, told, "_")
     return event
-
-
-def _keys(actions: Sequence[Action]) -> list[str | None]:
-    return [action.id and f"{action.target}\n{action.id}" for action in actions]
 
 
 def _answer(actions: Sequence[Action], outcomes: Sequence[Outcome]) -> Answer:

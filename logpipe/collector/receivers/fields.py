@@ -3,6 +3,7 @@
 Senders repeat whole batches; one strange field must not keep the rest from getting in.
 """
 
+import io
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,6 +68,13 @@ NAMES: Mapping[str, str] = {
     "spanId": "span_id",
 }
 """Common names of labels and tags, and what OpenTelemetry's semantic conventions call them."""
+
+MAX_CONTAINERS = 1_000_000
+"""Objects and arrays of a body of JSON, or one for each `LEAST_CONTAINER_BYTES` of it: an empty one
+takes three bytes there and up to two hundred and forty in memory."""
+
+LEAST_CONTAINER_BYTES = 16
+"""What senders' own take on an average is more: an attribute of OTLP has two in 37."""
 
 Decoded = TypeVar("Decoded")
 
@@ -269,7 +277,9 @@ def present(**values: Any) -> dict[str, Any]:
 
 def decoded(decode: Callable[[bytes], Decoded], body: bytes) -> Decoded:
     """What a decoder makes of a body. Bytes that are not UTF-8 are replaced, and so is half a
-    surrogate pair, as JavaScript writes it where a text was cut."""
+    surrogate pair, as JavaScript writes it where a text was cut. Raises a 413 `Problem` for more
+    objects and arrays than a body may have."""
+    _require_few_containers(body)
     try:
         return decode(body)
     except UnicodeDecodeError:
@@ -283,10 +293,23 @@ def decoded(decode: Callable[[bytes], Decoded], body: bytes) -> Decoded:
         return decode(mended)
 
 
+def _require_few_containers(body: bytes) -> None:
+    most = max(MAX_CONTAINERS, len(body) // LEAST_CONTAINER_BYTES)
+    if len(body) > most and body.count(b"{") + body.count(b"[") > most:
+        detail = f"The JSON has over {most} objects and arrays."
+        raise Problem(413, detail, hits={"batch": 1})
+
+
+def lines_of(body: bytes) -> Iterator[bytes]:
+    """The lines of a body without their ends, one by one: a list of them may take far more than the
+    body."""
+    return (line.rstrip(b"\r\n") for line in io.BytesIO(body))
+
+
 def json_values(body: bytes) -> Iterator[Any]:
     """The values of one JSON text, of an array, or of texts one after another.
 
-    A value of which JSON cannot be made is a 400 `Problem`.
+    A value of which JSON cannot be made is a 400 `Problem`. Raises as `decoded`.
     """
     text = body.strip()
     if not text:

@@ -112,8 +112,8 @@ def _values(body: bytes, form: str) -> Iterable[Any]:
     if form == "json":
         yield from fields.json_values(body)
         return
-    for line in body.split(b"\n"):
-        text = line.strip() if form == "ndjson" else line.rstrip(b"\r")
+    for line in fields.lines_of(body):
+        text = line.strip() if form == "ndjson" else line
         if not text:
             continue
         if form == "text":

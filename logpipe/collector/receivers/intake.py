@@ -74,13 +74,12 @@ class Receiver:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, every outcome in the protocol's own words."""
         request = request_of(scope, self._settings.max_body_bytes)
-        body_read = False
+        held = Held(self._appender.inflight)
         try:
             sender = self._admitted(scope, request)
             once = _once(self._protocol, request)
-            with Held(self._appender.inflight) as held:
+            with held:
                 body = await self._body(request, receive, held)
-                body_read = True
                 batch, packed = await self._packed(request._replace(body=body))
                 del body
             answer = await self._take(batch, packed, once, sender)
@@ -90,7 +89,7 @@ class Receiver:
             self._metrics.count_limited(problem.hits)
             answer = self._protocol.refused(request, problem)
         self._metrics.receiver_requests.labels(self._name, answer.status).inc()
-        await give(answer, receive, send, body_read=body_read)
+        await give(answer, receive, send, body_read=held.complete)
 
     def _admitted(self, scope: Scope, request: Request) -> str:
         """Who sends, where that counts; raises a `Problem` for one who may not now."""

@@ -1,5 +1,6 @@
 """Heroku's log drains: octet-counted RFC 5424 without its structured data."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from logpipe.collector.answer import Answer, problem_answer
@@ -12,15 +13,22 @@ PATHS = ("/logplex",)
 
 
 def parse(request: Request) -> Batch:
-    """Each message is an event. Raises a 400 `Problem` when there are not as many as announced."""
-    frames = syslog.frames_of(request.body, request.limit)
-    announced = request.headers.get("logplex-msg-count", "")
-    if announced.isascii() and announced.isdigit() and int(announced[:20]) != len(frames):
-        raise Problem(
-            400, f"The body holds {len(frames)} messages, not {announced[:20]} (Logplex-Msg-Count)."
-        )
+    """Each message is an event. The items end with a 400 `Problem` that is raised when they are not
+    as many as announced."""
+    return Batch(_events(request), always(Answer(204)))
+
+
+def _events(request: Request) -> Iterator[Event]:
     drain = fields.present(logplex__drain_token=request.headers.get("logplex-drain-token"))
-    return Batch((event_of(frame, drain) for frame in frames), always(Answer(204)))
+    count = 0
+    for frame in syslog.frames_of(request.body, request.limit):
+        count += 1
+        yield event_of(frame, drain)
+    announced = request.headers.get("logplex-msg-count", "")
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) != count:
+        raise Problem(
+            400, f"The body holds {count} messages, not {announced[:20]} (Logplex-Msg-Count)."
+        )
 
 
 def event_of(frame: syslog.Frame, drain: dict[str, Any]) -> Event:

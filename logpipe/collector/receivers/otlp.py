@@ -10,7 +10,14 @@ import msgspec
 
 from logpipe.collector.answer import Answer
 from logpipe.collector.receivers import fields
-from logpipe.collector.receivers.protobuf import counted, each, message, parsed
+from logpipe.collector.receivers.protobuf import (
+    MAX_REPEATED,
+    counted,
+    each,
+    message,
+    parsed,
+    too_many,
+)
 from logpipe.collector.receivers.protocol import (
     Batch,
     Item,
@@ -19,7 +26,7 @@ from logpipe.collector.receivers.protocol import (
     problems_of,
     raise_if_none_taken,
 )
-from logpipe.event import LEVELS, NOT_DECODED, Event, level_name
+from logpipe.event import LEVELS, NOT_DECODED, Event, has_more_elements, level_name
 from logpipe.problems import Problem
 
 PATHS = ("/v1/logs",)
@@ -95,7 +102,7 @@ class LogRecord(msgspec.Struct, rename="camel", gc=False):
 
 class ScopeLogs(msgspec.Struct, rename="camel", gc=False):
     scope: Scope | None = None
-    log_records: list[msgspec.Raw] = []
+    log_records: msgspec.Raw = msgspec.Raw(b"[]")
     schema_url: str = ""
 
 
@@ -112,6 +119,7 @@ class Export(msgspec.Struct, rename="camel", gc=False):
 # Not strict: a 64-bit number comes as a text.
 _decode = msgspec.json.Decoder(Export, strict=False).decode
 _decode_record = msgspec.json.Decoder(LogRecord, strict=False).decode
+_decode_records = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def parse(request: Request) -> Batch:
@@ -128,8 +136,16 @@ def _of_json(body: bytes) -> Iterator[Item]:
         source, resource = _resource(resource_logs.resource, resource_logs.schema_url)
         for logs in resource_logs.scope_logs:
             shared = fields.merge(_scope(logs.scope, logs.schema_url), resource, "resource.")
-            for raw in logs.log_records:
+            for raw in _records(bytes(logs.log_records)):
                 yield _item(_decode_record, raw, source, shared)
+
+
+def _records(array: bytes) -> Sequence[msgspec.Raw]:
+    """The records, none of which is read yet. They are counted first: even so each takes seventy
+    bytes, however small it is."""
+    if has_more_elements(array, MAX_REPEATED):
+        raise too_many()
+    return _decode_records(array)
 
 
 def _of_protobuf(body: bytes) -> Iterator[Item]:

@@ -99,10 +99,15 @@ def _cut(event: Event, size: int, limit: int) -> bytes | None:
 
 
 def _fitting(text: str, room: int) -> str:
-    """As much of a text as has at most `room` bytes in JSON; what is escaped may cost some more."""
-    kept = text.encode()[:room].decode(errors="ignore")
-    excess = len(msgspec.json.encode(kept)) - 2 - room
-    return kept.encode()[:-excess].decode(errors="ignore") if excess > 0 else kept
+    """As much of the beginning of a text as has at most `room` bytes in JSON."""
+    fits, too_much = 0, min(len(text), room) + 1
+    while too_much - fits > 1:
+        middle = (fits + too_much) // 2
+        if len(msgspec.json.encode(text[:middle])) - 2 <= room:
+            fits = middle
+        else:
+            too_much = middle
+    return text[:fits]
 
 
 def appends_of(

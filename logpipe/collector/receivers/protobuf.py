@@ -90,6 +90,11 @@ def each(kind: Any, bodies: Sequence[bytes]) -> Iterator[Any]:
 def counted(bodies: Sequence[bytes]) -> Sequence[bytes]:
     """The same. Raises a 413 `Problem` for more than a request may have."""
     if len(bodies) > MAX_REPEATED:
-        detail = f"A list of the request may have {MAX_REPEATED} messages."
-        raise Problem(413, detail, hits={"batch": 1})
+        raise too_many()
     return bodies
+
+
+def too_many() -> Problem:
+    """The 413 of more than `MAX_REPEATED`."""
+    detail = f"A list of the request may have {MAX_REPEATED} messages."
+    return Problem(413, detail, hits={"batch": 1})

@@ -101,9 +101,8 @@ def _about(envelope: dict[str, Any]) -> dict[str, Any]:
 def parse_raw(request: Request) -> Batch:
     """Each line is an event; parameters say of all what an envelope says of one."""
     about = {name: request.query[name] for name in _KNOWN if request.query.get(name)}
-    lines = request.body.decode(errors="replace").split("\n")
-    items = (_event({**about, "event": line}) for each in lines if (line := each.rstrip("\r")))
-    return Batch(items, _answer)
+    lines = (line.decode(errors="replace") for line in fields.lines_of(request.body) if line)
+    return Batch((_event({**about, "event": line}) for line in lines), _answer)
 
 
 def token(request: Request) -> str | None:

@@ -1,6 +1,7 @@
 """Syslog, RFC 5424 and what came before it: its framings, its messages, and `/syslog` over HTTP."""
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from logpipe.collector.answer import Answer, problem_answer
@@ -57,15 +58,17 @@ class Frames:
 
     def feed(self, data: bytes) -> list[Frame]:
         """The messages that are complete now."""
+        return list(self.each(data))
+
+    def each(self, data: bytes) -> Iterator[Frame]:
+        """The same, one by one; all of them have to be taken before there is more."""
         self._kept += data
-        frames: list[Frame] = []
         at = 0
         while (step := self._next(at)) is not None:
             frame, at = step
             if frame is not None and frame.data.strip(b"\r\n \0"):
-                frames.append(frame)
+                yield frame
         del self._kept[:at]
-        return frames
 
     def end(self, *, cut: bool = False) -> list[Frame]:
         """What is left when the stream ends: a line without its end, or part of a message. `cut`
@@ -114,10 +117,11 @@ class Frames:
         return Frame(bytes(self._kept[at : at + self._limit]), True), at + self._limit
 
 
-def frames_of(body: bytes, limit: int) -> list[Frame]:
-    """The messages of a body that is whole."""
+def frames_of(body: bytes, limit: int) -> Iterator[Frame]:
+    """The messages of a body that is whole, one by one: they may be many and tiny."""
     frames = Frames(limit)
-    return frames.feed(body) + frames.end()
+    yield from frames.each(body)
+    yield from frames.end()
 
 
 def parse(request: Request) -> Batch:

@@ -107,7 +107,8 @@ class _Connection(asyncio.Protocol):
     def __init__(self, listener: SyslogListener) -> None:
         self._listener = listener
         self._settings, _, self._appender, self._metrics, self._rates = listener.process
-        self._bounds = Bounds.of(self._settings)
+        # What comes at once is no request, which MAX_BATCH_EVENTS bounds.
+        self._bounds = Bounds.of(self._settings)._replace(events=EVENTS_AT_ONCE)
         self._frames = syslog.Frames(self._settings.max_message_bytes)
         self._ready: list[syslog.Frame] = []
         self._woken = asyncio.Event()

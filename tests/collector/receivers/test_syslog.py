@@ -144,7 +144,7 @@ def test_it_does_not_matter_in_which_pieces_a_stream_comes(
     parts: list[bytes], sizes: list[int]
 ) -> None:
     body = b"".join(parts)
-    whole = frames_of(body, 10)
+    whole = list(frames_of(body, 10))
     frames, got, at = Frames(10), [], 0
     for size in sizes * len(body):
         got += frames.feed(body[at : at + size])

@@ -214,3 +214,9 @@ async def test_a_process_takes_syslog_and_ends_in_time_while_senders_are_connect
             process.popen.send_signal(signal.SIGTERM)
             assert await process.exit_status(timeout=5) == 0, process.log.read_text()
             assert [await sender.rest() for sender in senders] == [b""] * 8
+
+
+async def test_what_comes_at_once_may_be_more_than_a_request_may_have(valkey: Valkey) -> None:
+    async with collecting(valkey, syslog_tcp=0, max_batch_events=3) as service:
+        await sent(listener_of(service).port, b"<14>m\n" * 10)
+        await wait_until(lambda: len(stored(valkey)) == 10, "all are stored")

@@ -1,0 +1,65 @@
+"""What a hostile body may take, by protocol: many tiny things, which pack to almost nothing."""
+
+import tracemalloc
+
+import pytest
+
+from logpipe.collector.ingest import Bounds
+from logpipe.collector.receivers import otlp
+from logpipe.collector.receivers.packing import pack
+from logpipe.collector.receivers.protocol import Request
+from logpipe.collector.receivers.table import PROTOCOLS
+from logpipe.problems import Problem
+from tests.collector.receivers.parsing import JSON
+
+BODY_BYTES = 4 * 1024 * 1024
+BOUNDS = Bounds(65_536, keys=1_000, events=1_000)
+TEXT = {"content-type": "text/plain"}
+
+
+def full_of(thing: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
+    """A body of so many of these as it holds; the last has no comma."""
+    count = (BODY_BYTES - len(before) - len(after)) // len(thing)
+    return before + (thing * count).removesuffix(b",") + after
+
+
+@pytest.mark.parametrize(
+    ("protocol", "headers", "body"),
+    [
+        ("syslog", {}, full_of(b"a\n")),
+        ("logplex", {}, full_of(b"a\n")),
+        ("json", TEXT, full_of(b"ab\n")),
+        ("json", {"content-type": "application/x-ndjson"}, full_of(b"1\n")),
+        ("json", JSON, full_of(b"{},", b"[", b"]")),
+        ("json", JSON, full_of(b"{}")),
+        ("datadog", JSON, full_of(b"{},", b"[", b"]")),
+        ("gelf", JSON, full_of(b"{}")),
+        ("splunk", JSON, full_of(b"[]")),
+        ("splunk-raw", {}, full_of(b"ab\n")),
+        ("elasticsearch", JSON, full_of(b'{"delete":0}\n')),
+        ("firehose", JSON, full_of(b"{},", b'{"records":[', b"]}")),
+        ("loki", JSON, full_of(b"{},", b'{"streams":[', b"]}")),
+        ("loki", JSON, full_of(b"[],", b'{"streams":[{"values":[', b"]}]}")),
+        ("otlp", JSON, full_of(b"{},", b'{"resourceLogs":[', b"]}")),
+        ("otlp", JSON, full_of(b"{},", b'{"resourceLogs":[{"scopeLogs":[', b"]}]}")),
+        (
+            "otlp",
+            JSON,
+            full_of(b"0,", b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[', b"]}]}]}"),
+        ),
+    ],
+)
+def test_very_many_tiny_things_are_refused_in_little_memory(
+    protocol: str, headers: dict[str, str], body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(otlp, "MAX_REPEATED", 10_000)  # to find twenty times as many takes a second
+    request = Request(headers=headers, body=body)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem) as caught:
+            pack(PROTOCOLS[protocol].parse(request).items, BOUNDS, BODY_BYTES, 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert caught.value.status == 413
+    assert peak < 5 * BODY_BYTES
