@@ -167,6 +167,15 @@ class Replicated(Deployment):
         return next((node for node in self.data if {node.port} == told), None)
 
 
+def cut_off(primary: Node, replica: Node) -> None:
+    """The replica gets nothing more."""
+    primary.ask("ACL", "SETUSER", "default", "-psync", "-sync")
+    replica.ask("CLIENT", "KILL", "TYPE", "master")
+    eventually(
+        lambda: replica.client.info("replication")["master_link_status"] == "down", "it is cut off"
+    )
+
+
 class Gate:
     """A port that leads to another; while it is shut, it is silent to who comes from an address."""
 

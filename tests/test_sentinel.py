@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 
 from logpipe.stream.failovers import Failovers
-from tests.deployments import MASTER, Divided, Node, Replicated, eventually
+from tests.deployments import MASTER, Divided, Replicated, cut_off, eventually
 from tests.helpers import wait_until
 from tests.load import Watched, loaded, settled
 from tests.promise import untold
@@ -299,15 +299,6 @@ def ids_at(deployment: Replicated) -> set[str]:
     """What the promoted replica has."""
     assert deployment.promoted is not None
     return {id_.decode() for id_, _ in deployment.promoted.ask("XRANGE", "logs", "-", "+")}
-
-
-def cut_off(primary: Node, replica: Node) -> None:
-    """The replica gets nothing more."""
-    primary.ask("ACL", "SETUSER", "default", "-psync", "-sync")
-    replica.ask("CLIENT", "KILL", "TYPE", "master")
-    eventually(
-        lambda: replica.client.info("replication")["master_link_status"] == "down", "it is cut off"
-    )
 
 
 @contextlib.asynccontextmanager
