@@ -31,6 +31,9 @@ class EventId(StreamId):
     def __str__(self) -> str:
         return f"{self.ms}-{self.seq}-{self.partition}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}('{self}')"
+
     def before(self) -> "EventId":
         """The greatest id below this one, in any partition."""
         if self.partition:

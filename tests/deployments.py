@@ -104,14 +104,18 @@ class Replicated(Deployment):
         return node.port
 
     def start(  # type: ignore[override]
-        self, *, replicas: int = 1, sentinels: int = 3, down_after_ms: int = 1000
+        self, *, replicas: int = 1, sentinels: int = 3, down_after_ms: int = 1000, heir: int = 0
     ) -> None:
-        """As `Deployment.start`."""
+        """As `Deployment.start`. `heir`: the replica of `data` that Sentinels promote, whatever it
+        lacks; 0: the most advanced."""
         primary = self.node("--appendonly", "no", "--repl-diskless-sync-delay", "0")
         self._primary_port = self.entrance(primary)
         to_primary = ("--replicaof", f"127.0.0.1 {self._primary_port}", *self.elsewhere)
         quickly = ("--repl-diskless-sync-delay", "0")
-        self.data = [primary, *(self.node(*to_primary, *quickly) for _ in range(replicas))]
+        self.data = [primary]
+        for number in range(1, replicas + 1):
+            priority = ("--replica-priority", "1") if number == heir else ()
+            self.data.append(self.node(*to_primary, *quickly, *priority))
         eventually(
             lambda: (
                 primary.client.info("replication")["connected_slaves"] == replicas
@@ -161,6 +165,15 @@ class Replicated(Deployment):
         """The server that all Sentinels take for the primary."""
         told = {int(s.ask("SENTINEL GET-MASTER-ADDR-BY-NAME", MASTER)[1]) for s in self.sentinels}
         return next((node for node in self.data if {node.port} == told), None)
+
+
+def cut_off(primary: Node, replica: Node) -> None:
+    """The replica gets nothing more."""
+    primary.ask("ACL", "SETUSER", "default", "-psync", "-sync")
+    replica.ask("CLIENT", "KILL", "TYPE", "master")
+    eventually(
+        lambda: replica.client.info("replication")["master_link_status"] == "down", "it is cut off"
+    )
 
 
 class Gate:
@@ -254,11 +267,11 @@ class Divided(Replicated):
         return f"redis+sentinel://{places}/{MASTER}/0"
 
     @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
-        """For so long nothing passes."""
+    def apart(self) -> Iterator[Gate]:
+        """For so long nothing passes; gives the gate to the primary, which may open before."""
         for gate in self._gates:
             gate.shut = True
-        yield
+        yield self._gates[0]
         for gate in self._gates:
             gate.shut = False
 

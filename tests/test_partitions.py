@@ -388,6 +388,27 @@ async def test_while_one_writes_the_other_partitions_are_for_other_subscribers(
             await waits.sent()
 
 
+async def test_who_has_something_to_write_takes_nothing_else_on(valkey: Valkey) -> None:
+    """Not even of a partition that it has just written of."""
+    async with shared_groups(valkey) as groups:
+        with subscriber(groups) as slow, subscriber(groups) as quick:
+            reading = asyncio.create_task(given(slow))
+            await wait_until(lambda: len(slow._hellos) == COUNT, "it waits")
+            valkey.client.xadd(KEYS[0], {"event": '{"source":"s","message":""}'})
+            assert len(await reading) == 1
+            slow._shares[1].ask(True)  # it was given this in the moment in which it began to write
+            valkey.client.xadd(KEYS[1], {"event": '{"source":"s","message":""}'})
+            await wait_until(slow._tasks[1].done, "it has something of another partition")
+            await slow.sent()
+            assert len(await given(slow)) == 1
+            for _ in range(10):
+                valkey.client.xadd(KEYS[0], {"event": '{"source":"s","message":""}'})
+            others: list[str] = []
+            while len(others) < 10:
+                others += await given(quick)
+                await quick.sent()
+
+
 async def test_an_idle_subscriber_is_kept_and_told_of_the_end(valkey: Valkey) -> None:
     async with shared_groups(valkey) as groups:
         with subscriber(groups) as one:

@@ -14,7 +14,7 @@ from redis.crc import key_slot
 from logpipe.ids import StreamId
 from logpipe.positions import EventId, parse_event_id
 from logpipe.stream import partition_key
-from tests.deployments import Cluster, Node, eventually, id_of
+from tests.deployments import Cluster, Node, Replicated, eventually, id_of
 from tests.helpers import wait_until
 from tests.servers import Service, serving, subscribed
 from tests.test_redis_faults import BOTH, said
@@ -43,12 +43,12 @@ def owner_of(cluster: Cluster, key: str) -> Node:
 
 
 @contextlib.asynccontextmanager
-async def replicas(cluster: Cluster) -> AsyncIterator[list[Service]]:
+async def replicas(servers: Cluster | Replicated) -> AsyncIterator[list[Service]]:
     """Two of logpipe, each with collector and distributor."""
     async with contextlib.AsyncExitStack() as stack:
         services = [
             await stack.enter_async_context(
-                serving(redis_addr=cluster.url, role=BOTH, partitions=COUNT)
+                serving(redis_addr=servers.url, role=BOTH, partitions=COUNT)
             )
             for _ in range(2)
         ]

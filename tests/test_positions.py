@@ -31,6 +31,12 @@ def test_an_events_id_is_read_as_it_is_written(id_: EventId) -> None:
     assert read_id(str(id_)).__class__ is EventId
 
 
+def test_an_id_can_be_shown_to_who_looks_for_an_error() -> None:
+    """As what it is; of a plain id's text, with one number less, Python would raise."""
+    assert repr(EventId(7, 1, 2)) == "EventId('7-1-2')"
+    assert repr(Position.of([StreamId(7, 1), START])) == "Position('7-1.0-0')"
+
+
 @given(st.lists(stream_ids, min_size=2, max_size=5))
 def test_a_position_is_read_as_it_is_written(ids: list[StreamId]) -> None:
     position = Position.of(ids)

@@ -3,8 +3,9 @@
 import contextlib
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import redis
@@ -12,7 +13,9 @@ import redis
 from logpipe.settings import BadSettingsError, load
 from tests.deployments import SLOTS, eventually
 from tests.helpers import wait_until
+from tests.load import loaded
 from tests.servers import free_port, serving
+from tests.test_redis_faults import ANSWERED_S, said
 
 EVENT = {"source": "demo", "message": "over TLS"}
 
@@ -39,9 +42,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class Server(NamedTuple):
+    """A redis-server that speaks TLS alone, on a port of localhost."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+
 @contextlib.contextmanager
-def started(folder: Path, *words: str, **more: str) -> Iterator[int]:
-    """A redis-server that speaks TLS alone, on this port of localhost."""
+def launched(folder: Path, *words: str, **more: str) -> Iterator[Server]:
+    """A server with these options, killed at the end."""
     port = free_port()
     options = {
         "port": "0", "tls-port": str(port), "tls-cert-file": "pem", "tls-key-file": "key",
@@ -52,10 +62,28 @@ def started(folder: Path, *words: str, **more: str) -> Iterator[int]:
     command = ["redis-server", *words, *told]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     try:
-        yield port
+        yield Server(port, process)
     finally:
         process.kill()
         process.wait(10)
+
+
+@contextlib.contextmanager
+def started(folder: Path, *words: str, **more: str) -> Iterator[int]:
+    """The port of such a server."""
+    with launched(folder, *words, **more) as server:
+        yield server.port
+
+
+@contextlib.contextmanager
+def asked(folder: Path, port: int) -> Iterator[Callable[..., Any]]:
+    """A function that gives the server's answer to a command."""
+    client = redis.Redis("localhost", port, ssl=True, ssl_ca_certs=str(folder / "ca.pem"))
+    try:
+        eventually(client.ping, "the server is there")
+        yield client.execute_command
+    finally:
+        client.close()
 
 
 @pytest.fixture
@@ -84,11 +112,34 @@ def tls_cluster(folder: Path) -> Iterator[str]:
         "cluster-announce-hostname": "localhost", "cluster-preferred-endpoint-type": "hostname",
     }  # fmt: skip
     with started(folder, **options) as port:
-        node = redis.Redis("localhost", port, ssl=True, ssl_ca_certs=str(folder / "ca.pem"))
-        eventually(lambda: node.ping(), "the node is there")
-        node.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, SLOTS - 1)  # type: ignore[no-untyped-call]
-        node.close()
+        with asked(folder, port) as ask:
+            ask("CLUSTER", "ADDSLOTSRANGE", 0, SLOTS - 1)
         yield f"rediss+cluster://localhost:{port}"
+
+
+@pytest.fixture
+def tls_pair(folder: Path) -> Iterator[tuple[str, Server]]:
+    """The address of a primary with a replica, by a Sentinel, and the primary. All three speak TLS
+    among themselves, too, and are known by name."""
+    named = {"replica-announce-ip": "localhost", "tls-replication": "yes"}
+    quickly = {**named, "repl-diskless-sync-delay": "0"}
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(launched(folder, **quickly))
+        to_primary = {"replicaof": f"localhost {primary.port}"}
+        replica = stack.enter_context(launched(folder, **quickly, **to_primary))
+        with asked(folder, replica.port) as ask:
+            eventually(lambda: ask("ROLE")[3] == b"connected", "the replica has caught up")
+        (folder / "sentinel.conf").write_text(
+            "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n"
+            f"sentinel monitor m localhost {primary.port} 1\n"
+            "sentinel down-after-milliseconds m 1000\nsentinel failover-timeout m 5000\n"
+        )
+        sentinel = stack.enter_context(
+            launched(folder, "sentinel.conf", "--sentinel", **{"tls-replication": "yes"})
+        )
+        with asked(folder, sentinel.port) as ask:
+            eventually(lambda: ask("SENTINEL MASTER", "m")["num-slaves"] == 1, "it knows both")
+        yield f"rediss+sentinel://localhost:{sentinel.port}/m", primary
 
 
 @pytest.fixture(params=["redis", "sentinel", "cluster"])
@@ -111,6 +162,20 @@ async def test_a_redis_whose_certificate_is_trusted_is_used(
         await wait_until(stored, "an event is stored over TLS")
         events = (await service.http.get("/events")).json()["events"]
         assert events[0]["message"] == "over TLS"
+
+
+async def test_a_primary_that_is_killed_is_followed_by_its_replica_over_tls(
+    tls_pair: tuple[str, Server], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))
+    address, primary = tls_pair
+    async with loaded(address) as (service, load, delivered):
+        primary.process.kill()
+        await load.more(200)
+        await wait_until(said(service, "ok"), "it says so")
+        assert load.refused > 0
+        assert load.slowest < ANSWERED_S
+    assert [gap["reason"] for gap in delivered.gaps] == ["reset"]
 
 
 async def test_the_address_itself_may_name_the_authority(tls_port: int, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 
 from logpipe.stream.failovers import Failovers
-from tests.deployments import MASTER, Divided, Replicated, eventually
+from tests.deployments import MASTER, Divided, Replicated, cut_off, eventually
 from tests.helpers import wait_until
 from tests.load import Watched, loaded, settled
 from tests.promise import untold
@@ -159,6 +159,71 @@ async def test_in_a_partition_what_a_replica_confirmed_stays_and_the_loss_of_the
     assert twice in again
 
 
+@pytest.fixture
+def with_heir() -> Iterator[Divided]:
+    """With two replicas, of which the first is promoted, whatever it lacks."""
+    with Divided.started(replicas=2, down_after_ms=1000, heir=1) as deployment:
+        yield deployment
+
+
+@contextlib.asynccontextmanager
+async def all_and_one(deployment: Replicated) -> AsyncIterator[tuple[Load, Load]]:
+    """Load on a logpipe that waits for both replicas, and on one, the control, that waits for one.
+    At the end, all that the first has acknowledged is there, and of the second's something is
+    not."""
+    async with (
+        serving(redis_addr=deployment.url, role="collector", ack_replicas=2) as safe,
+        serving(redis_addr=deployment.url, role="collector", ack_replicas=1) as unsafe,
+    ):
+        loads = Load(safe), Load(unsafe)
+        for load in loads:
+            await ready(load.service)
+        async with loads[0].running(senders=2), loads[1].running(senders=2):
+            for load in loads:
+                await load.more(50)
+            yield loads
+    there = ids_at(deployment)
+    assert loads[0].acknowledged.keys() <= there
+    assert loads[1].acknowledged.keys() - there
+    assert max(load.slowest for load in loads) < ANSWERED_S
+
+
+async def test_a_primary_that_dies_takes_nothing_along_that_all_replicas_have_confirmed(
+    with_heir: Divided,
+) -> None:
+    """Whichever is promoted: here the one that was cut off from the primary."""
+    primary, heir, _ = with_heir.data
+    async with all_and_one(with_heir) as (sure, unsure):
+        cut_off(primary, heir)
+        await wait_until(lambda: sure.refused, "what only one replica has is not acknowledged")
+        await unsure.more(50)
+        primary.kill()
+        await wait_until(lambda: with_heir.promoted, "another has taken over", timeout=20)
+        await unsure.more(50)
+    assert with_heir.promoted is heir
+
+
+async def test_a_partition_that_ends_with_the_promotion_costs_nothing_that_all_have_confirmed(
+    with_heir: Divided,
+) -> None:
+    """The replica that is not promoted, and not told so yet, confirms to the old primary."""
+    old, heir, other = with_heir.data
+    async with all_and_one(with_heir) as (sure, unsure):
+        other.ask("ACL", "SETUSER", "default", "-replicaof", "-slaveof")
+        with with_heir.apart() as gate:
+            await wait_until(lambda: with_heir.promoted, "another has taken over", timeout=20)
+            gate.shut = False
+            refused = sure.refused
+            await unsure.more(50)
+            await wait_until(lambda: sure.refused > refused, "one is not enough")
+        other.ask("ACL", "SETUSER", "default", "+replicaof", "+slaveof")
+        for node in (old, other):
+            node.ask("REPLICAOF", "127.0.0.1", heir.port)
+        for load in (sure, unsure):
+            await load.more(50)
+    assert with_heir.promoted is heir
+
+
 async def test_what_only_a_demoted_primary_had_is_told_to_who_had_it_and_to_who_had_not(
     replicated: Replicated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +244,7 @@ async def test_what_only_a_demoted_primary_had_is_told_to_who_had_it_and_to_who_
                 ),
                 "the replica has it",
             )
-            cut_off(replicated)
+            cut_off(*replicated.data)
             async with shared(service, "new") as new_group:
                 for _ in range(5):
                     await load.send_one()
@@ -234,16 +299,6 @@ def ids_at(deployment: Replicated) -> set[str]:
     """What the promoted replica has."""
     assert deployment.promoted is not None
     return {id_.decode() for id_, _ in deployment.promoted.ask("XRANGE", "logs", "-", "+")}
-
-
-def cut_off(replicated: Replicated) -> None:
-    """The replica gets nothing more."""
-    primary, replica = replicated.data
-    primary.ask("ACL", "SETUSER", "default", "-psync", "-sync")
-    primary.ask("CLIENT", "KILL", "TYPE", "replica")
-    eventually(
-        lambda: replica.client.info("replication")["master_link_status"] == "down", "it is cut off"
-    )
 
 
 @contextlib.asynccontextmanager

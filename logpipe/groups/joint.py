@@ -136,19 +136,18 @@ class JointShared:
             closing.cancel()
 
     def _collect(self) -> Sequence[Item]:
-        """What the partitions have given by now; they are asked again after it was written."""
+        """What the partitions have given by now. Those that have are asked again once that is
+        written: who writes would keep from others what it is given meanwhile."""
         items: list[Item] = []
-        for number, share in enumerate(self._shares):
-            task = self._tasks.get(number)
-            if task is not None and not task.done():
-                continue
-            told = list(self._told(number, task.result() or [])) if task else []
+        for number in [number for number, task in self._tasks.items() if task.done()]:
+            told = list(self._told(number, self._tasks.pop(number).result() or []))
             if any(isinstance(item, Batch | Gap) for item in told):
-                del self._tasks[number]
                 self._given.append(number)
-            else:
-                self._tasks[number] = asyncio.create_task(share.next())
             items += told
+        if not items:
+            for number, share in enumerate(self._shares):
+                if number not in self._tasks:
+                    self._tasks[number] = asyncio.create_task(share.next())
         return items
 
     def _told(self, number: int, items: Sequence[Item]) -> Iterator[Item]:

@@ -27,8 +27,9 @@ from logpipe.redis_address import Node
 
 ASK_PAUSE_S = 0.05
 """The least time between two questions that found none."""
-FOLLOW_S = 1.0
-"""How long a command goes after a slot that is on its way to another node."""
+FOLLOW_S = 1.5
+"""How long a command goes after a slot that is on its way to another node: as long as a write may
+wait for its answer."""
 FOLLOW_PAUSE_S = 0.02
 
 T = TypeVar("T")
