@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,6 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 STARTED = "logpipe_process_start_time_seconds"
 
 Labels = frozenset[tuple[str, str]]
+Places = Mapping[str, Mapping[Labels, int]]
+"""By name and labels, where the number of a series stands in a sample."""
+
+MAX_PLACES = 64
+"""Sets of series that are remembered for samples to come: each process has one, until it gets a
+series more."""
 
 
 class Point(NamedTuple):
@@ -20,35 +28,53 @@ class Point(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What one exposition said, at a time (monotonic seconds)."""
+    """What one exposition said, at a time (monotonic seconds).
+
+    Hundreds are kept, and names and labels are forty times as large as the numbers: samples of the
+    same series share them.
+    """
 
     at: float
-    values: Mapping[str, Mapping[Labels, float]]
+    places: Places
+    numbers: Sequence[float] = ()
 
     def value(self, name: str, **labels: str) -> float | None:
         """The sum of the series that carry these labels; None where there is none, or no number."""
         wanted = labels.items()
-        series = self.values.get(name, {})
-        found = [value for carried, value in series.items() if wanted <= carried]
+        found = [number for carried, number in self._series(name) if wanted <= carried]
         total = math.fsum(found) if found else math.nan
         return None if math.isnan(total) else total
 
     def by(self, name: str, label: str) -> dict[str, float]:
         """The series of a metric by the value of one label; those without a number are left out."""
-        series = self.values.get(name, {}).items()
-        return {dict(k)[label]: v for k, v in series if label in dict(k) and not math.isnan(v)}
+        series = [(dict(labels), number) for labels, number in self._series(name)]
+        return {k[label]: v for k, v in series if label in k and not math.isnan(v)}
+
+    def _series(self, name: str) -> Iterator[tuple[Labels, float]]:
+        for labels, place in self.places.get(name, {}).items():
+            yield labels, self.numbers[place]
 
 
 def read_sample(exposition: str, at: float) -> Sample:
     """A sample of Prometheus' text format. Raises ValueError for what is none."""
-    values: dict[str, dict[Labels, float]] = {}
+    series: list[tuple[str, Labels]] = []
+    numbers = array("d")
     try:
         for family in text_string_to_metric_families(exposition):
-            for name, labels, value, *_ in family.samples:
-                values.setdefault(name, {})[frozenset(labels.items())] = value
+            for name, labels, number, *_ in family.samples:
+                series.append((name, frozenset(labels.items())))
+                numbers.append(number)
     except LookupError as error:  # what the parser does with some of what it cannot read
         raise ValueError("not understood") from error
-    return Sample(at, values)
+    return Sample(at, _places(tuple(series)), numbers)
+
+
+@lru_cache(maxsize=MAX_PLACES)
+def _places(series: tuple[tuple[str, Labels], ...]) -> Places:
+    places: dict[str, dict[Labels, int]] = {}
+    for place, (name, labels) in enumerate(series):
+        places.setdefault(name, {})[labels] = place
+    return places
 
 
 def increase(before: Sample, after: Sample, name: str, **labels: str) -> float | None:

@@ -601,4 +601,4 @@ async def test_a_process_that_says_nothing_is_waited_for_no_longer_than_a_look(
 
 
 def test_a_sample_of_nothing_is_empty() -> None:
-    assert read_sample("", 1.0) == Sample(1.0, {})
+    assert read_sample("", 1.0).places == {}

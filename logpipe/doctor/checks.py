@@ -214,7 +214,7 @@ def _skew(facts: Facts, name: str, ms: int) -> float:
 def redis(facts: Facts) -> Iterator[Judged]:
     """Eviction and persistence, as the distributor's metrics tell them."""
     sample = facts.metrics
-    if sample is None or KEPT not in sample.values:
+    if sample is None or KEPT not in sample.places:
         if facts.stream.status == 200:
             yield (
                 "warning",

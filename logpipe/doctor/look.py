@@ -256,7 +256,7 @@ class _Look:
                     with suppress(ValueError):
                         self._facts.metrics = read_sample(answer.text, time.monotonic())
                     sample = self._facts.metrics
-                    if not streams or not sample or KEPT not in sample.values:
+                    if not streams or not sample or KEPT not in sample.places:
                         return
                     if sample.value(KEPT) is not None:
                         return
