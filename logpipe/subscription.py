@@ -63,6 +63,11 @@ class HubSubscription:
         self._hub.subscribers.discard(self)
         self._hub.metrics.subscribers.labels("broadcast").dec()
 
+    @property
+    def reached(self) -> StreamId | None:
+        """Up to which id it was told; None before it has begun."""
+        return self.cursor.id if self._begun else None
+
     def behind(self, newest: Bounds) -> int | None:
         """How many entries lie between its cursor and the newest; None where that is not known."""
         if self.cursor.id == newest.last:
