@@ -110,7 +110,7 @@ def _ui(parts: Parts) -> ASGIApp:
     else:
         assert http is not None
         submit = RemoteCollector(settings.collector_url, http, tokens.ingest)
-    return ui.create(settings, tokens, log, submit, metrics, watch, seats)
+    return ui.create(ui.Page(settings, tokens, log, submit, metrics, watch, seats))
 
 
 ROLES: Mapping[Role, RoleSpec] = {

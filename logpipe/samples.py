@@ -11,6 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 STARTED = "logpipe_process_start_time_seconds"
 
 Labels = frozenset[tuple[str, str]]
+Places = Mapping[str, Mapping[Labels, int]]
+"""By name and labels, where the number of a series stands in a sample."""
+
+MAX_PLACES = 64
+"""Sets of series that are remembered for samples to come: each process has one, until it gets a
+series more."""
 
 
 class Point(NamedTuple):

@@ -11,16 +11,16 @@ from logpipe.fanout.subscription import HubSubscription
 from logpipe.groups import Groups
 from logpipe.groups.joint import JointGroups, JointShared
 from logpipe.groups.shared import SharedSubscription
-from logpipe.ids import StreamId
+from logpipe.ids import START, StreamId
 from logpipe.messages import Delivery, Subscription
 
 
 class Subscriber(msgspec.Struct, frozen=True):
     """One subscriber of this process.
 
-    `cursor` is the id up to which it was written. `lag` counts the entries that are newer, with
-    `shared` those that its group has not read yet, None where that is not known; `lag_s` is the
-    time between its cursor and the newest entry.
+    `cursor` is the id up to which it was written, None before it has begun. `lag` counts the
+    entries that are newer, with `shared` those that its group has not read yet; `lag_s` is the time
+    in seconds between its cursor and the newest entry. Both are None where that is not known.
     """
 
     client: str
@@ -55,7 +55,7 @@ def _listed(subscription: Subscription, newest: Bounds) -> Subscriber:
         case SharedSubscription() | JointShared():
             group, cursor, lag = subscription.name, subscription.cursor, subscription.lag
         case HubSubscription():
-            cursor, lag = subscription.cursor.id, subscription.behind(newest)
+            cursor, lag = subscription.reached, subscription.behind(newest)
         case JointSubscription():
             cursor, lag = subscription.position, subscription.behind()
     chosen = subscription.filter
@@ -67,6 +67,14 @@ def _listed(subscription: Subscription, newest: Bounds) -> Subscriber:
         reads=chosen.explain(),
         cursor=str(cursor) if cursor else None,
         lag=lag,
-        lag_s=max(0, newest.last.ms - cursor.ms) / 1000 if cursor and lag != 0 else lag,
+        lag_s=_lag_s(cursor, lag, newest),
         connected_at=datetime.fromtimestamp(subscription.connected_ms / 1000, UTC).isoformat(),
     )
+
+
+def _lag_s(cursor: StreamId | None, lag: int | None, newest: Bounds) -> float | None:
+    if lag == 0:
+        return 0.0
+    if cursor is None or cursor == START:
+        return None
+    return max(0, newest.last.ms - cursor.ms) / 1000

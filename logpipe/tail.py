@@ -111,15 +111,15 @@ class JsonLines:
 
     def entries(self, entries: Sequence[Entry]) -> bytes:
         """A line each."""
-        if self._terminal:
-            lines = [f"{printable_json(entry.json.decode())}\n" for entry in entries]
-            return "".join(lines).encode()
-        return b"".join([entry.json + b"\n" for entry in entries])
+        return b"".join([self._line(entry.json) for entry in entries])
 
     def gap(self, gap: Gap) -> bytes:
         """An object with `event`, which no event of the stream has."""
         name, cursor, data = named(gap)
-        return msgspec.json.encode({"event": name, "id": str(cursor), **data}) + b"\n"
+        return self._line(msgspec.json.encode({"event": name, "id": str(cursor), **data}))
+
+    def _line(self, value: bytes) -> bytes:
+        return (printable_json(value.decode()).encode() if self._terminal else value) + b"\n"
 
 
 class Tail:

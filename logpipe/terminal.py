@@ -307,7 +307,8 @@ def gap_text(gap: Gap) -> str:
         what = "an unknown number of events is missing"
     else:
         what = f"{gap.count:,} {'event is' if gap.count == 1 else 'events are'} missing"
-    return f"── {what}: {REASONS.get(gap.reason, gap.reason)} ({gap.after} … {gap.before}) ──"
+    why = REASONS.get(gap.reason) or printable(gap.reason)
+    return f"── {what}: {why} ({gap.after} … {gap.before}) ──"
 
 
 def caret_lines(query: str, position: int) -> list[str]:

@@ -413,9 +413,15 @@ async def test_parameters_are_passed_on_as_they_are() -> None:
         }  # fmt: skip
 
 
-async def test_what_cannot_be_read_does_not_move_the_cursor() -> None:
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "id: 8-0\ndata: {nonsense\n\n",
+        'id: 8-0\nevent: gap\ndata: {"reason":"x","after":"7-0","before":"9-0","count":"?"}\n\n',
+    ],
+)
+async def test_what_cannot_be_read_does_not_move_the_cursor(broken: str) -> None:
     good = 'id: 7-0\ndata: {"id":"7-0","source":"t","message":"good"}\n\n'
-    broken = "id: 8-0\ndata: {nonsense\n\n"
     again = good.replace("7-0", "8-0")
     async with (
         Impostor(SSE_HEAD + HELLO + good + broken, SSE_HEAD + HELLO + again + "[wait]") as other,

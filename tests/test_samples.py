@@ -1,9 +1,12 @@
 """What two samples of a process say of the time between."""
 
+import gc
 import math
+import tracemalloc
 
 import pytest
 
+from logpipe.metrics import Metrics
 from logpipe.samples import (
     STARTED,
     Point,
@@ -45,6 +48,25 @@ def test_a_sample_is_read_by_name_and_labels() -> None:
     assert found.value("lag") is None
     assert found.by("depth", "group") == {'a "b"': 3}
     assert found.by("depth", "other") == {}
+
+
+def test_a_page_open_for_long_keeps_samples_of_its_processes_in_little_memory() -> None:
+    exposition = Metrics().exposition().decode()
+    read_sample(exposition, 0.0)
+    tracemalloc.start()
+    try:
+        kept = [read_sample(exposition, float(at)) for at in range(20)]
+        gc.collect()
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < len(kept) * 4_096
+
+
+def test_a_series_more_makes_no_other_sample_s_numbers_wrong() -> None:
+    samples = [sample(0, "n 1"), sample(1, 'm{a="b"} 5\nn 2'), sample(2, "n 3")]
+    assert [each.value("n") for each in samples] == [1, 2, 3]
+    assert [each.value("m") for each in samples] == [None, 5, None]
 
 
 @pytest.mark.parametrize("text", ["<html>", "{", "a b c d", 'a{b="x", ="y"} 1'])

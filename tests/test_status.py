@@ -586,6 +586,7 @@ def answering(body: str, status: str = "200 OK") -> str:
     return f"{head}\r\n\r\n{body}"
 
 
+NESTED = '{"other":' + "[" * 4_000
 HEALTHY = answering('{"status":"ok","roles":["distributor"],"redis":"ok","version":"9"}')
 
 
@@ -595,7 +596,9 @@ HEALTHY = answering('{"status":"ok","roles":["distributor"],"redis":"ok","versio
         ([answering("<html>", "502 Bad Gateway")], "what answers there is not logpipe (502)"),
         ([answering('{"status":"ok"}')], "what answers there is not logpipe (200)"),
         ([HEALTHY, answering("<html>")], "its /metrics are not understood (200)"),
+        ([answering(NESTED)], "what answers there is not logpipe (200)"),
         ([HEALTHY, answering("n 1"), answering("{}")], "it lists no subscribers (200)"),
+        ([HEALTHY, answering("n 1"), answering(NESTED)], "it lists no subscribers (200)"),
         ([HEALTHY, answering("n" * 5000)], "its answer is too large"),
     ],
 )

@@ -1,8 +1,9 @@
 import asyncio
+import contextlib
 import gc
 import json
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self, cast
 
 import pytest
 
@@ -282,6 +283,25 @@ async def test_a_response_that_is_cancelled_releases_its_subscription() -> None:
     assert source.inside == 0
 
 
+async def test_a_client_that_leaves_as_its_token_is_revoked_ends_the_response_too() -> None:
+    source, browser = Source([HELLO]), Browser()
+    ends: list[Callable[[], None]] = []
+
+    @contextlib.contextmanager
+    def revoking(end: Callable[[], None]) -> Iterator[None]:
+        ends.append(end)
+        yield
+
+    response = StreamResponse(cast(Any, source), SSE, Metrics(), Seats(1), revoking)
+    scope = {"type": "http", "method": "GET"}
+    task = asyncio.create_task(response(scope, browser.receive, browser.send))
+    await wait_until(lambda: source.asked == 2, "it waits for more")
+    browser.left.set()
+    ends[0]()
+    await asyncio.wait_for(task, 1)
+    assert source.inside == 0
+
+
 async def test_many_clients_that_leave_anywhere_leave_nothing_behind() -> None:
     gc.disable()
     try:
@@ -385,6 +405,14 @@ async def test_a_match_and_a_rejection_in_one_write_tell_progress_after_the_matc
         ("message", "5-0"),
         ("progress", "6-0"),
     ]
+
+
+async def test_no_progress_is_told_that_is_behind_a_gap() -> None:
+    browser = Browser()
+    source = Source([HELLO], [a_batch(5, source="db"), GAP], [], None)
+    source.filter = Filter("source:api")
+    await asyncio.wait_for(respond(source, browser), 5)
+    assert [event.event for event in parsed(browser.body)] == ["hello", "gap"]
 
 
 async def test_what_is_delivered_is_counted() -> None:

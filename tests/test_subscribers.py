@@ -3,10 +3,19 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from logpipe.background import Background
+from logpipe.fanout.subscription import HubSubscription
+from logpipe.filters import EVERYTHING
+from logpipe.groups import Groups
+from logpipe.groups.shared import SharedSubscription
+from logpipe.messages import Start
+from logpipe.subscribers import subscribers
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, serving, subscribed
+from tests.streams import add, address_of, running, stream_at
 
 EVENT = {"source": "api", "message": "m", "level": "INFO"}
 
@@ -76,6 +85,23 @@ async def test_a_slow_subscriber_is_seen_by_its_lag(valkey: Valkey) -> None:
             return bool(one["lag"] and one["lag"] > 10 and one["lag_s"] > 0)
 
         await wait_until(behind, "its lag is shown")
+
+
+async def test_how_late_one_is_that_had_nothing_yet_is_not_known(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SharedSubscription, "lag", 7)
+    async with stream_at(address_of(valkey)) as stream, running(stream) as hub:
+        await add(stream)
+        groups = Groups(
+            stream, hub.metrics, Background(),
+            consumer="one", pending_idle_ms=1000, batch_count=10, heartbeat_s=15.0,
+        )  # fmt: skip
+        hub.subscribers.add(HubSubscription(hub, Start(), EVERYTHING))
+        groups.subscribers.add(SharedSubscription(groups, "workers", Start(), EVERYTHING))
+        waiting, worker = await subscribers(hub, groups)
+    assert (waiting.cursor, waiting.lag, waiting.lag_s) == (None, None, None)
+    assert (worker.cursor, worker.lag, worker.lag_s) == (None, 7, None)
 
 
 async def test_the_list_needs_a_read_token_where_there_are_any(valkey: Valkey) -> None:

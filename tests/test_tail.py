@@ -155,6 +155,14 @@ def test_a_gap_in_json_is_that_of_the_ndjson_of_subscribe(count: int | None) -> 
     assert JsonLines().gap(gap) == NDJSON.message(gap)
 
 
+def test_a_gap_in_json_holds_nothing_that_a_terminal_obeys() -> None:
+    reason: Any = "\x9b2J"
+    gap = Gap(reason, StreamId(1, 0), StreamId(5, 0), None, StreamId(4, 9))
+    line = JsonLines(terminal=True).gap(gap).decode()
+    assert line.removesuffix("\n").isprintable()
+    assert json.loads(line)["reason"] == reason
+
+
 # -- connections that end ----------------------------------------------------------------------
 
 

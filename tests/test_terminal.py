@@ -252,6 +252,12 @@ def test_a_gap_is_a_sentence(reason: Reason, count: int | None, told: str) -> No
     assert max(map(width, narrow.split("\n"))) <= 40
 
 
+def test_a_reason_that_is_not_known_is_shown_and_not_obeyed() -> None:
+    reason: Any = "\x1b]0;mine\x07"
+    gap = Gap(reason, StreamId(1710, 0), StreamId(1712, 0), 1, StreamId(1711, 9))
+    assert "missing: \\x1b]0;mine\\x07 (1710-0" in Printer().gap(gap, None)
+
+
 def test_a_caret_stands_beneath_the_place_whatever_is_before_it() -> None:
     query, caret = caret_lines("漢\x1b level:", 3)
     assert query[: len("漢\\x1b ")] == "漢\\x1b "

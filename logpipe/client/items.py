@@ -46,7 +46,8 @@ def _named(told: sse.ServerSentEvent) -> Message | None:
     match told.event:
         case "gap":
             ends = read_id(data["after"]), read_id(data["before"])
-            return Gap(data["reason"], *ends, data["count"], read_id(told.id))
+            count = msgspec.convert(data["count"], int | None)
+            return Gap(data["reason"], *ends, count, read_id(told.id))
         case "progress":
             return Progress(read_id(told.id))
         case "hello":

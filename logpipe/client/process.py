@@ -8,6 +8,7 @@ import httpx
 import msgspec
 
 from logpipe.client.connection import bearer, shown
+from logpipe.event import NOT_DECODED
 from logpipe.samples import Sample, read_sample
 from logpipe.settings import without_credentials
 from logpipe.subscribers import Listed, Subscriber
@@ -62,7 +63,7 @@ class RemoteProcess:
         status, body = await self._get("/healthz")
         try:
             return msgspec.json.decode(body, type=Health)
-        except msgspec.MsgspecError:
+        except NOT_DECODED:
             raise NotUnderstoodError(f"what answers there is not logpipe ({status})") from None
 
     async def _sample(self) -> Sample:
@@ -81,7 +82,7 @@ class RemoteProcess:
             raise NotUnderstoodError(f"it refuses this page's token ({status}): {wanted}")
         try:
             return msgspec.json.decode(body, type=Listed).subscribers
-        except msgspec.MsgspecError:
+        except NOT_DECODED:
             raise NotUnderstoodError(f"it lists no subscribers ({status})") from None
 
     async def _get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:

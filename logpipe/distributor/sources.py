@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
 
 from logpipe.continuity import Cursor
 from logpipe.fanout.history import HistoryPage, history
@@ -16,9 +16,8 @@ from logpipe.filters import Filter
 from logpipe.groups import Groups
 from logpipe.groups.joint import JointGroups, JointShared
 from logpipe.groups.shared import SharedSubscription
-from logpipe.ids import START, StreamId, parse_id
+from logpipe.ids import StreamId, parse_id
 from logpipe.messages import Encoder, Start, Subscription
-from logpipe.metrics import Metrics
 from logpipe.parameters import chosen_start, chosen_starts, span, spread_span
 from logpipe.positions import parse_event_id
 from logpipe.problems import Unavailable, bad_parameter
@@ -28,14 +27,19 @@ FUTURE_MS = 60_000
 """How far ahead a client's clock may be before its `since` is refused."""
 
 
-class Source(Protocol):
+class Source(ABC):
     """What the endpoints read from: one stream, or the partitions of a log."""
 
-    @property
-    def metrics(self) -> Metrics: ...
+    def __init__(self, hub: Hub | JointHub, groups: Groups | JointGroups) -> None:
+        self.metrics = hub.metrics
+        self._hub = hub
+        self._groups = groups
+
+    @abstractmethod
     def encoder_for(self, accept: str) -> Encoder:
         """The format that an Accept header asks for."""
 
+    @abstractmethod
     async def subscription(
         self,
         query: Mapping[str, str],
@@ -48,23 +52,43 @@ class Source(Protocol):
 
     async def subscribers(self) -> list[Subscriber]:
         """Who reads from this process."""
+        return await subscribers(self._hub, self._groups)
 
     def span(self, query: Mapping[str, str], *, newest_first: bool) -> tuple[StreamId, StreamId]:
         """The first and the last id of a page of the history. Raises a 400 `Problem`."""
+        low, high = self._whole_span(query)
+        if cursor := query.get("cursor"):
+            try:
+                at = self._id(cursor)
+            except ValueError as error:
+                raise bad_parameter("cursor", str(error)) from None
+            low, high = (low, min(high, at)) if newest_first else (max(low, at), high)
+        return low, high
+
+    @abstractmethod
+    def _whole_span(self, query: Mapping[str, str]) -> tuple[StreamId, StreamId]:
+        """That of all pages together. Raises a 400 `Problem`."""
+
+    @abstractmethod
+    def _id(self, text: str) -> StreamId:
+        """The id of an event. Raises ValueError."""
 
     async def history(
         self, chosen: Filter, low: StreamId, high: StreamId, limit: int, *, newest_first: bool
     ) -> HistoryPage:
-        """A page of it."""
+        """A page of the history."""
+        stream, count = self._hub.stream, self._hub.batch_count
+        return await history(stream, chosen, low, high, limit, count, newest_first=newest_first)
 
 
-class StreamSource:
+class StreamSource(Source):
     """One stream: the hub and the consumer groups of this process."""
 
+    _hub: Hub
+    _groups: Groups
+
     def __init__(self, hub: Hub, groups: Groups) -> None:
-        self.metrics = hub.metrics
-        self._hub = hub
-        self._groups = groups
+        super().__init__(hub, groups)
 
     def encoder_for(self, accept: str) -> Encoder:
         """As `Source`."""
@@ -85,36 +109,21 @@ class StreamSource:
             return SharedSubscription(self._groups, group, start, chosen)
         return HubSubscription(self._hub, start, chosen)
 
-    async def subscribers(self) -> list[Subscriber]:
-        """As `Source`."""
-        return await subscribers(self._hub, self._groups)
+    def _whole_span(self, query: Mapping[str, str]) -> tuple[StreamId, StreamId]:
+        return span(query)
 
-    def span(self, query: Mapping[str, str], *, newest_first: bool) -> tuple[StreamId, StreamId]:
-        """As `Source`."""
-        low, high = span(query)
-        if cursor := query.get("cursor"):
-            try:
-                at = parse_id(cursor)
-            except ValueError as error:
-                raise bad_parameter("cursor", str(error)) from None
-            low, high = (low, min(high, at)) if newest_first else (max(low, at), high)
-        return max(low, START), high
-
-    async def history(
-        self, chosen: Filter, low: StreamId, high: StreamId, limit: int, *, newest_first: bool
-    ) -> HistoryPage:
-        """As `Source`."""
-        stream, count = self._hub.stream, self._hub.batch_count
-        return await history(stream, chosen, low, high, limit, count, newest_first=newest_first)
+    def _id(self, text: str) -> StreamId:
+        return parse_id(text)
 
 
-class JointSource:
+class JointSource(Source):
     """The partitions of a log: their hubs and consumer groups in this process."""
 
+    _hub: JointHub
+    _groups: JointGroups
+
     def __init__(self, hub: JointHub, groups: JointGroups) -> None:
-        self.metrics = hub.metrics
-        self._hub = hub
-        self._groups = groups
+        super().__init__(hub, groups)
 
     def encoder_for(self, accept: str) -> Encoder:
         """As `Source`."""
@@ -137,27 +146,11 @@ class JointSource:
             return JointShared(self._groups, group, starts, chosen)
         return JointSubscription(self._hub, starts, chosen)
 
-    async def subscribers(self) -> list[Subscriber]:
-        """As `Source`."""
-        return await subscribers(self._hub, self._groups)
+    def _whole_span(self, query: Mapping[str, str]) -> tuple[StreamId, StreamId]:
+        return spread_span(query, len(self._hub.hubs))
 
-    def span(self, query: Mapping[str, str], *, newest_first: bool) -> tuple[StreamId, StreamId]:
-        """As `Source`."""
-        low, high = spread_span(query, len(self._hub.hubs))
-        if cursor := query.get("cursor"):
-            try:
-                at = parse_event_id(cursor, len(self._hub.hubs))
-            except ValueError as error:
-                raise bad_parameter("cursor", str(error)) from None
-            low, high = (low, min(high, at)) if newest_first else (max(low, at), high)
-        return low, high
-
-    async def history(
-        self, chosen: Filter, low: StreamId, high: StreamId, limit: int, *, newest_first: bool
-    ) -> HistoryPage:
-        """As `Source`."""
-        stream, count = self._hub.stream, self._hub.batch_count
-        return await history(stream, chosen, low, high, limit, count, newest_first=newest_first)
+    def _id(self, text: str) -> StreamId:
+        return parse_event_id(text, len(self._hub.hubs))
 
 
 async def require_known(hub: Hub, start: Start) -> None:

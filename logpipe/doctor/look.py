@@ -42,7 +42,7 @@ class Target(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A status, 0 for none; the body's beginning, or why there is none."""
+    """A status, 0 for none; the body, or why there is none."""
 
     status: int
     text: str = ""
@@ -221,10 +221,13 @@ class _Look:
             event = await anext(events, None)
             if event is None:
                 return
-            if event.event == "message":
-                told = _object(event.data)
+            if event.event != "message":
+                continue
+            told = _object(event.data)
+            with suppress(ValueError):  # what another program streams has no id of a stream
+                ms = read_id(str(told.get("id"))).ms
                 name = self._name_in(told)
-                self._facts.arrived[name] = read_id(str(told.get("id"))).ms
+                self._facts.arrived[name] = ms
                 missing.discard(name)
 
     def _name_in(self, event: Mapping[str, Any]) -> str:

@@ -18,11 +18,12 @@ from logpipe.event import Entry
 from logpipe.fanout.history import before, before_last
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.live import Writer
+from logpipe.fanout.steps import Stepwise
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.fanout.window import BATCH_BYTES, KEPT_CHUNKS
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
-from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start, Subscription, goodbye
+from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start, Subscription
 from logpipe.metrics import Metrics
 from logpipe.positions import EventId, Position, event_id
 from logpipe.stream import Stream
@@ -213,7 +214,7 @@ class _Begin:
             return self._found
 
 
-class JointSubscription:
+class JointSubscription(Stepwise):
     """One subscriber's way through the log; a `Start` for each partition.
 
     As long as a partition has never been reached it waits for it, because without it there is no
@@ -223,6 +224,7 @@ class JointSubscription:
     confirms = False
 
     def __init__(self, hub: JointHub, starts: Sequence[Start], chosen: Filter) -> None:
+        super().__init__(hub)
         self.filter = chosen
         self.client = ""
         self.connected_ms = time.time_ns() // 1_000_000
@@ -238,7 +240,6 @@ class JointSubscription:
         self._tasks: dict[int, asyncio.Task[Sequence[Item] | None]] = {}
         self._said: set[str] = set()
         self._turn = 0
-        self._ended = False
 
     def __enter__(self) -> Self:
         for part in self._parts:
@@ -273,19 +274,8 @@ class JointSubscription:
     async def follow(self, writer: Writer) -> None:
         """Never: each reader merges the partitions for itself."""
 
-    async def next(self) -> Sequence[Item] | None:
-        """The next items: none when a heartbeat is due, None when the subscription is over."""
-        due = time.monotonic() + self._hub.heartbeat_s
-        while not self._ended:
-            change = self._hub.change
-            if self._hub.closing:
-                self._ended = True
-                return [goodbye("the server is stopping")]
-            items = self._advance() if self._ids else self._begin()
-            if items or time.monotonic() >= due:
-                return items
-            await self._wait(change)
-        return None
+    async def _step(self) -> Sequence[Item]:
+        return self._advance() if self._ids else self._begin()
 
     async def _wait(self, change: asyncio.Event) -> None:
         """Until the hub has changed, or a partition that is read from its stream has something."""

@@ -179,8 +179,11 @@ class StreamResponse(Response):
                 await self._pump(send)
             except asyncio.CancelledError:
                 left = leaving.done() and not leaving.cancelled()
-                if not (left or self._revoked) or task.uncancel():
-                    raise  # it was neither the client alone nor its token
+                expected = left + self._revoked
+                if task.cancelling() != expected:
+                    raise  # it was not the client and its token alone
+                for _ in range(expected):
+                    task.uncancel()
                 if self._revoked and not left:
                     told = self.encoder.message(goodbye(REVOKED))
                     await send({"type": "http.response.body", "body": told})
@@ -245,6 +248,7 @@ class StreamResponse(Response):
             else:
                 parts.append(self.encoder.message(item))
                 if isinstance(item, Gap):
+                    passed = None  # it leads further than any batch before it
                     self.count_gap(item)
         if parts:
             self.passed = passed.end.id if passed else None

@@ -16,10 +16,11 @@ from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.fanout.history import before, before_last
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.live import Writer
+from logpipe.fanout.steps import Stepwise
 from logpipe.fanout.window import BATCH_BYTES, rest_of
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
-from logpipe.messages import Batch, Hello, Item, Notice, Start, goodbye
+from logpipe.messages import Batch, Hello, Item, Notice, Start
 from logpipe.problems import Unavailable
 from logpipe.stream import Page
 
@@ -33,12 +34,13 @@ UNKNOWN_EVENT_BYTES = 16 * 1024
 """What an event is taken to measure until the first ones were seen: a first page of 16."""
 
 
-class HubSubscription:
+class HubSubscription(Stepwise):
     """One subscriber's way through the log."""
 
     confirms = False
 
     def __init__(self, hub: Hub, start: Start, chosen: Filter) -> None:
+        super().__init__(hub)
         self.filter = chosen
         self.client = ""
         self.cursor = Cursor(START)
@@ -51,7 +53,8 @@ class HubSubscription:
         self._begun = False
         self._waited = False
         self._noticed = False
-        self._ended = False
+        self._patience: float | None = None
+        """How long it waits for a change at the most; None: for ever."""
         self._average = 0
 
     def __enter__(self) -> Self:
@@ -62,6 +65,11 @@ class HubSubscription:
     def __exit__(self, *_: object) -> None:
         self._hub.subscribers.discard(self)
         self._hub.metrics.subscribers.labels("broadcast").dec()
+
+    @property
+    def reached(self) -> StreamId | None:
+        """Up to which id it was told; None before it has begun."""
+        return self.cursor.id if self._begun else None
 
     def behind(self, newest: Bounds) -> int | None:
         """How many entries lie between its cursor and the newest; None where that is not known."""
@@ -79,31 +87,21 @@ class HubSubscription:
         if self.number == self._hub.window.next_number and not self._hub.closing:
             await self._hub.live.follow(self, writer)
 
-    async def next(self) -> Sequence[Item] | None:
-        """The next items: none when a heartbeat is due, None when the subscription is over."""
-        due = time.monotonic() + self._hub.heartbeat_s
-        while not self._ended:
-            change = self._hub.change
-            if self._hub.closing:
-                self._ended = True
-                return [goodbye("the server is stopping")]
-            patience = None
-            try:
-                items = await self._step()
-            except Unavailable as error:
-                items = self._notice(error)
-                patience = RETRY_S
-                self.cursor = Cursor(self.cursor.id)  # it may be another stream that comes back
-            if items or time.monotonic() >= due:
-                return items
-            with suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await change.wait()
-        return None
-
     async def _step(self) -> Sequence[Item]:
-        if not self._begun:
-            return await self._begin()
+        self._patience = None
+        try:
+            return await (self._read_on() if self._begun else self._begin())
+        except Unavailable as error:
+            self._patience = RETRY_S
+            self.cursor = Cursor(self.cursor.id)  # it may be another stream that comes back
+            return self._notice(error)
+
+    async def _wait(self, change: asyncio.Event) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):
+                await change.wait()
+
+    async def _read_on(self) -> Sequence[Item]:
         window = self._hub.window
         # An id that was not read in this era may lie between the window's and yet be unknown.
         known = self._era == self._hub.era or (not self._stale and window.holds(self.cursor.id))

@@ -1,6 +1,6 @@
 """The ui: the page at `/`, server-rendered, on htmx."""
 
-from logpipe.ui.app import Submit, create
+from logpipe.ui.app import Page, Submit, create
 from logpipe.ui.log import LocalLog, Log
 
-__all__ = ["LocalLog", "Log", "Submit", "create"]
+__all__ = ["LocalLog", "Log", "Page", "Submit", "create"]

@@ -49,17 +49,8 @@ SINCE_CHOICES = (
 )
 
 
-def create(
-    settings: Settings,
-    tokens: Tokens,
-    log: Log,
-    submit: Submit,
-    metrics: Metrics,
-    watch: Watch,
-    seats: Seats,
-) -> ASGIApp:
+def create(page: "Page") -> ASGIApp:
     """The page's sub-app."""
-    page = _Page(settings, tokens, log, submit, metrics, watch, seats)
     routes = [
         Route("/", page.index),
         Route("/ui/stream", page.stream),
@@ -76,10 +67,12 @@ def create(
         Route("/ui/logout", page.sign_out, methods=["POST"]),
         Mount("/static", page.assets),
     ]
-    return secured(sub_app(routes), settings)
+    return secured(sub_app(routes), page.settings)
 
 
-class _Page:
+class Page:
+    """The page's endpoints, and what they stand on."""
+
     def __init__(
         self,
         settings: Settings,
@@ -91,7 +84,7 @@ class _Page:
         seats: Seats,
     ) -> None:
         self.assets = Assets()
-        self._settings = settings
+        self.settings = settings
         self._session = Session(tokens)
         self.status = Status(settings, self._session, self._html, watch)
         self._log = log
@@ -181,7 +174,7 @@ class _Page:
         A POST because it is large; it changes nothing, and so may come from anywhere.
         """
         self._require_reader(request)
-        form = dict(await form_of(request, self._settings.max_message_bytes))
+        form = dict(await form_of(request, self.settings.max_message_bytes))
         return _fragment(reading.details_of(form.get("event", "")))
 
     async def download(self, request: Request) -> Response:
@@ -197,7 +190,7 @@ class _Page:
             require_same_origin(request.headers)
             if not self._session.access(request).send:
                 raise refusal(request, "send")
-            events = events_of(await form_of(request, self._settings.max_message_bytes))
+            events = events_of(await form_of(request, self.settings.max_message_bytes))
             stored = await self._submit(events)
             return self._html("sent.html", stored=stored, problem="", errors={})
         except Problem as problem:
@@ -220,7 +213,7 @@ class _Page:
     async def sign_in(self, request: Request) -> Response:
         """Takes a token, and goes on to the page with the filters that were asked for."""
         require_same_origin(request.headers)
-        form = dict(await form_of(request, self._settings.max_message_bytes))
+        form = dict(await form_of(request, self.settings.max_message_bytes))
         token = form.get("token", "").strip()
         if not self._session.is_token(token):
             return self._login(request, "This token is not known here.", 403)

@@ -74,9 +74,8 @@ def left_out_row(count: int, first: StreamId, last: StreamId, href: str) -> str:
     """What a sample leaves out of the events between two ids, and the way to all of them."""
     events = "event" if count == 1 else "events"
     return (
-        f'<div class="left-out" role="note" data-after="{first.before()}">{count:,} more {events}'
-        f' between <code>{first}</code> and <code>{last}</code>: <a href="{escape(href)}">show'
-        " all</a></div>"
+        f'<div class="left-out" role="note">{count:,} more {events} between <code>{first}</code>'
+        f' and <code>{last}</code>: <a href="{escape(href)}">show all</a></div>'
     )
 
 

@@ -23,8 +23,7 @@ from logpipe.ui.tiles import Tile, tiles_of
 from logpipe.watch import EVERY_S, Watch, Watched, of_role
 
 MAX_SUBSCRIBERS = 50
-"""Subscribers that the page lists: those with the greatest lag."""
-
+"""Subscribers that the page lists: those furthest behind."""
 
 LOGIN = "/login?then=status"
 """Where one signs in, and comes back from."""

@@ -1,11 +1,13 @@
 """The rows of the operator's tables: processes, subscribers, groups, settings."""
 
+import math
 import time
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from logpipe.samples import STARTED, changes, rate
 from logpipe.settings import Settings, fields, without_credentials
+from logpipe.subscribers import Subscriber
 from logpipe.ui import figures
 from logpipe.watch import Watched
 
@@ -78,11 +80,11 @@ def process_row(watched: Watched) -> ProcessRow:
 
 
 def subscriber_rows(distributor: Watched | None) -> list[SubscriberRow] | None:
-    """Those with the greatest lag first; None where they are not known."""
+    """Those furthest behind in time first; None where they are not known."""
     if distributor is None or distributor.seen.subscribers is None:
         return None
     now = time.time()
-    worst = sorted(distributor.seen.subscribers, key=lambda one: -(one.lag or one.lag_s or 0))
+    worst = sorted(distributor.seen.subscribers, key=_lag, reverse=True)
     return [
         SubscriberRow(
             client=one.client,
@@ -95,6 +97,12 @@ def subscriber_rows(distributor: Watched | None) -> list[SubscriberRow] | None:
         )
         for one in worst
     ]
+
+
+def _lag(one: Subscriber) -> tuple[float, int]:
+    """Time and entries; the time is not known of one that waits for its first entry."""
+    unknown = math.inf if one.lag else 0.0
+    return one.lag_s if one.lag_s is not None else unknown, one.lag or 0
 
 
 def group_rows(distributor: Watched | None) -> list[GroupRow]:

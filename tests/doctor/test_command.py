@@ -14,6 +14,7 @@ from logpipe.doctor.checks import CHECKS
 from logpipe.doctor.senders import SENDERS, SOURCE
 from tests.collector.receivers.samples import stored
 from tests.helpers import wait_until
+from tests.impostor import HELLO, SSE_HEAD, Impostor
 from tests.page.proxies import Buffering
 from tests.servers import Service, Valkey, free_port, serving
 from tests.test_cli import run
@@ -229,6 +230,14 @@ async def test_what_answers_there_may_be_another_program(keeping: Valkey) -> Non
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         findings = await found(url, code=1)
     assert states(findings)["alive"] == states(findings)["ready"] == {"wrong"}
+
+
+async def test_a_stream_of_another_program_is_told_and_not_stumbled_over() -> None:
+    strange = f'{SSE_HEAD}{HELLO}data: {{"message":"mine"}}\n\n'
+    async with Impostor(strange) as other:
+        findings = await found(other.url, code=1)
+    assert "is not logpipe's" in findings["ready"][0]["detail"]
+    assert {finding["state"] for finding in findings["protocols"]} == {"wrong"}
 
 
 def test_a_url_that_is_none_is_2() -> None:

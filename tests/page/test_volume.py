@@ -59,6 +59,22 @@ async def test_events_are_drawn_by_time_and_level_and_new_ones_are_added(
         await shown.says("#volume-said", "at most 40 in ")
 
 
+async def test_a_page_that_is_open_for_days_draws_all_and_keeps_no_more_than_it_draws(
+    shown: Window,
+) -> None:
+    seconds = 200_000
+    kept, drawn = await shown.page.evaluate(
+        "seconds => { const now = Date.now(); const begin = now - (now % 1000) - seconds * 1000;"
+        " const counts = [0, 0, 1, 0, 0, 0, 0];"
+        " for (let n = 0; n < seconds; n++) volume.add([[begin + n * 1000, counts]]);"
+        " volume.draw();"
+        " return [volume.counts.size, volume.bars().flat().reduce((sum, n) => sum + n)]; }",
+        seconds,
+    )
+    assert kept <= 600
+    assert drawn == seconds
+
+
 async def test_a_drag_shows_that_time_and_back_to_live_ends_it(
     valkey: Valkey, service: Service, browser: Browser
 ) -> None:

@@ -95,11 +95,11 @@ async def python(program: str, url: str) -> str:
     return await run(sys.executable, PROGRAMS / program, url, str(EVENTS))
 
 
-async def node(program: str, url: str) -> None:
+async def node(program: str, url: str) -> str:
     """Runs one of the JavaScript senders, beside its packages."""
     place = FETCHED / program
     shutil.copyfile(PROGRAMS / program, place)
-    await run("node", place, url, str(EVENTS))
+    return await run("node", place, url, str(EVENTS))
 
 
 @contextlib.asynccontextmanager

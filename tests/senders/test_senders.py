@@ -7,6 +7,7 @@ once: whether an append whose answer was lost has happened, nobody can tell it.
 import asyncio
 import json
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ from tests.servers import Valkey, free_port, serving
 pytestmark = [pytest.mark.senders, pytest.mark.timeout(120)]
 
 
+async def through_a_restart(
+    valkey: Valkey, sender: Callable[[str, str], Awaitable[str]], program: str
+) -> str:
+    """Has a program send to a collector whose Redis is restarted meanwhile; what it printed."""
+    async with (
+        serving(role="collector", redis_addr=valkey.url) as service,
+        redis_restarted_on_the_way(valkey),
+    ):
+        return await sender(program, service.url)
+
+
 async def test_curl_with_a_key_a_request_is_stored_once(own_valkey: Valkey, tmp_path: Path) -> None:
     async with serving(role="collector", redis_addr=own_valkey.url) as service:
         async with redis_restarted_on_the_way(own_valkey):
@@ -50,60 +62,46 @@ async def test_curl_with_a_key_a_request_is_stored_once(own_valkey: Valkey, tmp_
 
 
 async def test_opentelemetrys_python_exporter_is_stored_at_least_once(own_valkey: Valkey) -> None:
-    async with serving(role="collector", redis_addr=own_valkey.url) as service:
-        async with redis_restarted_on_the_way(own_valkey):
-            await python("otlp.py", service.url)
-        await at_least_once(own_valkey)
+    await through_a_restart(own_valkey, python, "otlp.py")
+    await at_least_once(own_valkey)
 
 
 async def test_elasticsearchs_bulk_helper_with_ids_is_stored_once(own_valkey: Valkey) -> None:
-    async with serving(role="collector", redis_addr=own_valkey.url) as service:
-        async with redis_restarted_on_the_way(own_valkey):
-            await python("elastic.py", service.url)
-        assert once(own_valkey)
+    await through_a_restart(own_valkey, python, "elastic.py")
+    assert once(own_valkey)
 
 
 async def test_a_splunk_handler_is_stored_at_least_once(own_valkey: Valkey) -> None:
-    async with serving(role="collector", redis_addr=own_valkey.url) as service:
-        async with redis_restarted_on_the_way(own_valkey):
-            await python("splunk.py", service.url)
-        await at_least_once(own_valkey)
+    await through_a_restart(own_valkey, python, "splunk.py")
+    await at_least_once(own_valkey)
 
 
 async def test_python_logstash_async_is_stored_at_least_once(own_valkey: Valkey) -> None:
-    async with serving(role="collector", redis_addr=own_valkey.url) as service:
-        async with redis_restarted_on_the_way(own_valkey):
-            await python("logstash.py", service.url)
-        await at_least_once(own_valkey)
+    await through_a_restart(own_valkey, python, "logstash.py")
+    await at_least_once(own_valkey)
 
 
 async def test_python_logging_loki_never_repeats_and_says_what_it_lost(own_valkey: Valkey) -> None:
     """It sends each event once: what it did not report as failed is there."""
-    async with serving(role="collector", redis_addr=own_valkey.url) as service:
-        async with redis_restarted_on_the_way(own_valkey):
-            printed = await python("loki.py", service.url)
-        failed = {int(line) for line in printed.split()}
-        assert failed
-        assert set(range(EVENTS)) - failed <= arrived(own_valkey).keys()
-        assert max(arrived(own_valkey).values()) == 1
+    printed = await through_a_restart(own_valkey, python, "loki.py")
+    failed = {int(line) for line in printed.split()}
+    assert failed
+    assert set(range(EVENTS)) - failed <= arrived(own_valkey).keys()
+    assert max(arrived(own_valkey).values()) == 1
 
 
 @needs_node
 async def test_opentelemetrys_javascript_exporter_is_stored_at_least_once(
     own_valkey: Valkey,
 ) -> None:
-    async with serving(role="collector", redis_addr=own_valkey.url) as service:
-        async with redis_restarted_on_the_way(own_valkey):
-            await node("otlp.mjs", service.url)
-        await at_least_once(own_valkey)
+    await through_a_restart(own_valkey, node, "otlp.mjs")
+    await at_least_once(own_valkey)
 
 
 @needs_node
 async def test_winston_by_loki_is_stored_at_least_once(own_valkey: Valkey) -> None:
-    async with serving(role="collector", redis_addr=own_valkey.url) as service:
-        async with redis_restarted_on_the_way(own_valkey):
-            await node("winston.mjs", service.url)
-        await at_least_once(own_valkey)
+    await through_a_restart(own_valkey, node, "winston.mjs")
+    await at_least_once(own_valkey)
 
 
 RSYSLOG = FETCHED / "debian/usr/sbin/rsyslogd"

@@ -55,7 +55,8 @@ def routes() -> Iterator[str]:
         patch.setattr(page_app, "secured", lambda app, _: made.append(app))
         settings = load({}, {})
         tokens = Tokens(settings)
-        page_app.create(settings, tokens, _Named(), unused, Metrics(), unused, unused)
+        page = page_app.Page(settings, tokens, _Named(), unused, Metrics(), unused, unused)
+        page_app.create(page)
     for route in made[0].routes:
         if isinstance(route, Mount):
             yield f"GET {route.path}"

@@ -571,6 +571,7 @@ async function loadVolume(upto) {
 const volume = {
   STEPS: [1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600, 10800, 43200, 86400].map((s) => s * 1000),
   BARS: 90,
+  MAX_BUCKETS: 600,
   LEAST_MS: 60_000,
   KINDS: [...LEVELS.map((level) => level.toLowerCase()), "other"],
   counts: new Map(),
@@ -584,11 +585,20 @@ const volume = {
     this.draw();
   },
   add(told) {
-    for (const [at, counts] of told) {
-      const have = this.counts.get(at);
-      if (have) counts.forEach((number, kind) => (have[kind] += number));
-      else this.counts.set(at, [...counts]);
-    }
+    for (const [at, counts] of told) this.count(at - (at % this.step), counts);
+    if (this.counts.size > this.MAX_BUCKETS) this.widen();
+  },
+  count(at, counts) {
+    const have = this.counts.get(at);
+    if (have) counts.forEach((number, kind) => (have[kind] += number));
+    else this.counts.set(at, [...counts]);
+  },
+  // A page is open for days, of which nobody sees each second.
+  widen() {
+    const narrow = this.counts, span = Math.max(...narrow.keys()) - Math.min(...narrow.keys());
+    this.step = this.STEPS.find((step) => step > this.step && span / step < this.MAX_BUCKETS) ?? this.STEPS.at(-1);
+    this.counts = new Map();
+    for (const [at, counts] of narrow) this.count(at - (at % this.step), counts);
   },
   bars() {
     const times = [...this.counts.keys()];

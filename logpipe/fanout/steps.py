@@ -1,0 +1,49 @@
+"""How a broadcast subscription goes on: step by step, with heartbeats between, until a `Bye`."""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+from logpipe.messages import Item, goodbye
+
+
+class Followed(Protocol):
+    """The hub that is read from, as far as its end and its changes go."""
+
+    heartbeat_s: float
+    closing: bool
+
+    @property
+    def change(self) -> asyncio.Event: ...
+
+
+class Stepwise(ABC):
+    """A subscription that makes a step whenever its hub has changed."""
+
+    def __init__(self, hub: Followed) -> None:
+        self._followed = hub
+        self._ended = False
+
+    async def next(self) -> Sequence[Item] | None:
+        """The next items: none when a heartbeat is due, None when the subscription is over."""
+        due = time.monotonic() + self._followed.heartbeat_s
+        while not self._ended:
+            change = self._followed.change
+            if self._followed.closing:
+                self._ended = True
+                return [goodbye("the server is stopping")]
+            items = await self._step()
+            if items or time.monotonic() >= due:
+                return items
+            await self._wait(change)
+        return None
+
+    @abstractmethod
+    async def _step(self) -> Sequence[Item]:
+        """What there is now; nothing where that is nothing."""
+
+    @abstractmethod
+    async def _wait(self, change: asyncio.Event) -> None:
+        """Until there may be more: at the latest when the hub has changed since before the step."""
