@@ -1,0 +1,231 @@
+"""What the roles of a process stand on: the stream, who appends to it, who reads it, and the rest.
+
+It lives on one exit stack, because the lifespan of a mounted app never runs.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import NamedTuple
+
+import httpx
+
+from logpipe import probes
+from logpipe.background import Background
+from logpipe.canary import await_canaries, send_canaries
+from logpipe.client.connection import http_client
+from logpipe.client.distributor import RemoteDistributor
+from logpipe.client.process import RemoteProcess
+from logpipe.collector.appender import Appender
+from logpipe.collector.inflight import Inflight
+from logpipe.collector.spread import AnyAppender, SpreadAppender
+from logpipe.engine import Engine, stream_bytes
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.joint import JointHub
+from logpipe.groups import Groups
+from logpipe.groups.joint import JointGroups
+from logpipe.limits import Rates, Seats
+from logpipe.metrics import Metrics
+from logpipe.redis_address import RedisAddress
+from logpipe.settings import Settings
+from logpipe.stream import Partitions, Stream, partition_key
+from logpipe.tokens import Tokens
+from logpipe.trimmer import Trimmer
+from logpipe.watch import Look, Watch, look_here
+
+
+class Parts(NamedTuple):
+    """What roles are made of; None for what no role of this process needs."""
+
+    settings: Settings
+    tokens: Tokens
+    metrics: Metrics
+    appender: AnyAppender | None
+    hub: Hub | JointHub | None
+    groups: Groups | JointGroups | None
+    remote: RemoteDistributor | None
+    http: httpx.AsyncClient | None
+    watch: Watch | None
+    seats: Seats
+    rates: Rates | None
+
+
+async def open_stream(
+    settings: Settings, address: RedisAddress, stack: AsyncExitStack, background: Background
+) -> Stream | Partitions:
+    """The stream at an address, and the embedded engine where that is it; `stack` closes both.
+
+    Raises `EngineError` when the engine cannot start.
+    """
+    trouble: Callable[[], str | None] = lambda: None  # noqa: E731
+    if address.embedded is not None:
+        engine = Engine(settings.engine_dir)
+        await engine.start()
+        stack.push_async_callback(engine.stop)
+        background.start("engine", engine.supervise())
+        address = RedisAddress(socket=str(engine.socket))
+        trouble = lambda: engine.trouble  # noqa: E731
+    stream = _stream(settings, address, trouble)
+    stack.push_async_callback(stream.aclose)
+    background.start("monitor", stream.monitor())
+    return stream
+
+
+def _stream(
+    settings: Settings, address: RedisAddress, trouble: Callable[[], str | None]
+) -> Stream | Partitions:
+    """The stream, or one for each of PARTITIONS, among which the limits of the whole are split."""
+
+    def named(name: str) -> Stream:
+        return Stream(
+            address,
+            name,
+            maxlen=max(1, settings.trim_maxlen // count),
+            block_ms=settings.block_ms,
+            ack_replicas=settings.ack_replicas,
+            trouble=trouble,
+        )
+
+    name, count = settings.stream_name, settings.partitions
+    if count == 1:
+        return named(name)
+    return Partitions([named(partition_key(name, each, count)) for each in range(count)])
+
+
+async def open_parts(
+    settings: Settings,
+    tokens: Tokens,
+    metrics: Metrics,
+    stream: Stream | Partitions | None,
+    stack: AsyncExitStack,
+    background: Background,
+) -> Parts:
+    """What the roles of `settings` need; `stack` closes it, `background` has its tasks."""
+    appender = hub = groups = remote = http = watch = None
+    if stream is not None and "collector" in settings.roles:
+        appender = _appender(stream, metrics, Inflight(settings.max_inflight_bytes))
+        _start_trimmer(settings, stream, metrics, background)
+        metrics.stream_max_entries.set(settings.trim_maxlen)
+        stack.push_async_callback(appender.aclose)
+    if stream is not None and "distributor" in settings.roles:
+        hub = _hub(settings, stream, metrics)
+        background.start("feed", hub.run())
+        background.start("heartbeat", hub.beat())
+        background.start("measure", hub.measure())
+        groups = await _open_groups(settings, hub, stack, background)
+    if "ui" in settings.roles and (appender is None or hub is None):
+        http = await stack.enter_async_context(http_client())
+        if hub is None:
+            remote = RemoteDistributor(
+                settings.distributor_url,
+                http,
+                tokens=tokens.read,
+                heartbeat_s=settings.heartbeat_s,
+            )
+    if "ui" in settings.roles:
+        health = probes.health_of(settings, stream.health if stream else None, background)
+        here = look_here(health, metrics, hub, groups)
+        watch = Watch([here, *_looks_elsewhere(settings, tokens, http)])
+        background.start("watch", watch.run())
+    seats = Seats(settings.max_subscribers, settings.max_subscribers_per_client)
+    rates = Rates(settings.rate_per_token) if settings.rate_per_token else None
+    return Parts(
+        settings, tokens, metrics, appender, hub, groups, remote, http, watch, seats, rates
+    )
+
+
+def _appender(stream: Stream | Partitions, metrics: Metrics, inflight: Inflight) -> AnyAppender:
+    if isinstance(stream, Partitions):
+        return SpreadAppender(stream, metrics, inflight)
+    return Appender(stream, metrics, inflight)
+
+
+def _hub(settings: Settings, stream: Stream | Partitions, metrics: Metrics) -> Hub | JointHub:
+    queue_len, batch_count = settings.subscriber_queue_len, settings.batch_count
+    if isinstance(stream, Partitions):
+        return JointHub(
+            stream,
+            metrics,
+            queue_len=queue_len,
+            batch_count=batch_count,
+            heartbeat_s=settings.heartbeat_s,
+        )
+    return Hub(
+        stream,
+        metrics,
+        queue_len=queue_len,
+        batch_count=batch_count,
+        heartbeat_s=settings.heartbeat_s,
+    )
+
+
+async def _open_groups(
+    settings: Settings, hub: Hub | JointHub, stack: AsyncExitStack, background: Background
+) -> Groups | JointGroups:
+    def groups_of(hub: Hub) -> Groups:
+        return Groups(
+            hub.stream,
+            hub.metrics,
+            background,
+            consumer=settings.consumer_name,
+            pending_idle_ms=settings.pending_idle_ms,
+            batch_count=settings.batch_count,
+            heartbeat_s=settings.heartbeat_s,
+        )
+
+    if isinstance(hub, Hub):
+        return await stack.enter_async_context(groups_of(hub))
+    parts = [await stack.enter_async_context(groups_of(each)) for each in hub.hubs]
+    return JointGroups(parts, hub.metrics, settings.heartbeat_s)
+
+
+def _start_trimmer(
+    settings: Settings, stream: Stream | Partitions, metrics: Metrics, background: Background
+) -> None:
+    max_bytes, max_age_ms = settings.trim_maxbytes, settings.trim_maxage_ms
+    if max_bytes < 0:
+        embedded = settings.redis is not None and settings.redis.embedded is not None
+        max_bytes = stream_bytes() if embedded else 0
+    streams = stream.streams if isinstance(stream, Partitions) else [stream]
+    if not max_bytes and not max_age_ms:
+        return
+    for each in streams:
+        trimmer = Trimmer(
+            each.trimming,
+            metrics,
+            max_bytes=math.ceil(max_bytes / len(streams)),
+            max_age_ms=max_age_ms,
+        )
+        background.start("trimmer", trimmer.run())
+
+
+def start_canaries(parts: Parts, background: Background) -> None:
+    """Has canaries sent and awaited, by the roles that are here, where CANARY_S says so."""
+    settings, metrics = parts.settings, parts.metrics
+    if settings.canary_s and parts.appender is not None:
+        sending = send_canaries(parts.appender.append, metrics, settings.canary_s)
+        background.start("canary", sending)
+    if settings.canary_s and parts.hub is not None:
+        # All canaries have one source, and lie in one of the partitions.
+        hubs = parts.hub.hubs if isinstance(parts.hub, JointHub) else [parts.hub]
+        for hub in hubs:
+            background.start("canaries", await_canaries(hub, metrics))
+
+
+def _looks_elsewhere(
+    settings: Settings, tokens: Tokens, http: httpx.AsyncClient | None
+) -> Iterator[Look]:
+    """Looks at the processes of the roles that the page uses and this one has not."""
+    missing = {
+        role: url
+        for role, url in (
+            ("collector", settings.collector_url),
+            ("distributor", settings.distributor_url),
+        )
+        if role not in settings.roles
+    }
+    for url in dict.fromkeys(missing.values()):
+        assert http is not None
+        roles = [role for role in missing if missing[role] == url]
+        read = tokens.read if "distributor" in roles else None
+        yield RemoteProcess(url, http, roles, read, tokens.admin)
