@@ -14,6 +14,8 @@ import msgspec
 
 from logpipe.event import (
     MAX_DEPTH,
+    MAX_LEVEL,
+    MAX_SOURCE,
     MAX_TS_UNIX_MS,
     NOT_DECODED,
     Event,
@@ -22,10 +24,6 @@ from logpipe.event import (
     level_name,
 )
 from logpipe.problems import Problem
-
-MAX_SOURCE = 256
-MAX_LEVEL = 32
-"""Characters of the event's schema."""
 
 FULL_SOURCE = "log.source"
 """Where the whole of a source is that had to be cut."""

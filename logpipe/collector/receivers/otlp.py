@@ -4,7 +4,7 @@ import base64
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -104,7 +104,9 @@ class LogRecord(msgspec.Struct, rename="camel", gc=False):
 
 class ScopeLogs(msgspec.Struct, rename="camel", gc=False):
     scope: Scope | None = None
-    log_records: msgspec.Raw = msgspec.Raw(b"[]")
+    log_records: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "array"})] = (
+        msgspec.field(default_factory=functools.partial(msgspec.Raw, b"[]"))
+    )
     schema_url: str = ""
 
 
