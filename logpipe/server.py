@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from logpipe.protocol import BoundedProtocol, BoundedState, Limited
-from logpipe.settings import Settings
+from logpipe.settings import Settings, on_one_line
 
 log = logging.getLogger("logpipe")
 
@@ -73,7 +73,7 @@ def _bound(host: str, port: int, *, shared: bool = False, variable: str = "PORT"
         )[0]
     except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not a host name"
-        raise PortTakenError(f"HOST={host}: {reason}") from None
+        raise PortTakenError(f"HOST={on_one_line(host)}: {reason}") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
