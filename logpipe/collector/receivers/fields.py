@@ -83,7 +83,7 @@ _HALF = re.compile(
     rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})",
     re.DOTALL,
 )
-"""Half a surrogate pair, as its group, or all that is there before one: bodies have many escapes."""
+"""Half a surrogate pair, as its group, or all that is before one: bodies have many escapes."""
 _decode = msgspec.json.Decoder().decode
 _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
