@@ -23,6 +23,10 @@ MAX_DEPTH = 512
 """Levels of objects and arrays in the metadata. Without it the bound would be what the interpreter
 has left of its stack, and one who reads from deeper down could not read what another has taken."""
 
+MAX_SOURCE = 256
+MAX_LEVEL = 32
+"""Characters of a source and of a level."""
+
 LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")
 RANK = {name: rank for rank, name in enumerate(LEVELS)}
 
@@ -58,9 +62,9 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     Not tracked by the garbage collector: what JSON says holds no cycle.
     """
 
-    source: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    source: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SOURCE)]
     message: str
-    level: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] = "INFO"
+    level: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LEVEL)] = "INFO"
     ts_unix_ms: Annotated[int, msgspec.Meta(ge=0, le=MAX_TS_UNIX_MS)] | None = None
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
 

@@ -3,6 +3,8 @@
 import errno
 import socket
 
+from logpipe.settings import on_one_line
+
 BACKLOG = 2048
 """Connections that the kernel keeps until they are accepted."""
 
@@ -47,7 +49,7 @@ def _bound(host: str, port: int, *, shared: bool = False, variable: str = "PORT"
         )[0]
     except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not a host name"
-        raise PortTakenError(f"HOST={host}: {reason}") from None
+        raise PortTakenError(f"HOST={on_one_line(host)}: {reason}") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -29,6 +29,10 @@ PORTS: Mapping[str, int] = {"ui": 8080, "collector": 8081, "distributor": 8082}
 """The port when none is given: that of the first of these that the process serves."""
 
 
+PATHS = frozenset({"data_dir", "ssl_certfile", "ssl_keyfile"})
+"""Settings that name files, which may do so in any bytes."""
+
+
 class BadSettingsError(Exception):
     """One line for each setting that cannot be used."""
 
@@ -397,11 +401,14 @@ def _text_of(
         words = _split(field.type)[0] == Words
         return ",".join(words_in(path)) if words else _read(path), path
     except ValueError as error:
-        raise ValueError(f"{field.variable}_FILE={_on_one_line(path)}: {error}") from None
+        raise ValueError(f"{field.variable}_FILE={on_one_line(path)}: {error}") from None
 
 
 def _convert(field: Field, text: str) -> Any:
     kind, _ = _split(field.type)
+    shown = "(hidden)" if field.secret else on_one_line(text)
+    if field.name not in PATHS and not _is_utf8(text):
+        raise ValueError(f"{field.variable}={shown}: must be UTF-8")
     value: Any = text.strip()
     if kind == Words:
         value = _words(text)
@@ -410,18 +417,26 @@ def _convert(field: Field, text: str) -> Any:
     try:
         return msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError:
-        shown = "(hidden)" if field.secret else _on_one_line(text)
         raise ValueError(f"{field.variable}={shown}: must be {field.allowed}") from None
 
 
-def _on_one_line(text: str) -> str:
-    return repr(text)[1:-1]  # a line end or a terminal's escape must not leave its line
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # of other bytes Python makes half characters
+        return False
+    return True
+
+
+def on_one_line(text: str) -> str:
+    """A value as an error shows it: a line end or a terminal's escape must not leave its line."""
+    return repr(text)[1:-1]
 
 
 def _check(settings: Settings) -> list[str]:
     """What depends on more than one value, or on more than a type can say: a line for each."""
     bad = [
-        f"ROLE={_on_one_line(name)}: must be one of all, {', '.join(ROLES)}"
+        f"ROLE={on_one_line(name)}: must be one of all, {', '.join(ROLES)}"
         for name in settings.role
         if name not in (*ROLES, "all")
     ]
@@ -432,7 +447,7 @@ def _check(settings: Settings) -> list[str]:
         ("DISTRIBUTOR_URL", settings.distributor_url),
     ):
         if not re.fullmatch(r"https?://[^/\s]+.*", url):
-            told = _on_one_line(without_credentials(url))
+            told = on_one_line(without_credentials(url))
             bad.append(f"{variable}={told}: must be a URL like http://collector:8081")
     bad += _check_partitions(settings)
     for network in settings.forwarded_allow_ips:
@@ -440,7 +455,7 @@ def _check(settings: Settings) -> list[str]:
             _ = network == "*" or ipaddress.ip_network(network)
         except ValueError:
             bad.append(
-                f"FORWARDED_ALLOW_IPS={_on_one_line(network)}: must be addresses or networks,"
+                f"FORWARDED_ALLOW_IPS={on_one_line(network)}: must be addresses or networks,"
                 " like 10.0.0.7 or 10.0.0.0/8, or *"
             )
     if settings.ssl_keyfile and not settings.ssl_certfile:
@@ -448,7 +463,7 @@ def _check(settings: Settings) -> list[str]:
     try:
         _ = settings.trim_maxage_ms
     except ValueError as error:
-        bad.append(f"TRIM_MAXAGE={_on_one_line(settings.trim_maxage)}: {error}")
+        bad.append(f"TRIM_MAXAGE={on_one_line(settings.trim_maxage)}: {error}")
     bad += _redis_trouble(settings) if settings.role else ()
     return bad
 
@@ -472,7 +487,7 @@ def _check_partitions(settings: Settings) -> list[str]:
     bad = []
     if "{" in name:
         bad.append(
-            f"STREAM_NAME={_on_one_line(name)}: must have no hash tag with PARTITIONS={count}: it"
+            f"STREAM_NAME={on_one_line(name)}: must have no hash tag with PARTITIONS={count}: it"
             " would keep all of them on one node"
         )
     if "ui" in settings.roles:

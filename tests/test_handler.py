@@ -217,6 +217,17 @@ def test_a_bad_argument_is_an_error_at_once(given: dict[str, Any]) -> None:
         LogpipeHandler(**{"url": "http://logs.example", **given})
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["http://u:s3cret@h", "http://u:s3cret/x@h", "u:s3cret@h", "http://[s3cret@h", "http://h:s3c@"],
+)
+def test_a_login_in_the_address_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ValueError, match="no collector's address") as caught:
+        LogpipeHandler(url)
+    assert "s3c" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
 def test_a_worker_of_multiprocessing_is_given_a_last_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -30,7 +30,9 @@ def test_a_port_that_is_in_use_is_named_with_what_to_do() -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 100, "a..b", "\udc80", "256.1.1.1"])
+@pytest.mark.parametrize(
+    "host", ["no.such.host.invalid", "a" * 100, "a..b", "\udc80", "256.1.1.1", "a\nb"]
+)
 def test_a_host_that_is_none_is_named(host: str) -> None:
     with pytest.raises(PortTakenError) as caught:
         bind(host, 0)

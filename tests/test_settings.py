@@ -294,6 +294,18 @@ def test_a_value_of_many_lines_or_with_escapes_stays_on_its_line(name: str) -> N
     assert r"x\ny\x1b[2J\u202e" in line
 
 
+@pytest.mark.parametrize("name", ["stream_name", "consumer_group", "read_tokens", "host"])
+def test_what_is_not_utf_8_is_refused(name: str) -> None:
+    (line,) = errors_of({}, {name.upper(): "x\udcff"})
+    assert line.startswith(name.upper())
+    assert line.endswith(": must be UTF-8")
+    assert line.isprintable()
+
+
+def test_a_path_may_have_any_bytes() -> None:
+    assert load({}, {"DATA_DIR": "/x\udcff"}).data_dir == "/x\udcff"
+
+
 @given(st.sampled_from(list(VALUES)), st.text())
 def test_any_text_is_a_setting_or_a_bad_one(name: str, text: str) -> None:
     told: list[str] = []

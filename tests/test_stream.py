@@ -1076,6 +1076,21 @@ async def test_every_error_of_redis_is_unavailable_with_its_kind(
         assert stream.health.unavailable().kind == kind
 
 
+async def test_a_server_that_repeats_what_it_was_asked_shows_neither_password_nor_event(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "s.sock"
+    said = b"ERR unknown command 'AUTH', with args beginning with: 'default' 's3cret' "
+    server = await asyncio.start_unix_server(Scripted(said), path)
+    address = RedisAddress(socket=str(path), password="s3cret")
+    async with server, stream_at(address) as stream:
+        for verb in (stream.append([Append(events(1))]), stream._redis.check()):
+            with pytest.raises(Unavailable) as caught:
+                await verb
+            assert caught.value.reason.removeprefix("ERR ") == "unknown command 'AUTH'"
+    assert "s3cret" not in caplog.text
+
+
 async def test_health_tells_of_a_change_once_and_wakes_who_waits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

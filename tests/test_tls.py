@@ -255,6 +255,8 @@ async def test_workers_speak_https_and_health_knows_the_certificate_that_serve_w
         "WORKERS": "2",
     }
     async with serving_tls(tmp_path, files, **environ) as (process, http):
+        said = process.log.read_text
+        await wait_until(lambda: said().count("Redis is ready") == 2, "both workers are ready")
         environ["PORT"] = str(process.port)
         other = {**environ, "SSL_CERTFILE": str(files.other_authority)}
         (status, told), refused = await asyncio.gather(

@@ -225,6 +225,12 @@ async def test_what_is_estimated_of_no_stream_is_nothing(
         assert await stream.trimming.size() == (0, 0, 0)
 
 
+async def test_a_stream_that_goes_while_its_size_is_estimated_is_no_fault(valkey: Valkey) -> None:
+    async with stream_at(address_of(valkey)) as stream:
+        seen = [(b"1-0", {b"event": b"x" * 80})]
+        assert await stream.trimming._mean_of_all(seen) == 80 + trimming.ENTRY_BYTES
+
+
 async def test_redis_away_is_waited_for(own_valkey: Valkey) -> None:
     filled(own_valkey, 2_000, 1_000)
     async with large_stream(own_valkey) as stream:

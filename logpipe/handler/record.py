@@ -13,7 +13,15 @@ from typing import Any
 
 import msgspec
 
-from logpipe.event import LEVELS, MAX_TS_UNIX_MS, RANK, Event, level_name
+from logpipe.event import (
+    LEVELS,
+    MAX_LEVEL,
+    MAX_SOURCE,
+    MAX_TS_UNIX_MS,
+    RANK,
+    Event,
+    level_name,
+)
 
 MAX_EVENT_BYTES = 65_536
 """An event's JSON: the default of MAX_MESSAGE_BYTES, over which a collector refuses."""
@@ -27,9 +35,6 @@ MAX_NESTING = 16
 
 CUT_TO = (24_000, 8_000, 2_000, 200)
 """Characters that texts of a too large event keep, tried in turn until it fits."""
-
-MAX_SOURCE = 256
-MAX_LEVEL = 32
 
 _encode = msgspec.json.Encoder().encode
 _MAX_INT, _MIN_INT = 2**63 - 1, -(2**63)

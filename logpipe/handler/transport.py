@@ -56,16 +56,12 @@ class Transport:
     def __init__(
         self, url: str, token: str | None, timeout: float, context: ssl.SSLContext | None
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise ValueError(f"{url!r} is no collector's address: http[s]://HOST[:PORT][/PATH]")
+        self._host, self._port, self._tls, path = _address(url)
         if token and not (token.isascii() and token.isprintable()):
             raise ValueError("the token has characters that no header can hold")
         # Asked of the codec here, too, because the first to use it imports it: a fork while the
         # thread is in there would leave the child without that import's lock for ever.
-        parts.hostname.encode("idna")
-        self._host, self._port, self._tls = parts.hostname, parts.port, parts.scheme == "https"
-        path = parts.path.rstrip("/")
+        self._host.encode("idna")
         self._path = path if path.endswith("/ingest") else f"{path}/ingest"
         self._token = token
         self.timeout = timeout
@@ -139,6 +135,16 @@ class Transport:
     def _socket(self) -> socket.socket | None:
         connection = self._connection
         return None if connection is None else connection.sock
+
+
+def _address(url: str) -> tuple[str, int | None, bool, str]:
+    """Host, port, whether it is https, and path. Raises ValueError, in words without a password."""
+    with contextlib.suppress(ValueError):  # urllib's own words may
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc:
+            return parts.hostname, parts.port, parts.scheme == "https", parts.path.rstrip("/")
+    shown = "the URL" if "@" in url else repr(url)
+    raise ValueError(f"{shown} is no collector's address: http[s]://HOST[:PORT][/PATH]")
 
 
 def answer_of(status: int, retry_after: str | None, content: bytes) -> Answer:

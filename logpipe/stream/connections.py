@@ -213,7 +213,9 @@ class Connections:
         known = next((row[1:] for row in _BY_CLASS if isinstance(error, row[0])), None)
         known = known or _BY_WORD.get(str(error).removeprefix("ERR ").partition(" ")[0])
         if known is None and isinstance(error, ResponseError):
-            known = ("error", " ".join(str(error).split()))
+            # Of a command that it does not know Redis repeats the arguments: passwords, events.
+            said, _, _ = str(error).partition(", with args beginning with")
+            known = ("error", " ".join(said.split()))
         if known is not None:
             kind, detail = known
             return kind, detail.replace("{key}", self._key)

@@ -20,8 +20,10 @@ async def exchange(client: aioredis.Redis, *commands: tuple[Any, ...]) -> list[A
         return await _exchange(client, commands)
 
     async def send(asked: Node | None) -> list[Any]:
-        answers = await _ask(client.asking(asked), commands) if asked else None
-        answers = answers or await _exchange(client, commands)
+        if asked is not None:
+            answers = await _ask(client.asking(asked), commands)
+        else:
+            answers = await _exchange(client, commands)
         for answer in answers:
             if isinstance(answer, (AskError, TryAgainError)):
                 raise answer

@@ -79,6 +79,8 @@ class StreamTrimming:
         async with self._redis.reading.pipeline(transaction=False) as pipe:
             pipe.xrevrange(self._key, "+", "-", FRONT_ENTRIES)
             (newest,) = await pipe.execute()
+            if not newest:
+                return _mean(front)  # flushed meanwhile
             step = (from_wire(newest[0][0]).ms - first) / (PLACES + 1)
             for place in range(1, PLACES + 1):
                 pipe.xrange(self._key, str(int(first + place * step)), "+", FRONT_ENTRIES)

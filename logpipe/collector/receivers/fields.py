@@ -14,6 +14,8 @@ import msgspec
 
 from logpipe.event import (
     MAX_DEPTH,
+    MAX_LEVEL,
+    MAX_SOURCE,
     MAX_TS_UNIX_MS,
     NOT_DECODED,
     Event,
@@ -22,10 +24,6 @@ from logpipe.event import (
     level_name,
 )
 from logpipe.problems import Problem
-
-MAX_SOURCE = 256
-MAX_LEVEL = 32
-"""Characters of the event's schema."""
 
 FULL_SOURCE = "log.source"
 """Where the whole of a source is that had to be cut."""
@@ -80,9 +78,12 @@ Decoded = TypeVar("Decoded")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"\d{1,20}(\.\d{0,20})?", re.ASCII)
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+_HALF = re.compile(
+    rb"(?:[^\\]|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)++"
+    rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})",
+    re.DOTALL,
 )
+"""Half a surrogate pair, as its group, or all that is before one: bodies have many escapes."""
 _decode = msgspec.json.Decoder().decode
 _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -287,7 +288,7 @@ def decoded(decode: Callable[[bytes], Decoded], body: bytes) -> Decoded:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        mended = _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)
+        mended = _HALF.sub(lambda found: rb"\ufffd" if found[1] else found[0], body)
         if mended == body:
             raise
         return decode(mended)

@@ -3,8 +3,8 @@
 import base64
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -41,6 +41,8 @@ MAX_DEPTH = 64
 """Levels of values within values; more of them are cut off. Protobuf's own bound is 100."""
 
 TOO_DEEP = f"(nested over {MAX_DEPTH} levels)"
+
+Decoded = TypeVar("Decoded")
 
 _CODES = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 429: 8, 503: 14}
 """gRPC's codes for HTTP's."""
@@ -102,7 +104,9 @@ class LogRecord(msgspec.Struct, rename="camel", gc=False):
 
 class ScopeLogs(msgspec.Struct, rename="camel", gc=False):
     scope: Scope | None = None
-    log_records: msgspec.Raw = msgspec.Raw(b"[]")
+    log_records: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "array"})] = (
+        msgspec.field(default_factory=functools.partial(msgspec.Raw, b"[]"))
+    )
     schema_url: str = ""
 
 
@@ -132,12 +136,33 @@ def parse(request: Request) -> Batch:
 
 
 def _of_json(body: bytes) -> Iterator[Item]:
-    for resource_logs in fields.decoded(_decode, body).resource_logs:
+    read = functools.partial(_read, _decode_record)
+    for resource_logs in _read(_decode, body).resource_logs:
         source, resource = _resource(resource_logs.resource, resource_logs.schema_url)
         for logs in resource_logs.scope_logs:
             shared = fields.merge(_scope(logs.scope, logs.schema_url), resource, "resource.")
             for raw in _records(bytes(logs.log_records)):
-                yield _item(_decode_record, raw, source, shared)
+                yield _item(read, bytes(raw), source, shared)
+
+
+def _read(decode: Callable[[bytes], Decoded], text: bytes) -> Decoded:
+    """What a decoder makes of JSON in which null stands for a field's default, as protobuf has it.
+    Senders have few of them: only where one was met are they looked for."""
+    try:
+        return fields.decoded(decode, text)
+    except msgspec.ValidationError:
+        if b"null" not in text:
+            raise
+        value = _without_nulls(fields.decoded(msgspec.json.decode, text))
+        return decode(msgspec.json.encode(value))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    return value
 
 
 def _records(array: bytes) -> Sequence[msgspec.Raw]:

@@ -210,13 +210,11 @@ def structured_data(rest: str) -> tuple[dict[str, dict[str, str]], str]:
 
 
 def _parameters(rest: str, at: int) -> tuple[dict[str, str], int]:
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}  # a name may come more than once
     while parameter := _SD_PARAM.match(rest, at):
-        name, value = parameter[1], _SD_ESCAPE.sub(r"\1", parameter[2])
-        # A name may come more than once.
-        found[name] = f"{found[name]}, {value}" if name in found else value
+        found.setdefault(parameter[1], []).append(_SD_ESCAPE.sub(r"\1", parameter[2]))
         at = parameter.end()
-    return found, at
+    return {name: ", ".join(values) for name, values in found.items()}, at
 
 
 def refused(_: Request, problem: Problem) -> Answer:

@@ -4,7 +4,7 @@ from logpipe.collector.body import DAMAGED, UNPACKERS, too_large
 from logpipe.problems import Problem
 
 MAX_RATIO = 64
-"""What a byte of snappy's block format can unpack to at most: a copy of 64 bytes takes three."""
+"""More than a byte of snappy's block format can unpack to: a copy of 64 bytes takes three."""
 
 MAGIC = {
     b"\x1f\x8b": "gzip",

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from logpipe.collector.ingest import Bounds
-from logpipe.collector.receivers import otlp
+from logpipe.collector.receivers import fields, otlp
 from logpipe.collector.receivers.packing import pack
 from logpipe.collector.receivers.protocol import Request
 from logpipe.collector.receivers.table import PROTOCOLS
@@ -62,4 +62,15 @@ def test_very_many_tiny_things_are_refused_in_little_memory(
     finally:
         tracemalloc.stop()
     assert caught.value.status == 413
+    assert peak < 5 * BODY_BYTES
+
+
+def test_a_broken_text_of_escapes_is_looked_through_in_little_memory() -> None:
+    body = full_of(b"\\n", b'{"a":"')
+    tracemalloc.start()
+    try:
+        assert isinstance(fields.json_value(body), Problem)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert peak < 5 * BODY_BYTES

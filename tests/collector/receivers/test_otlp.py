@@ -145,6 +145,38 @@ def test_an_event_without_a_body_shows_its_name() -> None:
     assert record_of(eventName="started").message == "started"
 
 
+def test_a_null_is_a_field_that_is_not_there() -> None:
+    body = {
+        "resourceLogs": [
+            {
+                "resource": {"attributes": None},
+                "schemaUrl": None,
+                "scopeLogs": [
+                    {
+                        "scope": {"name": None, "version": "1", "attributes": None},
+                        "schemaUrl": None,
+                        "logRecords": [
+                            dict.fromkeys(otlp.LogRecord.__struct_encode_fields__),
+                            {
+                                "severityText": None,
+                                "body": {"stringValue": "x", "intValue": None},
+                                "attributes": [{"key": "k", "value": {"arrayValue": None}}],
+                            },
+                        ],
+                    },
+                    {"scope": None, "logRecords": None},
+                ],
+            },
+            {"scopeLogs": None},
+        ]
+    }
+    assert items(parse, json.dumps(body).encode(), headers=JSON) == [
+        Event("unknown_service", "", metadata={"otel.scope.version": "1"}),
+        Event("unknown_service", "x", metadata={"k": None, "otel.scope.version": "1"}),
+    ]
+    assert items(parse, b'{"resourceLogs":null}', headers=JSON) == []
+
+
 def test_one_bad_record_keeps_no_good_one_out() -> None:
     records = [{"body": {"stringValue": "one"}}, {"timeUnixNano": "x"}, 7, {"body": {}}]
     body = {"resourceLogs": [{"scopeLogs": [{"logRecords": records}]}]}
