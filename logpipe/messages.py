@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -169,6 +169,11 @@ class Batch:
         self._matching: dict[Filter, list[Entry]] = {EVERYTHING: entries}
         self._chunks: dict[tuple[Encoder, Filter], bytes] = {}
         self._framed: dict[tuple[Encoder, Filter], bytes] = {}
+
+    @classmethod
+    def of(cls, entries: list[Entry]) -> Self:
+        """Some entries, at least one; what lies before the first is not known."""
+        return cls(Cursor(entries[0].id.before()), Cursor(entries[-1].id), entries)
 
     def matching(self, chosen: Filter) -> list[Entry]:
         """The entries that the filter takes, found once for all subscribers with that filter."""

@@ -18,6 +18,7 @@ from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry, level_rank
 from logpipe.fanout.live import Writer
+from logpipe.fanout.steps import abandon
 from logpipe.fanout.streaming import Revoking, StreamResponse
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
@@ -82,8 +83,7 @@ class Paced:
 
     def __exit__(self, *error: object) -> None:
         if self._pending is not None:
-            self._pending.cancel()
-            self._pending.add_done_callback(_forget)
+            abandon(self._pending)
         self._inner.__exit__(*error)
 
     async def sent(self) -> None:
@@ -145,12 +145,6 @@ class Paced:
 
 def _size(items: Sequence[Item]) -> int:
     return sum(item.size for item in items if isinstance(item, Batch))
-
-
-def _forget(task: "asyncio.Task[Sequence[Item] | None]") -> None:
-    """Takes what became of a task that nobody waits for any more."""
-    if not task.cancelled():
-        task.exception()
 
 
 class RowEncoder:
