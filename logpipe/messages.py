@@ -2,13 +2,13 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry
-from logpipe.filters import EVERYTHING, Filter
+from logpipe.filters import Filter
 from logpipe.ids import StreamId
 
 Delivery = Literal["broadcast", "shared"]
@@ -152,6 +152,21 @@ def framed(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+MAX_CHUNKS = 16
+"""Chunks that a batch keeps in each framing, and filters whose matches it keeps: readers may have
+any number of filters. Of one more, the one that was made first is made again where it is wanted."""
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def _keep(kept: dict[Key, Value], key: Key, value: Value) -> Value:
+    if len(kept) >= MAX_CHUNKS:
+        del kept[next(iter(kept))]
+    kept[key] = value
+    return value
+
+
 class Batch:
     """Consecutive entries, with the chunks of bytes that its subscribers share.
 
@@ -166,17 +181,24 @@ class Batch:
         self.end = end
         self.entries = entries
         self.size = sum(len(entry.json) for entry in entries)
-        self._matching: dict[Filter, list[Entry]] = {EVERYTHING: entries}
+        self._matching: dict[Filter, list[Entry]] = {}
         self._chunks: dict[tuple[Encoder, Filter], bytes] = {}
         self._framed: dict[tuple[Encoder, Filter], bytes] = {}
+
+    @classmethod
+    def of(cls, entries: list[Entry]) -> Self:
+        """Some entries, at least one; what lies before the first is not known."""
+        return cls(Cursor(entries[0].id.before()), Cursor(entries[-1].id), entries)
 
     def matching(self, chosen: Filter) -> list[Entry]:
         """The entries that the filter takes, found once for all subscribers with that filter."""
         found = self._matching.get(chosen)
         if found is None:
             accepts = chosen.predicate
-            found = [entry for entry in self.entries if accepts is None or accepts(entry.event)]
-            self._matching[chosen] = found
+            found = (
+                self.entries if accepts is None else [e for e in self.entries if accepts(e.event)]
+            )
+            _keep(self._matching, chosen, found)
         return found
 
     def chunk(self, encoder: Encoder, chosen: Filter) -> bytes:
@@ -185,7 +207,7 @@ class Batch:
         chunk = self._chunks.get(key)
         if chunk is None:
             found = self.matching(chosen)
-            chunk = self._chunks[key] = encoder.entries(found) if found else b""
+            chunk = _keep(self._chunks, key, encoder.entries(found) if found else b"")
         return chunk
 
     def framed(self, encoder: Encoder, chosen: Filter) -> bytes:
@@ -194,14 +216,14 @@ class Batch:
         chunk = self._framed.get(key)
         if chunk is None:
             found = self.matching(chosen)
-            chunk = self._framed[key] = framed(encoder.entries(found)) if found else b""
+            chunk = _keep(self._framed, key, framed(encoder.entries(found)) if found else b"")
         return chunk
 
     def forget_chunks(self) -> None:
         """Gives the memory of the shared chunks back."""
         self._chunks.clear()
         self._framed.clear()
-        self._matching = {EVERYTHING: self.entries}
+        self._matching.clear()
 
 
 Item = Batch | Message

@@ -144,7 +144,8 @@ class Metrics:
         )
         self.feed_lag_seconds = Gauge(
             "logpipe_feed_lag_seconds",
-            "Time between the newest entry of the stream and that of the window.",
+            "Time between the newest entry of the stream and that of the window; NaN before it has"
+            " any.",
             multiprocess_mode="livemax",
             registry=registry,
         )

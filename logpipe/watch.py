@@ -74,6 +74,8 @@ def look_here(
                 if closely and hub is not None and groups is not None:
                     seen = seen._replace(subscribers=await subscribers(hub, groups))
         except TimeoutError:
+            if seen.sample is None:
+                return seen._replace(trouble=f"its metrics: not read within {LOOK_S:g} s")
             return seen._replace(trouble="its subscribers: Redis does not answer")
         except (OSError, RuntimeError, ValueError) as error:  # a worker that ends takes files along
             return seen._replace(trouble=f"its metrics: {error}")

@@ -1,4 +1,6 @@
+import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -46,6 +48,44 @@ def listed(kinds: list[str]) -> Listed:
         id_ = StreamId(1 + number // 3, number % 3)
         rows.append((id_, read_entry(id_, an_event(kind)) if kind else None))
     return Listed(rows)
+
+
+async def test_looking_back_leaves_the_others_their_turn_however_long_a_filter_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(history_module, "TURN_S", -1.0)
+    stream = listed(["a"] * 40)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    going = asyncio.create_task(others())
+    page = await history(stream, EVERYTHING, START, END, 100, 100, newest_first=True)
+    assert len(page.entries) == 40
+    assert turns > 30
+    turns = 0
+    await before_last(stream, Filter("source:b"), 1, 100)
+    assert turns > 30
+    going.cancel()
+
+
+async def test_a_page_without_a_filter_reads_no_more_than_it_gives() -> None:
+    stream = listed(["a"] * 40)
+    asked: list[int] = []
+    read = stream.range
+
+    async def noted(low: StreamId, high: StreamId, count: int, **more: bool) -> Any:
+        asked.append(count)
+        return await read(low, high, count, **more)
+
+    stream.range = noted  # type: ignore[method-assign]
+    page = await history(stream, EVERYTHING, START, END, 5, 100, newest_first=True)
+    assert (len(page.entries), asked) == (5, [6])
+    assert page.next == stream.rows[-6][0]
 
 
 @given(

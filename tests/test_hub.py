@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ import pytest
 
 from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.fanout import hub as hub_module
-from logpipe.fanout.hub import Hub
+from logpipe.fanout.hub import Hub, lag_of
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.fanout.window import BATCH_BYTES
 from logpipe.filters import EVERYTHING
@@ -74,6 +75,25 @@ async def test_the_feed_is_told_of_an_event_at_once(valkey: Valkey) -> None:
         [last] = await add(hub.stream)
         await in_step(hub, last)
         assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("end", "added", "behind"),
+    [
+        (Cursor(StreamId(5_000, 0), 7), 9, (2, 1.5)),
+        (Cursor(StreamId(5_000, 0), 9), 7, (0, 1.5)),
+        (Cursor(StreamId(5_000, 0)), 9, (math.nan, 1.5)),
+        (Cursor(StreamId(5_000, 0), 7), None, (math.nan, 1.5)),
+        (Cursor(StreamId(6_500, 3)), 9, (0, 0)),
+        (Cursor(START, 0), 9, (9, math.nan)),
+        (Cursor(START), 9, (math.nan, math.nan)),
+    ],
+)
+def test_how_far_the_feed_is_behind_is_told_as_far_as_it_is_known(
+    end: Cursor, added: int | None, behind: tuple[float, float]
+) -> None:
+    bounds = Bounds(StreamId(1, 0), StreamId(6_500, 3), added, 3, START)
+    assert lag_of(end, bounds) == pytest.approx(behind, nan_ok=True)
 
 
 async def test_a_change_wakes_all_who_took_it_before_they_looked(valkey: Valkey) -> None:

@@ -6,7 +6,7 @@ from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry, read_entry
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import START, StreamId
-from logpipe.messages import Batch, Bye, Hello, Message, Progress, Start, named
+from logpipe.messages import MAX_CHUNKS, Batch, Bye, Hello, Message, Progress, Start, named
 
 
 class CountingEncoder:
@@ -93,6 +93,21 @@ def test_chunks_that_were_forgotten_are_made_again(batch: Batch) -> None:
     assert batch.chunk(encoder, Filter("source:api")) == chunk
     assert encoder.calls == 2
     assert batch.matching(EVERYTHING) is batch.entries
+
+
+def test_however_many_filters_readers_have_few_chunks_are_kept(batch: Batch) -> None:
+    encoder = CountingEncoder()
+    filters = [EVERYTHING, *(Filter(f"source:api -word{n}") for n in range(3 * MAX_CHUNKS))]
+    for each in filters:
+        batch.chunk(encoder, each)
+        batch.framed(encoder, each)
+    kept = (batch._chunks, batch._framed, batch._matching)
+    assert [len(each) for each in kept] == [MAX_CHUNKS] * 3
+    assert encoder.calls == 2 * len(filters)
+    batch.chunk(encoder, filters[-1])
+    assert encoder.calls == 2 * len(filters)
+    batch.chunk(encoder, EVERYTHING)
+    assert encoder.calls == 2 * len(filters) + 1
 
 
 def test_a_subscription_begins_with_the_next_entry_and_catches_up() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import threading
 from array import array
 from collections.abc import AsyncIterator, Sequence
 from html.parser import HTMLParser
@@ -302,6 +303,24 @@ async def test_metrics_that_cannot_be_read_are_told_and_end_nothing() -> None:
     seen = await look_here(lambda: Health("ok", ["ui"], "ok", "1"), Gone(), None, None)(True)
     assert seen.sample is None
     assert seen.trouble == "its metrics: [Errno 2] gone"
+
+
+async def test_metrics_that_take_too_long_are_not_blamed_on_redis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_S", 0.01)
+    late = threading.Event()
+
+    class Slow(Metrics):
+        def exposition(self) -> bytes:
+            late.wait(10)
+            return b""
+
+    try:
+        seen = await look_here(lambda: Health("ok", ["ui"], "ok", "1"), Slow(), None, None)(True)
+    finally:
+        late.set()
+    assert seen.trouble == "its metrics: not read within 0.01 s"
 
 
 async def test_there_is_a_past_though_nobody_watched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import msgspec
 
 from logpipe import sse
-from logpipe.continuity import Cursor, Gap
+from logpipe.continuity import Gap
 from logpipe.event import Entry, StoredEvent
 from logpipe.ids import StreamId
 from logpipe.messages import Batch, Hello, Item, Message, Progress
@@ -32,12 +32,12 @@ def items_of(told: Iterator[sse.ServerSentEvent]) -> Iterator[Item]:
             run.append(Entry(_id_of(each), data, _event.decode(data)))
             continue
         if run:
-            yield _batch(run)
+            yield Batch.of(run)
             run = []
         if (message := _named(each)) is not None:
             yield message
     if run:
-        yield _batch(run)
+        yield Batch.of(run)
 
 
 def _named(told: sse.ServerSentEvent) -> Message | None:
@@ -60,10 +60,6 @@ def _id_of(told: sse.ServerSentEvent) -> StreamId:
     if "." in told.id:
         return read_position(told.id, _own_id.decode(told.data).id)
     return read_id(told.id)
-
-
-def _batch(run: list[Entry]) -> Batch:
-    return Batch(Cursor(run[0].id.before()), Cursor(run[-1].id), run)
 
 
 def _id(text: str | None) -> StreamId | None:

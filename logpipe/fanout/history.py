@@ -1,5 +1,7 @@
 """Reading back: where a subscription begins, and the pages of the history."""
 
+import asyncio
+import time
 from typing import NamedTuple, Protocol
 
 from logpipe.continuity import Bounds, Cursor, Gap
@@ -12,6 +14,27 @@ PAGE_BYTES = 8 * 1024 * 1024
 """A page of the history ends at this size, though it may hold fewer events than were asked for."""
 PAGE_SCAN = 50_000
 """Entries that one page looks at; a rare match in a long stream then takes more than one page."""
+
+
+TURN_S = 0.005
+"""So long entries are looked at in one go: a read of large ones, by a filter of regular
+expressions, can take seconds, for which nothing else may have to wait."""
+
+
+class _Turn:
+    """The time for which nothing else had its turn."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() - self._began > TURN_S
+
+    async def give(self) -> None:
+        """Has the others go on."""
+        await asyncio.sleep(0)
+        self._began = time.monotonic()
 
 
 class Readable(Protocol):
@@ -40,20 +63,25 @@ async def history(
     *,
     newest_first: bool,
 ) -> HistoryPage:
-    """Up to `limit` matching entries between two ids (inclusive), read `count` at a time."""
+    """Up to `limit` matching entries between two ids (inclusive), read `count` at a time, or fewer
+    where a page without a filter needs no more."""
     accepts = chosen.predicate
     entries: list[Entry] = []
     scanned = size = 0
     while low <= high:
-        rows = await stream.range(low, high, count, newest_first=newest_first)
+        wanted = count if accepts else min(count, limit - len(entries) + 1)
+        rows = await stream.range(low, high, wanted, newest_first=newest_first)
+        turn = _Turn()
         for id_, entry in rows:
+            if turn.over:
+                await turn.give()
             if len(entries) >= limit or size > PAGE_BYTES or scanned >= PAGE_SCAN:
                 return HistoryPage(entries, id_)
             scanned += 1
             if entry is not None and (accepts is None or accepts(entry.event)):
                 entries.append(entry)
                 size += len(entry.json)
-        if len(rows) < count:
+        if len(rows) < wanted:
             break
         if newest_first:
             high = rows[-1][0].before()
@@ -92,7 +120,10 @@ async def before_last(stream: Readable, chosen: Filter, wanted: int, page: int) 
     oldest: StreamId | None = None
     while True:
         rows = await stream.range(START, high, page, newest_first=True)
+        turn = _Turn()
         for id_, entry in rows:
+            if turn.over:
+                await turn.give()
             if found >= wanted:
                 return Cursor(id_)
             oldest = id_

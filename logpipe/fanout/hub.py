@@ -11,7 +11,7 @@ from logpipe.continuity import NO_STREAM, Bounds, Cursor
 from logpipe.fanout.live import Live
 from logpipe.fanout.shelf import Shelf
 from logpipe.fanout.window import BATCH_BYTES, Window, cut
-from logpipe.ids import StreamId
+from logpipe.ids import START, StreamId
 from logpipe.messages import Subscription
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
@@ -151,13 +151,9 @@ class Hub:
         while True:
             await asyncio.sleep(MEASURE_S)
             bounds = await self.bounds()
-            end = self.window.end
-            behind = end.id < bounds.last
-            counted = None not in (end.position, bounds.added)
-            events = (bounds.added or 0) - (end.position or 0) if counted else math.nan
-            self.metrics.feed_lag_events.set(max(0, events) if behind else 0)
-            lag_ms = bounds.last.ms - end.id.ms if behind else 0
-            self.metrics.feed_lag_seconds.set(lag_ms / 1000)
+            entries, seconds = lag_of(self.window.end, bounds)
+            self.metrics.feed_lag_events.set(entries)
+            self.metrics.feed_lag_seconds.set(seconds)
             self.metrics.stream_entries.set(bounds.length)
             await self._measure_memory()
 
@@ -229,3 +225,13 @@ class Hub:
         self.closing = True
         self.live.dismiss()
         self._wake()
+
+
+def lag_of(end: Cursor, bounds: Bounds) -> tuple[float, float]:
+    """How many entries, and seconds, a window with this end is behind; NaN where not known, as of
+    the time where it has had nothing yet."""
+    if end.id >= bounds.last:
+        return 0, 0
+    counted = end.position is not None and bounds.added is not None
+    entries = max(0, (bounds.added or 0) - (end.position or 0)) if counted else math.nan
+    return entries, (bounds.last.ms - end.id.ms) / 1000 if end.id > START else math.nan

@@ -18,7 +18,7 @@ from logpipe.event import Entry
 from logpipe.fanout.history import before, before_last
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.live import Writer
-from logpipe.fanout.steps import Stepwise
+from logpipe.fanout.steps import Stepwise, abandon
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.fanout.window import BATCH_BYTES, KEPT_CHUNKS
 from logpipe.filters import Filter
@@ -250,8 +250,7 @@ class JointSubscription(Stepwise):
 
     def __exit__(self, *error: object) -> None:
         for task in self._tasks.values():
-            task.cancel()
-            task.add_done_callback(_forget)
+            abandon(task)
         for part in self._parts:
             part.__exit__(*error)
         self._hub.subscribers.discard(self)
@@ -383,9 +382,3 @@ class JointSubscription(Stepwise):
             gap.count,
             Position.after_entry(gap.resume, number, text),
         )
-
-
-def _forget(task: "asyncio.Task[Sequence[Item] | None]") -> None:
-    """Takes what became of a task that nobody waits for any more."""
-    if not task.cancelled():
-        task.exception()

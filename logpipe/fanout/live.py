@@ -99,7 +99,7 @@ class Live:
             waiting = [each for each in followers if each.reader.number == number]
             for at in range(0, len(waiting), WRITES_AT_ONCE):
                 now = time.monotonic()
-                some = [each for each in waiting[at:][:WRITES_AT_ONCE] if not each.done.done()]
+                some = [each for each in waiting[at : at + WRITES_AT_ONCE] if not each.done.done()]
                 if chunk:
                     self._write(some, batch, number, chunk, now)
                 else:

@@ -1,4 +1,4 @@
-"""How a broadcast subscription goes on: step by step, with heartbeats between, until a `Bye`."""
+"""How subscriptions go on: step by step, with heartbeats between, until a `Bye`."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ class Followed(Protocol):
 
 
 class Stepwise(ABC):
-    """A subscription that makes a step whenever its hub has changed."""
+    """A broadcast subscription that makes a step whenever its hub has changed."""
 
     def __init__(self, hub: Followed) -> None:
         self._followed = hub
@@ -47,3 +47,14 @@ class Stepwise(ABC):
     @abstractmethod
     async def _wait(self, change: asyncio.Event) -> None:
         """Until there may be more: at the latest when the hub has changed since before the step."""
+
+
+def abandon(task: "asyncio.Task[Sequence[Item] | None]") -> None:
+    """Ends a `next` under way that nobody waits for any more, and what becomes of it."""
+    task.cancel()
+    task.add_done_callback(_forget)
+
+
+def _forget(task: "asyncio.Task[Sequence[Item] | None]") -> None:
+    if not task.cancelled():
+        task.exception()  # asked for, so that asyncio does not log it

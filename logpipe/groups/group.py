@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from logpipe import __version__
-from logpipe.continuity import NO_STREAM, Cursor, Gap
+from logpipe.continuity import NO_STREAM, Gap
 from logpipe.event import Entry
 from logpipe.groups.consumer import Consumer
 from logpipe.ids import START, StreamId
@@ -66,8 +66,7 @@ class Share:
         self.losses = list(losses)
         self.items = [*told(losses)]
         if entries:
-            batch = Batch(Cursor(entries[0].id.before()), Cursor(entries[-1].id), entries)
-            self.items.append(batch)
+            self.items.append(Batch.of(entries))
         self.wake()
 
     def wake(self) -> None:

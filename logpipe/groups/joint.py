@@ -1,15 +1,14 @@
 """Shared delivery of a log with partitions: a consumer group is one on each of its streams."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from logpipe import __version__
-from logpipe.continuity import Cursor, Gap
-from logpipe.event import Entry
+from logpipe.continuity import Gap
 from logpipe.fanout.live import Writer
+from logpipe.fanout.steps import abandon
 from logpipe.filters import Filter
 from logpipe.groups import Groups
 from logpipe.groups.shared import SharedSubscription
@@ -91,8 +90,7 @@ class JointShared:
 
     def __exit__(self, *error: object) -> None:
         for task in self._tasks.values():
-            task.cancel()
-            task.add_done_callback(_forget)
+            abandon(task)
         for share in self._shares:
             share.__exit__(*error)
         self._groups.subscribers.discard(self)
@@ -157,7 +155,7 @@ class JointShared:
                 case Batch():
                     entries = [named(entry, number) for entry in item.entries]
                     self.cursor = entries[-1].id
-                    yield _batch(entries)
+                    yield Batch.of(entries)
                 case Gap():
                     yield Gap(
                         item.reason,
@@ -195,14 +193,3 @@ class JointShared:
         given, self._given = self._given, []
         for number in given:
             await self._shares[number].sent()
-
-
-def _batch(entries: list[Entry]) -> Batch:
-    return Batch(Cursor(entries[0].id.before()), Cursor(entries[-1].id), entries)
-
-
-def _forget(task: "asyncio.Task[Sequence[Item] | None]") -> None:
-    """Takes what became of a task that nobody waits for any more."""
-    if not task.cancelled():
-        with contextlib.suppress(Exception):
-            task.result()

@@ -18,8 +18,9 @@ from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry, level_rank
 from logpipe.fanout.live import Writer
+from logpipe.fanout.steps import abandon
 from logpipe.fanout.streaming import Revoking, StreamResponse
-from logpipe.filters import Filter
+from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import START, StreamId
 from logpipe.limits import Seats
 from logpipe.messages import Batch, Hello, Item, Message, Notice, Progress, Subscription, named
@@ -47,14 +48,19 @@ ERROR_RANK = level_rank("ERROR")
 class Paced:
     """A subscription whose items come in bundles, `TICK_S` apart at the least.
 
+    What a filter takes of them is found already, batch by batch: a whole bundle would hold up
+    everything else.
     With `once` it ends when it has given what was there at its beginning: the page asks again.
     """
 
     confirms = False
 
-    def __init__(self, inner: Subscription, *, once: bool = False) -> None:
+    def __init__(
+        self, inner: Subscription, chosen: Filter = EVERYTHING, *, once: bool = False
+    ) -> None:
         self.connected_ms = inner.connected_ms
         self._inner = inner
+        self._chosen = chosen
         self._once = once
         self._begun = False
         self._over = False
@@ -82,8 +88,7 @@ class Paced:
 
     def __exit__(self, *error: object) -> None:
         if self._pending is not None:
-            self._pending.cancel()
-            self._pending.add_done_callback(_forget)
+            abandon(self._pending)
         self._inner.__exit__(*error)
 
     async def sent(self) -> None:
@@ -109,7 +114,14 @@ class Paced:
         self._begun = True
         self._over = self._once and any(self._has_all(item) for item in items)
         self._given_at = time.monotonic()
+        await self._find(items)
         return items
+
+    async def _find(self, items: Sequence[Item]) -> None:
+        for item in items:
+            if isinstance(item, Batch):
+                item.matching(self._chosen)  # which keeps it
+                await asyncio.sleep(0)
 
     def _has_all(self, item: Item) -> bool:
         """Whether this leads to what was the last id at the beginning, or nothing more does."""
@@ -145,12 +157,6 @@ class Paced:
 
 def _size(items: Sequence[Item]) -> int:
     return sum(item.size for item in items if isinstance(item, Batch))
-
-
-def _forget(task: "asyncio.Task[Sequence[Item] | None]") -> None:
-    """Takes what became of a task that nobody waits for any more."""
-    if not task.cancelled():
-        task.exception()
 
 
 class RowEncoder:
@@ -245,7 +251,7 @@ class FeedResponse(StreamResponse):
         rows: bool = True,
         once: bool = False,
     ) -> None:
-        inner = Paced(subscription, once=once)
+        inner = Paced(subscription, chosen, once=once)
         super().__init__(inner, RowEncoder(view), metrics, seats, revoking)
         self._chosen = chosen
         self._query = query

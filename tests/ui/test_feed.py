@@ -239,6 +239,26 @@ async def test_a_bundle_is_no_larger_than_is_read_for_one(
         assert sizes == [1, 3, 3, 1]
 
 
+async def test_finding_what_a_filter_takes_of_a_bundle_leaves_the_others_their_turn() -> None:
+    chosen = parse_filter({"q": "/./"})
+    bundle = [batch(n, n + 1) for n in range(1, 30)]
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    with Paced(Scripted(bundle), chosen) as paced:
+        going = asyncio.create_task(others())
+        items = await paced.next()
+        going.cancel()
+    assert items == bundle
+    assert turns > 20
+    assert all(chosen in each._matching for each in bundle)
+
+
 async def test_a_heartbeat_comes_through_and_what_takes_longer_is_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
