@@ -1,63 +1,89 @@
-"""At least once as a law: real groups on two replicas, on any schedule of workers and deaths."""
+"""At least once as a law: real groups on two replicas, on any schedule of workers and deaths.
+
+Over one stream, and over two partitions of one log.
+"""
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from logpipe.background import Background
 from logpipe.continuity import Gap
+from logpipe.event import Entry
 from logpipe.filters import EVERYTHING
 from logpipe.groups import Groups
 from logpipe.groups import consumer as consumer_module
 from logpipe.groups import group as group_module
-from logpipe.groups.group import Group
+from logpipe.groups.group import Group, Share
+from logpipe.groups.joint import JointGroups, JointShared
 from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import START, StreamId, parse_id
-from logpipe.messages import Batch, Start
+from logpipe.messages import Batch, Item, Start
 from logpipe.metrics import Metrics
-from logpipe.stream import Stream, connections
+from logpipe.positions import EventId, event_id
+from logpipe.stream import Stream, connections, partition_key
 from tests.helpers import wait_until
-from tests.model import Written
-from tests.schedules import FIRST_FAILURE, TIMEOUT_S, Schedule, fails, over, run
+from tests.model import Log, Written
+from tests.schedules import FIRST_FAILURE, SCHEDULES, TIMEOUT_S, Schedule, fails, over, run
 from tests.servers import Valkey
 from tests.streams import NAME, address_of, event
 
 GROUP = "workers"
+numbers = st.integers(0, 3)
 IDLE_MS = 300
+HEARTBEAT_S = 15.0
+FEWER = settings(FIRST_FAILURE, max_examples=SCHEDULES or 15)
+"""Each of the partitions has its own law already: the first here."""
+LOOK_S = 0.01
 
 
 class Replica:
-    """A process's groups, which can die without giving anything back."""
+    """A process's groups over these streams, which can die without giving anything back."""
 
-    def __init__(self, valkey: Valkey, name: str) -> None:
-        self.stream = Stream(address_of(valkey), NAME, maxlen=10**6, block_ms=30)
+    def __init__(self, valkey: Valkey, name: str, keys: Sequence[str]) -> None:
+        self.streams = [Stream(address_of(valkey), key, maxlen=10**6, block_ms=30) for key in keys]
         self.background = Background()
-        self.groups = Groups(
-            self.stream,
+        self._parts = [self._groups(stream, name) for stream in self.streams]
+        self._joint = JointGroups(self._parts, Metrics(), HEARTBEAT_S)
+
+    def _groups(self, stream: Stream, name: str) -> Groups:
+        return Groups(
+            stream,
             Metrics(),
             self.background,
             consumer=name,
             pending_idle_ms=IDLE_MS,
             batch_count=5,
-            heartbeat_s=15.0,
+            heartbeat_s=HEARTBEAT_S,
         )
+
+    def subscription(self) -> SharedSubscription | JointShared:
+        """As a distributor makes it."""
+        start = Start(since=START)
+        if len(self._parts) == 1:
+            return SharedSubscription(self._parts[0], GROUP, start, EVERYTHING)
+        return JointShared(self._joint, GROUP, [start] * len(self._parts), EVERYTHING)
 
     async def die(self, workers: Sequence["Worker"]) -> None:
         """Nothing is given back; its workers lose their connections."""
-        tasks = {*self.groups._tasks, *filter(None, (self.groups._holding,))}
+        tasks = {task for groups in self._parts for task in groups._tasks}
+        tasks |= {groups._holding for groups in self._parts if groups._holding is not None}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         for worker in workers:
             await worker.leave()
-        await self.stream.aclose()
+        for stream in self.streams:
+            await stream.aclose()
         assert self.background.failure is None
 
 
@@ -70,11 +96,11 @@ class Worker:
         self.flowing.set()
         self._got = got
         self._gaps = gaps
+        self._subscription = replica.subscription()
         self.task = asyncio.create_task(self._work())
 
     async def _work(self) -> None:
-        start = Start(since=START)
-        with SharedSubscription(self.replica.groups, GROUP, start, EVERYTHING) as subscription:
+        with self._subscription as subscription:
             while (items := await subscription.next()) is not None:
                 await self.flowing.wait()
                 for item in items:
@@ -87,6 +113,8 @@ class Worker:
     async def leave(self) -> None:
         self.task.cancel()
         await asyncio.wait((self.task,))
+        if isinstance(self._subscription, JointShared) and self._subscription._tasks:
+            await asyncio.wait(self._subscription._tasks.values())
         if not self.task.cancelled():
             self.task.result()
 
@@ -94,49 +122,89 @@ class Worker:
 class SharedWork(Schedule):
     """Two replicas, sometimes under one name, and workers that come, stall and go."""
 
+    keys: Sequence[str] = (NAME,)
+    patience = 5.0
+    """Seconds until every entry has to be received or told as lost."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.logs = [Log() for _ in self.keys]
         self.got: Counter[StreamId] = Counter()
         self.gaps: list[Gap] = []
         self.workers: list[Worker] = []
         self.replicas: list[Replica] = []
         self.names: list[str] = []
-        self.quiet = True
-        """Whether nobody has left or died yet, so that nothing may come twice."""
+        self.calm = [0 for _ in self.keys]
+        """Since which entry nobody has left or died, nor was held up for so long that others had to
+        take it for dead, so that nothing may come twice."""
+        self._watch: asyncio.Task[None] | None = None
 
-    @initialize(names=st.sampled_from([["one", "two"], ["same", "same"]]))
-    def begin(self, names: list[str]) -> None:
+    @initialize(
+        names=st.sampled_from([["one", "two"], ["same", "same"]]),
+        workers=st.lists(st.integers(0, 1), max_size=4),
+    )
+    def begin(self, names: list[str], workers: list[int]) -> None:
         self.valkey.reset()
         self.names = names
-        self.do(self._start())
+        self.do(self._start(workers))
         self.log.begun = True
 
-    async def _start(self) -> None:
-        self.replicas = [Replica(self.valkey, name) for name in self.names]
-        await self.replicas[0].stream.groups.create(GROUP, START)
+    async def _start(self, workers: Sequence[int]) -> None:
+        self._watch = asyncio.create_task(self._look_at_the_clock())
+        self.replicas = [self._replica(name) for name in self.names]
+        for stream in self.replicas[0].streams:
+            await stream.groups.create(GROUP, START)
+        for where in workers:
+            await self._join(where)
 
-    @rule(count=st.integers(1, 30))
-    def append(self, count: int) -> None:
+    def _replica(self, name: str) -> Replica:
+        return Replica(self.valkey, name, self.keys)
+
+    def _troubled(self, *, names: bool = True) -> None:
+        """Also as to the leases of names: of two replicas under one name, both may then read for a
+        while as the same consumer, what is in flight included."""
+        doubtful = names and len({*self.names}) == 1
+        self.calm = [
+            sys.maxsize if doubtful else max(len(log.all), calm)
+            for log, calm in zip(self.logs, self.calm, strict=True)
+        ]
+
+    async def _look_at_the_clock(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(LOOK_S)
+            if time.monotonic() - before > IDLE_MS / 3000:
+                self._troubled()
+
+    @rule(number=numbers, count=st.integers(1, 30), seconds=st.sampled_from([0.0, 0.01, 0.03]))
+    def append(self, number: int, count: int, seconds: float) -> None:
+        self._append(number % len(self.keys), count)
+        self.do(asyncio.sleep(seconds))
+
+    def _append(self, number: int, count: int) -> None:
         with self.valkey.client.pipeline(transaction=True) as pipe:
-            for number in range(count):
-                pipe.xadd(NAME, {"event": event(number)})
-            self.log.append([Written(parse_id(id_.decode()), "") for id_ in pipe.execute()])
+            for each in range(count):
+                pipe.xadd(self.keys[number], {"event": event(each)})
+            written = [Written(parse_id(id_.decode()), "") for id_ in pipe.execute()]
+        self.logs[number].append(written)
 
-    @rule(keep=st.integers(0, 20))
-    def trim(self, keep: int) -> None:
-        self.valkey.client.xtrim(NAME, maxlen=keep, approximate=False)
-        if not self.valkey.client.exists(NAME) or not self.valkey.client.xinfo_groups(NAME):
+    @rule(number=numbers, keep=st.integers(0, 20))
+    def trim(self, number: int, keep: int) -> None:
+        key, log = self.keys[number % len(self.keys)], self.logs[number % len(self.keys)]
+        self.valkey.client.xtrim(key, maxlen=keep, approximate=False)
+        if not self.valkey.client.exists(key) or not self.valkey.client.xinfo_groups(key):
             # A process that comes now cannot know that there was a group before the flush.
-            self.log.flushed_at = max(self.log.flushed_at, len(self.log.all) - keep)
+            log.flushed_at = max(log.flushed_at, len(log.all) - keep)
 
     # Seldom: what came before a flush can no longer be judged.
-    @precondition(lambda self: len(self.log.all) - self.log.flushed_at > 200)
+    @precondition(lambda self: all(len(log.all) - log.flushed_at > 200 for log in self.logs))
     @rule()
     def flush(self) -> None:
         self.valkey.client.flushall()
-        self.log.flush()
+        for log in self.logs:
+            log.flush()
         time.sleep(0.002)
-        self.quiet = False
+        self._troubled()
 
     @precondition(lambda self: len(self.workers) < 6)
     @rule(where=st.integers(0, 1))
@@ -156,17 +224,17 @@ class SharedWork(Schedule):
     @precondition(lambda self: self.workers)
     @rule(which=st.integers(0, 5))
     def leave(self, which: int) -> None:
-        self.quiet = False
+        self._troubled(names=False)
         self.do(self.workers.pop(which % len(self.workers)).leave())
 
     @rule(where=st.integers(0, 1))
     def kill_a_replica(self, where: int) -> None:
-        self.quiet = False
+        self._troubled()
         self.do(self._restart(where))
 
     async def _restart(self, where: int) -> None:
         await self._die(self.replicas[where])
-        self.replicas[where] = Replica(self.valkey, self.names[where])
+        self.replicas[where] = self._replica(self.names[where])
 
     async def _die(self, dead: Replica) -> None:
         orphans = [worker for worker in self.workers if worker.replica is dead]
@@ -182,12 +250,12 @@ class SharedWork(Schedule):
             worker.flowing.set()
         await self._join(0)
         await self._join(1)
-        self.append(1)
+        for number in range(len(self.keys)):
+            self._append(number, 1)
         with contextlib.suppress(AssertionError):
-            await wait_until(self._done, "every entry is received or told as lost", 5)
+            await wait_until(self._done, "every entry is received or told as lost", self.patience)
         assert self._missing() == [], f"neither received nor told: {self.gaps=}"
-        if self.quiet:
-            assert set(self.got.values()) == {1}, "twice though nobody died"
+        assert self._twice() == [], "twice though nobody had died"
 
     def _done(self) -> bool:
         for worker in self.workers:
@@ -195,15 +263,50 @@ class SharedWork(Schedule):
                 worker.task.result()
         return not self._missing()
 
-    def _missing(self) -> list[StreamId]:
+    def _missing(self) -> list[tuple[int, StreamId]]:
         """What a flush took was nobody's any more."""
-        since = [written.id for written in self.log.all[self.log.flushed_at :]]
-        told = [id_ for id_ in since for g in self.gaps if g.after < id_ < g.before]
-        return sorted({*since} - {*told, *self.got})
+        return [
+            (number, id_)
+            for number, log in enumerate(self.logs)
+            for id_ in self._missing_of(number, log)
+        ]
+
+    def _twice(self) -> list[StreamId]:
+        late = [
+            event_id(written.id, number) if len(self.keys) > 1 else written.id
+            for number, log in enumerate(self.logs)
+            for written in log.all[self.calm[number] :]
+        ]
+        return [id_ for id_ in late if self.got[id_] > 1]
+
+    def _missing_of(self, number: int, log: Log) -> list[StreamId]:
+        since = [written.id for written in log.all[log.flushed_at :]]
+        gaps = [(bare(g.after), bare(g.before)) for g in self.gaps if part_of(g.after) == number]
+        told = [id_ for id_ in since for after, before in gaps if after < id_ < before]
+        got = [bare(id_) for id_ in self.got if part_of(id_) == number]
+        return sorted({*since} - {*told, *got})
 
     async def end(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         for replica in self.replicas:
             await self._die(replica)
+
+
+class SpreadWork(SharedWork):
+    """The same over partitions."""
+
+    keys = tuple(partition_key(NAME, number, 2) for number in range(2))
+
+
+def part_of(id_: StreamId) -> int:
+    """The partition of an entry."""
+    return id_.partition if isinstance(id_, EventId) else 0
+
+
+def bare(id_: StreamId) -> StreamId:
+    """The id within its partition."""
+    return StreamId(id_.ms, id_.seq)
 
 
 @pytest.fixture(autouse=True)
@@ -219,6 +322,11 @@ def shared(valkey: Valkey) -> type[Schedule]:
     return over(valkey, SharedWork)
 
 
+@pytest.fixture
+def spread(valkey: Valkey) -> type[Schedule]:
+    return over(valkey, SpreadWork)
+
+
 @pytest.mark.timeout(TIMEOUT_S)
 def test_every_event_of_a_group_is_received_or_told_as_lost_on_any_schedule(
     shared: type[Schedule],
@@ -226,20 +334,61 @@ def test_every_event_of_a_group_is_received_or_told_as_lost_on_any_schedule(
     run(shared, FIRST_FAILURE)
 
 
+@pytest.mark.timeout(TIMEOUT_S)
+def test_over_partitions_every_event_of_a_group_is_received_or_told_as_lost_on_any_schedule(
+    spread: type[Schedule],
+) -> None:
+    run(spread, FEWER)
+
+
+# The controls: two of what is done on each stream, two of all that is judged over partitions.
+
+
+def noticed(machine: type[Schedule]) -> bool:
+    """Whether some schedule breaks the law; who waits for what never comes waits less."""
+    return fails(type(machine.__name__, (machine,), {"patience": 1.5}))
+
+
 def test_work_that_is_not_claimed_from_the_dead_is_noticed(
     shared: type[Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control."""
-
     async def never(*_: object) -> None: ...
 
     monkeypatch.setattr(Group, "_claim", never)
     monkeypatch.setattr(Group, "_read_history", never)
-    assert fails(shared)
+    assert noticed(shared)
 
 
 def test_losses_that_are_not_told_are_noticed(
     shared: type[Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group_module, "told", lambda _: [])
-    assert fails(shared)
+    assert noticed(shared)
+
+
+def test_an_event_that_two_subscribers_get_is_noticed(
+    spread: type[Schedule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give = Share.give
+
+    def to_one_more(self: Share, entries: list[Entry], losses: Sequence[str]) -> None:
+        give(self, [*entries, *given[-1:]], losses)
+        given.extend(entries)
+
+    given: list[Entry] = []
+    monkeypatch.setattr(Share, "give", to_one_more)
+    assert noticed(spread)
+
+
+def test_a_partition_whose_events_are_acknowledged_unseen_is_noticed(
+    spread: type[Schedule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect = JointShared._collect
+
+    def one_at_a_time(self: JointShared) -> Sequence[Item]:
+        items = collect(self)
+        batches = [item for item in items if isinstance(item, Batch)]
+        return [item for item in items if item not in batches[1:]]
+
+    monkeypatch.setattr(JointShared, "_collect", one_at_a_time)
+    assert noticed(spread)
