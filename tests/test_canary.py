@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from logpipe.canary import MAX_INSTANCES, SOURCE, Heard, Mark, await_canaries, canary, send_canaries
-from logpipe.event import StoredEvent, decode_json
+from logpipe.decoding import decode_json
+from logpipe.event import StoredEvent
 from logpipe.fanout.hub import Hub
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable

@@ -7,16 +7,13 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from logpipe.decoding import PIECE_BYTES, Refusal, decode_json, decode_ndjson
 from logpipe.event import (
     LEVELS,
     MAX_DEPTH,
     MAX_TS_UNIX_MS,
-    PIECE_BYTES,
     Event,
-    Refusal,
     StoredEvent,
-    decode_json,
-    decode_ndjson,
     encode,
     level_name,
     level_rank,

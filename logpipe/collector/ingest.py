@@ -8,15 +8,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from logpipe.event import (
-    Event,
-    Refusal,
-    TooManyEventsError,
-    decode_json,
-    decode_ndjson,
-    encode,
-    has_more_keys,
-)
+from logpipe.decoding import Refusal, TooManyEventsError, decode_json, decode_ndjson, has_more_keys
+from logpipe.event import Event, encode
 from logpipe.problems import Problem
 from logpipe.settings import Settings
 from logpipe.stream import Append, Appended

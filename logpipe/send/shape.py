@@ -6,7 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from logpipe.event import NOT_DECODED, RANK, Event, decode_ndjson, level_name
+from logpipe.decoding import decode_ndjson
+from logpipe.event import NOT_DECODED, RANK, Event, level_name
 from logpipe.send.lines import MAX_LINE_BYTES, Line
 
 Kind = Literal["auto", "text", "json"]

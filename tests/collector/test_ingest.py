@@ -12,7 +12,7 @@ from logpipe.collector.ingest import (
     append_of,
     take_in,
 )
-from logpipe.event import Refusal
+from logpipe.decoding import Refusal
 from logpipe.problems import Problem
 from logpipe.stream import Appended
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logpipe.event import decode_ndjson
+from logpipe.decoding import decode_ndjson
 from logpipe.send.lines import MAX_LINE_BYTES, Line
 from logpipe.send.shape import MAX_TEXT_BYTES, Kind, NotAnEventError, Shaper, leading_level
 

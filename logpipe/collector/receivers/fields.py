@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from logpipe.decoding import concatenated, is_deep
 from logpipe.event import (
     MAX_DEPTH,
     MAX_LEVEL,
@@ -19,8 +20,6 @@ from logpipe.event import (
     MAX_TS_UNIX_MS,
     NOT_DECODED,
     Event,
-    concatenated,
-    is_deep,
     level_name,
 )
 from logpipe.problems import Problem

@@ -26,7 +26,8 @@ from logpipe.collector.receivers.protocol import (
     problems_of,
     raise_if_none_taken,
 )
-from logpipe.event import LEVELS, NOT_DECODED, Event, has_more_elements, level_name
+from logpipe.decoding import has_more_elements
+from logpipe.event import LEVELS, NOT_DECODED, Event, level_name
 from logpipe.problems import Problem
 
 PATHS = ("/v1/logs",)

@@ -9,7 +9,8 @@ import msgspec
 from logpipe.collector.ingest import KEY_BYTES, Bounds, too_many
 from logpipe.collector.receivers.fields import text_of
 from logpipe.collector.receivers.protocol import Item
-from logpipe.event import Event, encode, has_more_keys
+from logpipe.decoding import has_more_keys
+from logpipe.event import Event, encode
 from logpipe.problems import Problem
 from logpipe.stream import Append
 

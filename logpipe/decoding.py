@@ -1,0 +1,312 @@
+"""What a body says: events of JSON, and of each that is none a `Refusal` that names what is wrong.
+
+Pure. Large bodies are decoded in pieces, between which other threads have their turn, and nothing
+is kept of what is more than was allowed.
+"""
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from logpipe.event import MAX_DEPTH, NOT_DECODED, RANK, Event, level_name
+
+PIECE_BYTES = 1024 * 1024
+"""Decoded by one call at the most, where it can be cut: some milliseconds."""
+
+MAX_NAME_SHOWN = 100
+"""Characters of an unknown field's name that a refusal repeats."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why one event of a body was not taken.
+
+    `status` is the answer it deserves when it came alone: 400 not JSON, 413 too large, 422 schema.
+    `limit` is the one of `limits.NAMES` that it is over, if it is.
+    """
+
+    index: int
+    field: str | None
+    error: str
+    status: int
+    limit: str = ""
+
+
+class TooManyEventsError(Exception):
+    """A body has more events than were allowed."""
+
+
+class TooDeepError(RecursionError):
+    """The metadata of an event is nested over `MAX_DEPTH`."""
+
+
+class _Object(msgspec.Struct, gc=False):
+    """Any object, nothing of which is kept."""
+
+
+_event = msgspec.json.Decoder(Event)
+_raw = msgspec.json.Decoder(msgspec.Raw)
+_raw_array = msgspec.json.Decoder(list[msgspec.Raw])
+_event_array = msgspec.json.Decoder(list[Event])
+_object_array = msgspec.json.Decoder(list[_Object])
+_scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
+"""Finds where a value ends, and leaves it to msgspec to judge what is in it."""
+
+_NESTING = (dict, list)
+_AT_FIELD = re.compile(r"^(?P<what>.*) - at `\$\.(?P<field>\w+).*`$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
+
+_KINDS = {
+    "str": "a text",
+    "int": "a whole number",
+    "int | null": "a whole number",
+    "float": "a decimal number",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "an array",
+}
+_WORDS = (
+    (re.compile(r"^Expected `str` of length >= 1$"), "must not be empty"),
+    (re.compile(r"^Expected `str` of length <= (\d+)$"), r"must have at most \1 characters"),
+    (re.compile(r"^Expected `int` >= (\d+)$"), r"must be at least \1"),
+    (re.compile(r"^Expected `int` <= (\d+)$"), r"must be at most \1"),
+)
+_MISTAKEN = re.compile(r"^Expected `(.*)`, got `(.*)`$")
+
+
+def decode_json(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list[Refusal], bool]:
+    """Events and refusals of one object, an array or concatenated objects, in the body's order.
+
+    The third value says whether the body was one object, to be answered as such. Raises
+    `TooManyEventsError` for more than `most`, those that are none included.
+    """
+    text = body.strip()
+    if text[:1] == b"[":
+        return *_decode_array(text, most), False
+    try:
+        return _checked([_event.decode(text)], len(text)), [], True
+    except NOT_DECODED as error:
+        alone = _refusal(0, text, error)
+    if b"\n" in text:
+        try:
+            return _no_more_than(most, _decode_lines(text)), [], False
+        except NOT_DECODED:
+            pass  # objects that span lines, or a bad one among them: the slow way tells which
+    pieces = _first(most, concatenated(text))
+    if len(pieces) < 2:
+        return [], [alone], True
+    return *_decode_pieces(pieces), False
+
+
+def decode_ndjson(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list[Refusal]]:
+    """Events and refusals of a body with one object a line; blank lines do not count.
+
+    Raises `TooManyEventsError` for more than `most`.
+    """
+    try:
+        return _no_more_than(most, _decode_lines(body)), []
+    except NOT_DECODED:
+        lines = (line.strip() for line in _split_lines(body))
+        return _decode_pieces(_first(most, (line for line in lines if line)))
+
+
+def _no_more_than(most: int, events: list[Event]) -> list[Event]:
+    if len(events) > most:
+        raise TooManyEventsError
+    return events
+
+
+def _first(most: int, pieces: Iterable[bytes]) -> list[bytes]:
+    """All of them, which no memory is spent on before they are known not to be too many."""
+    found = list(islice(pieces, min(most + 1, sys.maxsize)))
+    if len(found) > most:
+        raise TooManyEventsError
+    return found
+
+
+def _split_lines(body: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(body):
+        end = body.find(b"\n", at) + 1 or len(body)
+        yield body[at:end]
+        at = end
+
+
+def _decode_array(text: bytes, most: int) -> tuple[list[Event], list[Refusal]]:
+    if has_more_elements(text, most):
+        raise TooManyEventsError
+    try:
+        if len(text) > PIECE_BYTES:
+            return _decode_pieces([bytes(piece) for piece in _raw_array.decode(text)])
+        return _checked(_event_array.decode(text), len(text)), []
+    except NOT_DECODED:
+        pass
+    try:
+        pieces = _raw_array.decode(text)
+    except NOT_DECODED as error:
+        return [], [_refusal(0, text, error)]
+    return _decode_pieces([bytes(piece) for piece in pieces])
+
+
+def has_more_elements(array: bytes, most: int) -> bool:
+    """Whether an array has more elements than that; what is no JSON ends it. Keeps none of them.
+
+    Where all are objects, as they should be, msgspec counts them, ten times as fast (measured).
+    """
+    # Each element but the last has a comma: most arrays are known to be short by that alone.
+    if len(array) <= 2 * most or array.count(b",") < most:
+        return False
+    if array.count(b"{") <= 4 * most:
+        with contextlib.suppress(*NOT_DECODED):
+            return len(_object_array.decode(array)) > most
+    text = array.decode(errors="surrogateescape")
+    at = count = 0
+    with contextlib.suppress(ValueError, RecursionError):
+        while count <= most:
+            _, at = _scanner.raw_decode(text, _after_space(text, at + 1))
+            count += 1
+            at = _after_space(text, at)
+            if text[at : at + 1] != ",":
+                break
+    return count > most
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _decode_pieces(pieces: list[bytes]) -> tuple[list[Event], list[Refusal]]:
+    events, refusals = [], []
+    for index, piece in enumerate(pieces):
+        try:
+            events += _checked([_event.decode(piece)], len(piece))
+        except NOT_DECODED as error:
+            refusals.append(_refusal(index, piece, error))
+    return events, refusals
+
+
+def _checked(events: list[Event], longest: int) -> list[Event]:
+    """The events with their levels as stored; `TooDeepError` when one is over `MAX_DEPTH`.
+
+    `longest` is what the JSON of one of them may have: most are too short to be deep.
+    """
+    for event in events:
+        if event.level not in RANK:
+            event.level = level_name(event.level)
+    if longest > 2 * MAX_DEPTH and any(
+        is_deep(event.metadata) for event in events if event.metadata
+    ):
+        raise TooDeepError
+    return events
+
+
+def _decode_lines(text: bytes) -> list[Event]:
+    """All events of lines; a large text in pieces, between which other threads have their turn."""
+    if len(text) > PIECE_BYTES:
+        try:
+            return [event for piece in _pieces(text) for event in _checked_lines(piece)]
+        except NOT_DECODED:
+            pass  # an object that spans lines may have been cut
+    return _checked_lines(text)
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    """Cuts at line ends, where there are some."""
+    at = 0
+    while at < len(text):
+        end = text.find(b"\n", at + PIECE_BYTES) + 1 or len(text)
+        yield text[at:end]
+        at = end
+
+
+def _checked_lines(text: bytes) -> list[Event]:
+    events = _event.decode_lines(text)
+    lines = text.split(b"\n")
+    spans = len(lines) > len(events) + 1  # msgspec lets an object go on in the next line
+    return _checked(events, len(text) if spans else max(map(len, lines)))
+
+
+def has_more_keys(metadata: dict[str, Any], most: int) -> bool:
+    """Whether there are more keys than that, on all levels."""
+    count = 0
+    level: list[Any] = [metadata]
+    while level and count <= most:
+        count += sum(len(outer) for outer in level if isinstance(outer, dict))
+        children = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [child for group in children for child in group if child.__class__ in _NESTING]
+    return count > most
+
+
+def is_deep(metadata: dict[str, Any]) -> bool:
+    """Whether it is nested over `MAX_DEPTH` levels."""
+    level = [value for value in metadata.values() if value.__class__ in _NESTING]
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return False
+        children = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [child for group in children for child in group if child.__class__ in _NESTING]
+    return bool(level)
+
+
+def concatenated(text: bytes) -> Iterator[bytes]:
+    """The values of `{…}{…}`, white space between or not; what is no JSON is the last piece."""
+    rest = text.decode(errors="surrogateescape")
+    at = 0
+    while at < len(rest):
+        try:
+            _, end = _scanner.raw_decode(rest, at)
+        except (ValueError, RecursionError):
+            yield rest[at:].encode(errors="surrogateescape")
+            return
+        yield rest[at:end].encode(errors="surrogateescape")
+        at = _after_space(rest, end)
+
+
+def _refusal(index: int, piece: bytes, error: Exception) -> Refusal:
+    if isinstance(error, TooDeepError):
+        told = f"metadata: is nested over {MAX_DEPTH} levels"
+        return Refusal(index, "metadata", told, 400, "metadata_depth")
+    if isinstance(error, RecursionError):
+        return Refusal(index, None, "JSON is nested too deeply", 400, "metadata_depth")
+    if isinstance(error, UnicodeDecodeError):
+        return Refusal(index, None, "JSON is not UTF-8", 400)
+    if isinstance(error, msgspec.ValidationError):
+        # msgspec stops at the first field that is wrong; there may be no JSON behind it.
+        try:
+            _raw.decode(piece)
+        except NOT_DECODED as worse:
+            return _refusal(index, piece, worse)
+        return Refusal(index, *_told(str(error)), 422)
+    if str(error) == "Input data was truncated":
+        return Refusal(index, None, "JSON ends too early, or has half a surrogate pair", 400)
+    return Refusal(index, None, str(error), 400)
+
+
+def _told(text: str) -> tuple[str | None, str]:
+    """The field of msgspec's complaint, and the complaint in words for people."""
+    if match := _UNKNOWN.match(text):  # first: such a field may be named like any complaint
+        field = match["field"][:MAX_NAME_SHOWN]
+        return field, f"{field}: is no field of an event; data of your own goes to metadata"
+    if match := _MISSING.match(text):
+        return match["field"], f"{match['field']}: is required"
+    if match := _AT_FIELD.match(text):
+        return match["field"], f"{match['field']}: {_in_words(match['what'])}"
+    return None, _in_words(text)
+
+
+def _in_words(what: str) -> str:
+    for pattern, words in _WORDS:
+        if pattern.match(what):
+            return pattern.sub(words, what)
+    if match := _MISTAKEN.match(what):
+        wanted, got = (_KINDS.get(kind, kind) for kind in match.groups())
+        return f"must be {wanted}, not {got}"
+    return what[:1].lower() + what[1:]
