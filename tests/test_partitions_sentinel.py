@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from logpipe.positions import EventId, event_id, parse_event_id
 from tests.deployments import Node, Replicated, cut_off
 from tests.helpers import wait_until
 from tests.test_partitions_cluster import COUNT, KEYS, Follower, Load, replicas
+from tests.test_redis_faults import following
 
 
 @pytest.fixture
@@ -31,10 +33,10 @@ def newest_of(follower: Follower) -> list[EventId]:
     return [max(id_ for id_ in follower.ids if id_.partition == n) for n in range(COUNT)]
 
 
-def check_gaps(follower: Follower, last: list[EventId], first: list[EventId]) -> None:
-    """It was told one of each partition: between what it had last and the first after it."""
-    assert Counter(gap["reason"] for gap in follower.gaps) == {"reset": COUNT}
-    told = {gap["after"]: (gap["before"], gap["count"]) for gap in follower.gaps}
+def check_gaps(gaps: list[dict[str, Any]], last: list[EventId], first: list[EventId]) -> None:
+    """One of each partition was told: between what was had last and the first after it."""
+    assert Counter(gap["reason"] for gap in gaps) == {"reset": COUNT}
+    told = {gap["after"]: (gap["before"], gap["count"]) for gap in gaps}
     wanted = zip(last, first, strict=True)
     assert told == {str(after): (str(before), None) for after, before in wanted}
 
@@ -43,13 +45,16 @@ async def test_a_failover_keeps_what_was_replicated_and_tells_the_rest_of_each_p
     replicated: Replicated,
 ) -> None:
     """To a reader that stays connected, and to those that resume by their positions elsewhere: one
-    that had what is lost, and one that had nothing of it. The control: something is lost of
-    each partition."""
+    that had what is lost, and one that had nothing of it. So it is with a group, which gets all at
+    least once. The control: something is lost of each partition."""
     primary, replica = replicated.data
     async with replicas(replicated) as services:
         load, stays, had_it, had_not = Load(services), *(Follower() for _ in range(3))
         followers = (stays, had_it, had_not)
-        async with stays.reading(services[0]):
+        async with (
+            stays.reading(services[0]),
+            following(services[0], delivery="shared", group="g") as group,
+        ):
             async with had_it.reading(services[1]):
                 async with had_not.reading(services[1]), load.running():
                     await load.more(100)
@@ -63,6 +68,7 @@ async def test_a_failover_keeps_what_was_replicated_and_tells_the_rest_of_each_p
                 await wait_until(
                     lambda: not stays.untold(load) and not had_it.untold(load), "all came"
                 )
+                await wait_until(lambda: load.acknowledged.keys() <= {*group.ids}, "to the group")
             last = {id(follower): newest_of(follower) for follower in followers}
             lost = {parse_event_id(id_, COUNT) for id_ in load.acknowledged} - safe
             async with load.running():
@@ -72,6 +78,7 @@ async def test_a_failover_keeps_what_was_replicated_and_tells_the_rest_of_each_p
                 await wait_until(
                     lambda: not any(each.untold(load) for each in followers), "all is told", 20
                 )
+            await wait_until(lambda: load.acknowledged.keys() <= {*group.ids}, "by the group, too")
     there = ids_at(replica)
     kept = {id_ for part in there for id_ in part}
     assert safe <= kept
@@ -80,4 +87,5 @@ async def test_a_failover_keeps_what_was_replicated_and_tells_the_rest_of_each_p
     first = [min(part - safe) for part in there]
     for follower in followers:
         assert len({*follower.ids}) == len(follower.ids)
-        check_gaps(follower, last[id(follower)], first)
+        check_gaps(follower.gaps, last[id(follower)], first)
+    check_gaps(group.gaps, [max(part & safe) for part in there], first)
