@@ -128,7 +128,7 @@ def test_a_request_chooses_a_bounded_number_of_names() -> None:
     assert (
         event(parse, b'{"a19": "x"}', headers=JSON, query={"message_field": names}).message == "x"
     )
-    with pytest.raises(Problem, match="^message_field: may have 20 names") as caught:
+    with pytest.raises(Problem, match=r"^message_field: may have 20 names") as caught:
         items(parse, b"{}", headers=JSON, query={"message_field": f"{names},b"})
     assert caught.value.status == 400
 
