@@ -44,7 +44,9 @@ def test_the_defaults_of_the_document_are_those_of_the_code() -> None:
         if not dot:
             assert str(defaults[name]) == default, name
             continue
-        paths = (ROOT / "logpipe").glob(f"**/{module}.py")
+        files = (ROOT / "logpipe").glob(f"**/{module}.py")
+        packages = (path.parent for path in (ROOT / "logpipe").glob(f"**/{module}/__init__.py"))
+        paths = [*files, *packages]
         dotted = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
         values = [getattr(importlib.import_module(each), constant, None) for each in dotted]
         assert float(default) in values, name

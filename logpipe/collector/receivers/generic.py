@@ -46,6 +46,9 @@ UNTYPED = frozenset({"", "application/octet-stream", "application/x-www-form-url
 MAX_NAME = 256
 """Characters of a field's name that a request chooses."""
 
+MAX_NAMES = 20
+"""Of such names for one field: each is looked for in each event."""
+
 
 class Names(NamedTuple):
     """Where the event's fields are looked for, and values that stand for them."""
@@ -66,13 +69,17 @@ def parse(request: Request) -> Batch:
 
 def names_of(request: Request) -> Names:
     """The names that a request chooses by parameters such as `message_field=a,b.c`, or by headers
-    such as `X-Logpipe-Message-Field`, and the guesses where it chooses none."""
+    such as `X-Logpipe-Message-Field`, and the guesses where it chooses none. Raises a 400 `Problem`
+    for too many."""
 
     def chosen(name: str) -> str:
         return request.query.get(name) or request.text(f"x-logpipe-{name.replace('_', '-')}")
 
     def names(name: str, guesses: Sequence[str]) -> Sequence[str]:
-        return tuple(each[:MAX_NAME] for each in chosen(name).split(",") if each) or guesses
+        found = tuple(each[:MAX_NAME] for each in chosen(name).split(",") if each)
+        if len(found) > MAX_NAMES:
+            raise Problem(400, f"{name}: may have {MAX_NAMES} names.")
+        return found or guesses
 
     return Names(
         names("message_field", MESSAGES),

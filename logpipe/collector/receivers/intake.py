@@ -88,6 +88,9 @@ class Receiver:
         except Problem as problem:
             self._metrics.count_limited(problem.hits)
             answer = self._protocol.refused(request, problem)
+        except Exception:
+            self._metrics.receiver_requests.labels(self._name, 500).inc()
+            raise  # to be answered and logged as every fault
         self._metrics.receiver_requests.labels(self._name, answer.status).inc()
         await give(answer, receive, send, body_read=held.complete)
 

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from logpipe.collector.receivers.generic import parse
+from logpipe.collector.receivers.generic import MAX_NAMES, parse
 from logpipe.problems import Problem
 from tests.collector.receivers.parsing import JSON, event, events, items
 from tests.collector.receivers.samples import collecting, stored, texts
@@ -121,6 +121,16 @@ def test_the_names_may_be_chosen_by_the_request() -> None:
     headers = {f"x-logpipe-{k.replace('_', '-')}": v for k, v in chosen.items()}
     found = event(parse, json.dumps(fields).encode(), headers=JSON | headers)
     assert (found.source, found.message, found.ts_unix_ms) == ("s", "m", 1000)
+
+
+def test_a_request_chooses_a_bounded_number_of_names() -> None:
+    names = ",".join(f"a{number}" for number in range(MAX_NAMES))
+    assert (
+        event(parse, b'{"a19": "x"}', headers=JSON, query={"message_field": names}).message == "x"
+    )
+    with pytest.raises(Problem, match=r"^message_field: may have 20 names") as caught:
+        items(parse, b"{}", headers=JSON, query={"message_field": f"{names},b"})
+    assert caught.value.status == 400
 
 
 def test_source_and_level_may_be_given_by_the_request() -> None:

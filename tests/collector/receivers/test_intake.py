@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from logpipe.collector.receivers.intake import Receiver
 from tests.collector.receivers.samples import (
     SAMPLES,
     TOKEN,
@@ -244,6 +245,20 @@ async def test_requests_and_events_are_counted_by_protocol(valkey: Valkey) -> No
         events = 'logpipe_receiver_events_total{outcome="%s",protocol="gelf"} %s'
         assert events % ("accepted", "4.0") in metrics
         assert events % ("repeated", "2.0") in metrics
+
+
+async def test_a_fault_is_counted_as_at_the_native_way(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(Receiver, "_take", fail)
+    async with collecting(valkey) as service:
+        answer = await SAMPLES["gelf"].sent(service)
+        assert (answer.status_code, "odd" in answer.text) == (500, False)
+        metrics = (await service.http.get("/metrics")).text
+    assert 'logpipe_receiver_requests_total{protocol="gelf",status="500"} 1.0' in metrics
 
 
 @every
