@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -152,19 +152,10 @@ def framed(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-MAX_CHUNKS = 16
-"""Chunks that a batch keeps in each framing, and filters whose matches it keeps: readers may have
-any number of filters. Of one more, the one that was made first is made again where it is wanted."""
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-
-def _keep(kept: dict[Key, Value], key: Key, value: Value) -> Value:
-    if len(kept) >= MAX_CHUNKS:
-        del kept[next(iter(kept))]
-    kept[key] = value
-    return value
+MAX_FILTERS = 128
+MAX_CHUNK_BYTES = 1024 * 1024
+"""For so many filters a batch keeps what they take, and so much of it encoded: readers may have any
+number of them. Of more, what was made first is made again where it is wanted."""
 
 
 class Batch:
@@ -174,7 +165,7 @@ class Batch:
     hold no event are counted by the cursors and missing in `entries`.
     """
 
-    __slots__ = ("_chunks", "_framed", "_matching", "end", "entries", "size", "start")
+    __slots__ = ("_chunk_bytes", "_chunks", "_matching", "end", "entries", "size", "start")
 
     def __init__(self, start: Cursor, end: Cursor, entries: list[Entry]) -> None:
         self.start = start
@@ -183,7 +174,7 @@ class Batch:
         self.size = sum(len(entry.json) for entry in entries)
         self._matching: dict[Filter, list[Entry]] = {}
         self._chunks: dict[tuple[Encoder, Filter], bytes] = {}
-        self._framed: dict[tuple[Encoder, Filter], bytes] = {}
+        self._chunk_bytes = 0
 
     @classmethod
     def of(cls, entries: list[Entry]) -> Self:
@@ -198,7 +189,9 @@ class Batch:
             found = (
                 self.entries if accepts is None else [e for e in self.entries if accepts(e.event)]
             )
-            _keep(self._matching, chosen, found)
+            if len(self._matching) >= MAX_FILTERS:
+                del self._matching[next(iter(self._matching))]
+            self._matching[chosen] = found
         return found
 
     def chunk(self, encoder: Encoder, chosen: Filter) -> bytes:
@@ -207,22 +200,25 @@ class Batch:
         chunk = self._chunks.get(key)
         if chunk is None:
             found = self.matching(chosen)
-            chunk = _keep(self._chunks, key, encoder.entries(found) if found else b"")
+            chunk = encoder.entries(found) if found else b""
+            self._keep(key, chunk)
         return chunk
+
+    def _keep(self, key: tuple[Encoder, Filter], chunk: bytes) -> None:
+        self._chunks[key] = chunk
+        self._chunk_bytes += len(chunk)
+        while len(self._chunks) > MAX_FILTERS or self._chunk_bytes > MAX_CHUNK_BYTES:
+            self._chunk_bytes -= len(self._chunks.pop(next(iter(self._chunks))))
 
     def framed(self, encoder: Encoder, chosen: Filter) -> bytes:
         """As `chunk`, framed for HTTP."""
-        key = (encoder, chosen)
-        chunk = self._framed.get(key)
-        if chunk is None:
-            found = self.matching(chosen)
-            chunk = _keep(self._framed, key, framed(encoder.entries(found)) if found else b"")
-        return chunk
+        chunk = self.chunk(encoder, chosen)
+        return framed(chunk) if chunk else b""
 
     def forget_chunks(self) -> None:
         """Gives the memory of the shared chunks back."""
         self._chunks.clear()
-        self._framed.clear()
+        self._chunk_bytes = 0
         self._matching.clear()
 
 

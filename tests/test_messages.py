@@ -2,11 +2,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from logpipe import messages
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry, read_entry
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import START, StreamId
-from logpipe.messages import MAX_CHUNKS, Batch, Bye, Hello, Message, Progress, Start, named
+from logpipe.messages import MAX_FILTERS, Batch, Bye, Hello, Message, Progress, Start, named
 
 
 class CountingEncoder:
@@ -95,19 +96,27 @@ def test_chunks_that_were_forgotten_are_made_again(batch: Batch) -> None:
     assert batch.matching(EVERYTHING) is batch.entries
 
 
-def test_however_many_filters_readers_have_few_chunks_are_kept(batch: Batch) -> None:
+def test_however_many_filters_readers_have_what_is_kept_for_them_is_bounded(batch: Batch) -> None:
     encoder = CountingEncoder()
-    filters = [EVERYTHING, *(Filter(f"source:api -word{n}") for n in range(3 * MAX_CHUNKS))]
+    filters = [EVERYTHING, *(Filter(f"source:api -word{n}") for n in range(3 * MAX_FILTERS))]
     for each in filters:
         batch.chunk(encoder, each)
-        batch.framed(encoder, each)
-    kept = (batch._chunks, batch._framed, batch._matching)
-    assert [len(each) for each in kept] == [MAX_CHUNKS] * 3
-    assert encoder.calls == 2 * len(filters)
+    assert [len(each) for each in (batch._chunks, batch._matching)] == [MAX_FILTERS] * 2
+    assert encoder.calls == len(filters)
     batch.chunk(encoder, filters[-1])
-    assert encoder.calls == 2 * len(filters)
+    assert encoder.calls == len(filters)
     batch.chunk(encoder, EVERYTHING)
-    assert encoder.calls == 2 * len(filters) + 1
+    assert encoder.calls == len(filters) + 1
+
+
+def test_however_large_chunks_are_few_bytes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = Batch.of([an_entry(1, "a" * 200)])
+    monkeypatch.setattr(messages, "MAX_CHUNK_BYTES", 1000)
+    filters = [Filter(f"-word{n}") for n in range(20)]
+    for each in filters:
+        batch.chunk(CountingEncoder(), each)
+    kept = sum(map(len, batch._chunks.values()))
+    assert 0 < kept == batch._chunk_bytes <= 1000
 
 
 def test_a_subscription_begins_with_the_next_entry_and_catches_up() -> None:
