@@ -24,6 +24,11 @@ HEAD = """
 """
 
 
+UNCOVERED = {name: value for name, value in os.environ.items() if "COV" not in name}
+"""Without coverage, which brings modules of its own, and whose lock a child keeps for ever where
+another thread had it at the fork."""
+
+
 async def run(
     script: str, url: str, flush_timeout: float = 30, first: str = ""
 ) -> subprocess.CompletedProcess[str]:
@@ -31,7 +36,13 @@ async def run(
     code = "".join(map(textwrap.dedent, (first, HEAD, script)))
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", code, url, str(flush_timeout)]
     return await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, timeout=50, check=False
+        subprocess.run,
+        command,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env=UNCOVERED,
     )
 
 
@@ -40,10 +51,8 @@ async def run(
 
 def test_importing_it_brings_neither_servers_nor_clients() -> None:
     code = "import sys, json, logpipe.handler; print(json.dumps(sorted(sys.modules)))"
-    # Without coverage, which would bring modules of its own.
-    environ = {name: value for name, value in os.environ.items() if "COV" not in name}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=UNCOVERED)
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
     forbidden = {"redis", "starlette", "httpx", "uvicorn", "anyio", "click", "lark", "jinja2"}
     assert not loaded & forbidden
