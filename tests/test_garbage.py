@@ -45,9 +45,14 @@ async def test_a_request_that_fails_leaves_no_cycle_behind(own_valkey: Valkey) -
         gc.collect()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
-            assert (await service.post({"source": "a", "message": "b"})).status_code == 503
-            gc.collect()
-            assert not [found for found in gc.garbage if isinstance(found, Exception)]
+            for _ in range(5):  # other connections meet the loss, too, each at a time of its own
+                gc.garbage.clear()
+                assert (await service.post({"source": "a", "message": "b"})).status_code == 503
+                gc.collect()
+                left = [found for found in gc.garbage if isinstance(found, Exception)]
+                if not left:
+                    break
+            assert not left
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
