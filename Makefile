@@ -10,7 +10,7 @@ BODIES ?= 1000000
 STREAMS ?= 100000
 # Wheels alone, for every Python and machine; where they come from is no part of the file.
 LOCKING := --quiet --upgrade --universal --python-version 3.11 --only-binary :all: --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+	--custom-compile-command 'make lock'
 BUILD_REQUIRES := 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
 .DEFAULT_GOAL := help

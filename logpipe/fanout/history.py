@@ -14,8 +14,6 @@ PAGE_BYTES = 8 * 1024 * 1024
 """A page of the history ends at this size, though it may hold fewer events than were asked for."""
 PAGE_SCAN = 50_000
 """Entries that one page looks at; a rare match in a long stream then takes more than one page."""
-
-
 TURN_S = 0.005
 """So long entries are looked at in one go: a read of large ones, by a filter of regular
 expressions, can take seconds, for which nothing else may have to wait."""

@@ -210,7 +210,7 @@ class StreamResponse(Response):
             body = self._encode(items)
             if body:
                 # A reader that takes nothing is waited for here; the socket's own time limit
-                # (server.py) ends it when it is dead.
+                # (listening.py) ends it when it is dead.
                 for piece in self._pieces(body):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                 self.written_at = time.monotonic()
