@@ -6,7 +6,8 @@ import msgspec
 
 from logpipe.continuity import Bounds
 from logpipe.fanout.hub import Hub
-from logpipe.fanout.joint import JointHub, JointSubscription
+from logpipe.fanout.joint import JointHub
+from logpipe.fanout.joint_subscription import JointSubscription
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.groups import Groups
 from logpipe.groups.joint import JointGroups, JointShared

@@ -18,7 +18,8 @@ from hypothesis.stateful import initialize, precondition, rule
 from logpipe.continuity import Gap
 from logpipe.fanout import hub as hub_module
 from logpipe.fanout import subscription as subscription_module
-from logpipe.fanout.joint import JointHub, JointSubscription
+from logpipe.fanout.joint import JointHub
+from logpipe.fanout.joint_subscription import JointSubscription
 from logpipe.ids import START, StreamId, parse_id
 from logpipe.messages import Batch, Hello, Item, Notice
 from logpipe.metrics import Metrics

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from logpipe.continuity import Cursor
 from logpipe.fanout.history import HistoryPage, history
 from logpipe.fanout.hub import Hub
-from logpipe.fanout.joint import JointHub, JointSubscription
+from logpipe.fanout.joint import JointHub
+from logpipe.fanout.joint_subscription import JointSubscription
 from logpipe.fanout.streaming import POSITION_NDJSON, POSITION_SSE, encoder_for
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import Filter
