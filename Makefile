@@ -8,10 +8,12 @@ SEED ?= 1
 CYCLES ?= 200
 BODIES ?= 1000000
 STREAMS ?= 100000
-# Wheels alone, for every Python and machine; where they come from is no part of the file.
+# Wheels only, for every Python and machine; the locks do not name a package index.
 LOCKING := --quiet --upgrade --universal --python-version 3.11 --only-binary :all: --generate-hashes \
 	--custom-compile-command 'make lock'
-BUILD_REQUIRES := 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
+# hatchling asks for editables when it makes an editable install.
+BUILD_REQUIRES := 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "editables~=0.3", sep="\n")'
+LOCKED := --quiet --require-hashes --only-binary :all:
 
 .DEFAULT_GOAL := help
 .PHONY: help run test senders chaos fuzz soak soak-day bench check lint types lock audit format clean
@@ -53,12 +55,13 @@ lint: $(VENV)/.developing ## Check format and style
 types: $(VENV)/.developing ## Check types, strictly
 	$(BIN)/mypy
 
-lock: $(VENV)/.supplying ## Renew the versions and hashes that the image is made of
+lock: $(VENV)/.supplying ## Renew the locked versions and hashes: runtime, development, build
 	$(BIN)/uv pip compile $(LOCKING) --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile $(LOCKING) --constraint requirements.lock --group dev --output-file requirements-dev.lock
 	$(BIN)/python -c $(BUILD_REQUIRES) | $(BIN)/uv pip compile $(LOCKING) --output-file requirements-build.lock -
 
 audit: $(VENV)/.supplying ## Look whether one of those has a known vulnerability (asks a service)
-	$(BIN)/pip-audit --disable-pip --require-hashes --strict -r requirements.lock -r requirements-build.lock
+	$(BIN)/pip-audit --disable-pip --require-hashes --strict -r requirements.lock -r requirements-dev.lock -r requirements-build.lock
 
 format: $(VENV)/.developing ## Format the code
 	$(BIN)/ruff format .
@@ -70,15 +73,16 @@ clean: ## Remove what the other targets made
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit("logpipe needs Python 3.11 or later; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.3'
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.python pyproject.toml logpipe/ui/build_htmx.py
-	$(BIN)/pip install --quiet --editable .
+$(VENV)/.installed: $(VENV)/.python pyproject.toml requirements.lock requirements-build.lock logpipe/ui/build_htmx.py
+	$(BIN)/pip install $(LOCKED) -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --build-constraint requirements-build.lock --editable .
 	@touch $@
 
-$(VENV)/.developing: $(VENV)/.installed
-	$(BIN)/pip install --quiet --group dev
+$(VENV)/.developing: $(VENV)/.installed requirements-dev.lock
+	$(BIN)/pip install $(LOCKED) -r requirements-dev.lock
 	@touch $@
 
 $(VENV)/.supplying: $(VENV)/.python pyproject.toml
