@@ -24,11 +24,6 @@ from logpipe.collector.receivers.syslog_tcp import SyslogListener
 from logpipe.collector.receivers.table import SEGMENTS
 from logpipe.collector.submit import LocalCollector
 from logpipe.distributor import app as distributor
-from logpipe.distributor.sources import JointSource, Source, StreamSource
-from logpipe.fanout.hub import Hub
-from logpipe.fanout.joint import JointHub
-from logpipe.groups import Groups
-from logpipe.groups.joint import JointGroups
 from logpipe.listening import bind
 from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
@@ -54,14 +49,8 @@ def _collector(parts: Parts) -> ASGIApp:
 
 
 def _distributor(parts: Parts) -> ASGIApp:
-    source: Source
-    if isinstance(parts.hub, JointHub):
-        assert isinstance(parts.groups, JointGroups)
-        source = JointSource(parts.hub, parts.groups)
-    else:
-        assert parts.hub is not None and isinstance(parts.groups, Groups)
-        source = StreamSource(parts.hub, parts.groups)
-    return distributor.create(parts.settings, parts.tokens, source, parts.seats)
+    assert parts.hub is not None and parts.groups is not None
+    return distributor.create(parts.settings, parts.tokens, parts.hub, parts.groups, parts.seats)
 
 
 def _ui(parts: Parts) -> ASGIApp:
@@ -71,7 +60,6 @@ def _ui(parts: Parts) -> ASGIApp:
     log: ui.Log
     submit: ui.Submit
     if hub is not None:
-        assert isinstance(hub, Hub)  # the settings refuse a page over partitions
         log = ui.LocalLog(hub, f"this process ({', '.join(sorted(settings.roles))})")
     else:
         assert remote is not None and http is not None

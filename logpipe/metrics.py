@@ -1,10 +1,9 @@
 """What /metrics shows: every metric of logpipe, in one registry a process."""
 
 import contextlib
-import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import get_args
 
 from prometheus_client import (
@@ -272,16 +271,6 @@ class Metrics:
             self._group_labels.add(name)
         return GroupMetrics(self, name if name in self._group_labels else OTHER_GROUPS)
 
-    def of_parts(self, count: int) -> "list[Metrics]":
-        """Metrics of so many partitions: they count together, and gauges show what is said of all
-        by what was set for each."""
-        parts = [copy.copy(self) for _ in range(count)]
-        for name, together in _TOGETHER.items():
-            joint = _JointGauge(getattr(self, name), together, count)
-            for number, part in enumerate(parts):
-                setattr(part, name, _PartGauge(joint, number))
-        return parts
-
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes: of all workers together, where there are several."""
         if self._folder is None:
@@ -289,82 +278,6 @@ class Metrics:
         together = CollectorRegistry()
         MultiProcessCollector(together, self._folder)  # type: ignore[no-untyped-call]
         return generate_latest(together)
-
-
-def _most(values: Iterable[float]) -> float:
-    """The greatest that is known."""
-    return max((value for value in values if not math.isnan(value)), default=math.nan)
-
-
-def _least(values: Iterable[float]) -> float:
-    """The least that is known."""
-    return min((value for value in values if not math.isnan(value)), default=math.nan)
-
-
-_TOGETHER: Mapping[str, Callable[[Iterable[float]], float]] = {
-    "feed_lag_events": sum,
-    "feed_lag_seconds": _most,
-    "window_events": sum,
-    "window_bytes": sum,
-    "group_pending": sum,
-    "group_lag": sum,
-    "stream_entries": sum,
-    "stream_bytes": sum,
-    "redis_memory_bytes": _most,
-    "redis_max_memory_bytes": _most,
-    "redis_evicts": _most,
-    "redis_append_only": _least,
-}
-"""What a gauge of all partitions shows. Partitions may share a node of Redis or not, so of its
-memory the fullest is shown."""
-
-
-class _JointGauge:
-    """A gauge, by what was set for each partition and labels."""
-
-    def __init__(
-        self, gauge: Gauge, together: Callable[[Iterable[float]], float], count: int
-    ) -> None:
-        self._gauge = gauge
-        self._together = together
-        self._count = count
-        self._values: dict[tuple[str, ...], dict[int, float]] = {}
-
-    def set(self, part: int, labels: tuple[str, ...], value: float) -> None:
-        """One partition's value."""
-        values = self._values.setdefault(labels, {})
-        values[part] = value
-        gauge = self._gauge.labels(*labels) if labels else self._gauge
-        gauge.set(self._together(values.values()))
-
-    def remove(self, part: int, labels: tuple[str, ...]) -> None:
-        """The partition has no value; without any, the gauge has none. Raises KeyError."""
-        values = self._values.get(labels, {})
-        values.pop(part, None)
-        if not values:
-            self._values.pop(labels, None)
-            self._gauge.remove(*labels)
-
-
-class _PartGauge:
-    """The part of one partition in a gauge: what is used of `Gauge`."""
-
-    def __init__(self, joint: _JointGauge, part: int, labels: tuple[str, ...] = ()) -> None:
-        self._joint = joint
-        self._part = part
-        self._labels = labels
-
-    def labels(self, *labels: str) -> "_PartGauge":
-        """That of some labels."""
-        return _PartGauge(self._joint, self._part, labels)
-
-    def set(self, value: float) -> None:
-        """Sets it."""
-        self._joint.set(self._part, self._labels, value)
-
-    def remove(self, *labels: str) -> None:
-        """Takes it away. Raises KeyError where there is none."""
-        self._joint.remove(self._part, labels)
 
 
 class GroupMetrics:

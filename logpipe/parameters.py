@@ -4,19 +4,15 @@ import re
 import time
 from collections.abc import Mapping
 
-import msgspec
-
 from logpipe.filters import Filter, FilterError, parse_filter
 from logpipe.ids import END, START, StreamId, parse_id, parse_since
 from logpipe.messages import Start
-from logpipe.positions import MAX_PARTITIONS, EventId, parse_event_id, parse_position
 from logpipe.problems import bad_parameter
 
 MAX_TAIL = 1_000_000
 MAX_LIMIT = 5_000
 
 _FULL_ID = re.compile(r"\d+-\d+", re.ASCII)
-_EVENT_ID = re.compile(r"\s*\d+-\d+-\d+\s*", re.ASCII)
 
 
 def chosen_filter(query: Mapping[str, str]) -> Filter:
@@ -59,58 +55,6 @@ def chosen_start(query: Mapping[str, str], last_event_id: str | None) -> Start:
         tail=number(query, "tail", None, 0, MAX_TAIL),
         on_lag="skip" if on_lag == "skip" else "catchup",
     )
-
-
-def chosen_starts(
-    query: Mapping[str, str], last_event_id: str | None, partitions: int
-) -> list[Start]:
-    """As `chosen_start`, for each partition of a log: resumed by a position; `since` may be an
-    event's id."""
-    ids: list[StreamId] | None = None
-    unknown = False
-    if last_event_id:
-        try:
-            ids = parse_position(last_event_id.strip(), partitions)
-        except ValueError:
-            unknown = True
-    elif query.get("last_event_id"):
-        try:
-            ids = parse_position(query["last_event_id"].strip(), partitions)
-        except ValueError as error:
-            raise bad_parameter("last_event_id", str(error)) from None
-    since = chosen_event(query, "since", partitions)
-    own = ("last_event_id",) if since is None else ("last_event_id", "since")
-    start = chosen_start({k: v for k, v in query.items() if k not in own}, None)
-    return [
-        msgspec.structs.replace(
-            start,
-            resume=ids[number] if ids else None,
-            unknown=unknown,
-            since=since.least_in(number) if since else start.since,
-        )
-        for number in range(partitions)
-    ]
-
-
-def chosen_event(query: Mapping[str, str], name: str, partitions: int) -> EventId | None:
-    """The id of an event; None where the parameter is not there, or says something else. Raises a
-    400 `Problem` for one in a partition that is not there."""
-    text = query.get(name, "")
-    if not _EVENT_ID.fullmatch(text):
-        return None
-    try:
-        return parse_event_id(text.strip(), partitions)
-    except ValueError as error:
-        raise bad_parameter(name, str(error)) from None
-
-
-def spread_span(query: Mapping[str, str], partitions: int) -> tuple[EventId, EventId]:
-    """As `span`, in a log with partitions: `from` and `to` may be ids of events."""
-    first = chosen_event(query, "from", partitions)
-    last = chosen_event(query, "to", partitions)
-    named = {name for name, id_ in (("from", first), ("to", last)) if id_}
-    low, high = span({k: v for k, v in query.items() if k not in named})
-    return first or EventId(*low, 0), last or EventId(*high, MAX_PARTITIONS - 1)
 
 
 def moment(query: Mapping[str, str], name: str) -> StreamId | None:

@@ -3,7 +3,6 @@
 It lives on one exit stack, because the lifespan of a mounted app never runs.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import NamedTuple
@@ -18,17 +17,14 @@ from logpipe.client.distributor import RemoteDistributor
 from logpipe.client.process import RemoteProcess
 from logpipe.collector.appender import Appender
 from logpipe.collector.inflight import Inflight
-from logpipe.collector.spread import AnyAppender, SpreadAppender
 from logpipe.engine import Engine, stream_bytes
 from logpipe.fanout.hub import Hub
-from logpipe.fanout.joint import JointHub
 from logpipe.groups import Groups
-from logpipe.groups.joint import JointGroups
 from logpipe.limits import Rates, Seats
 from logpipe.metrics import Metrics
 from logpipe.redis_address import RedisAddress
 from logpipe.settings import Settings
-from logpipe.stream import Partitions, Stream, partition_key
+from logpipe.stream import Stream
 from logpipe.tokens import Tokens
 from logpipe.trimmer import Trimmer
 from logpipe.watch import Look, Watch, look_here
@@ -40,9 +36,9 @@ class Parts(NamedTuple):
     settings: Settings
     tokens: Tokens
     metrics: Metrics
-    appender: AnyAppender | None
-    hub: Hub | JointHub | None
-    groups: Groups | JointGroups | None
+    appender: Appender | None
+    hub: Hub | None
+    groups: Groups | None
     remote: RemoteDistributor | None
     http: httpx.AsyncClient | None
     watch: Watch | None
@@ -52,7 +48,7 @@ class Parts(NamedTuple):
 
 async def open_stream(
     settings: Settings, address: RedisAddress, stack: AsyncExitStack, background: Background
-) -> Stream | Partitions:
+) -> Stream:
     """The stream at an address, and the embedded engine where that is it; `stack` closes both.
 
     Raises `EngineError` when the engine cannot start.
@@ -65,54 +61,56 @@ async def open_stream(
         background.start("engine", engine.supervise())
         address = RedisAddress(socket=str(engine.socket))
         trouble = lambda: engine.trouble  # noqa: E731
-    stream = _stream(settings, address, trouble)
+    stream = Stream(
+        address,
+        settings.stream_name,
+        maxlen=settings.trim_maxlen,
+        block_ms=settings.block_ms,
+        ack_replicas=settings.ack_replicas,
+        trouble=trouble,
+    )
     stack.push_async_callback(stream.aclose)
     background.start("monitor", stream.monitor())
     return stream
-
-
-def _stream(
-    settings: Settings, address: RedisAddress, trouble: Callable[[], str | None]
-) -> Stream | Partitions:
-    """The stream, or one for each of PARTITIONS, among which the limits of the whole are split."""
-
-    def named(name: str) -> Stream:
-        return Stream(
-            address,
-            name,
-            maxlen=max(1, settings.trim_maxlen // count),
-            block_ms=settings.block_ms,
-            ack_replicas=settings.ack_replicas,
-            trouble=trouble,
-        )
-
-    name, count = settings.stream_name, settings.partitions
-    if count == 1:
-        return named(name)
-    return Partitions([named(partition_key(name, each, count)) for each in range(count)])
 
 
 async def open_parts(
     settings: Settings,
     tokens: Tokens,
     metrics: Metrics,
-    stream: Stream | Partitions | None,
+    stream: Stream | None,
     stack: AsyncExitStack,
     background: Background,
 ) -> Parts:
     """What the roles of `settings` need; `stack` closes it, `background` has its tasks."""
     appender = hub = groups = remote = http = watch = None
     if stream is not None and "collector" in settings.roles:
-        appender = _appender(stream, metrics, Inflight(settings.max_inflight_bytes))
+        appender = Appender(stream, metrics, Inflight(settings.max_inflight_bytes))
         _start_trimmer(settings, stream, metrics, background)
         metrics.stream_max_entries.set(settings.trim_maxlen)
         stack.push_async_callback(appender.aclose)
     if stream is not None and "distributor" in settings.roles:
-        hub = _hub(settings, stream, metrics)
+        hub = Hub(
+            stream,
+            metrics,
+            queue_len=settings.subscriber_queue_len,
+            batch_count=settings.batch_count,
+            heartbeat_s=settings.heartbeat_s,
+        )
         background.start("feed", hub.run())
         background.start("heartbeat", hub.beat())
         background.start("measure", hub.measure())
-        groups = await _open_groups(settings, hub, stack, background)
+        groups = await stack.enter_async_context(
+            Groups(
+                stream,
+                metrics,
+                background,
+                consumer=settings.consumer_name,
+                pending_idle_ms=settings.pending_idle_ms,
+                batch_count=settings.batch_count,
+                heartbeat_s=settings.heartbeat_s,
+            )
+        )
     if "ui" in settings.roles and (appender is None or hub is None):
         http = await stack.enter_async_context(http_client())
         if hub is None:
@@ -134,68 +132,15 @@ async def open_parts(
     )
 
 
-def _appender(stream: Stream | Partitions, metrics: Metrics, inflight: Inflight) -> AnyAppender:
-    if isinstance(stream, Partitions):
-        return SpreadAppender(stream, metrics, inflight)
-    return Appender(stream, metrics, inflight)
-
-
-def _hub(settings: Settings, stream: Stream | Partitions, metrics: Metrics) -> Hub | JointHub:
-    queue_len, batch_count = settings.subscriber_queue_len, settings.batch_count
-    if isinstance(stream, Partitions):
-        return JointHub(
-            stream,
-            metrics,
-            queue_len=queue_len,
-            batch_count=batch_count,
-            heartbeat_s=settings.heartbeat_s,
-        )
-    return Hub(
-        stream,
-        metrics,
-        queue_len=queue_len,
-        batch_count=batch_count,
-        heartbeat_s=settings.heartbeat_s,
-    )
-
-
-async def _open_groups(
-    settings: Settings, hub: Hub | JointHub, stack: AsyncExitStack, background: Background
-) -> Groups | JointGroups:
-    def groups_of(hub: Hub) -> Groups:
-        return Groups(
-            hub.stream,
-            hub.metrics,
-            background,
-            consumer=settings.consumer_name,
-            pending_idle_ms=settings.pending_idle_ms,
-            batch_count=settings.batch_count,
-            heartbeat_s=settings.heartbeat_s,
-        )
-
-    if isinstance(hub, Hub):
-        return await stack.enter_async_context(groups_of(hub))
-    parts = [await stack.enter_async_context(groups_of(each)) for each in hub.hubs]
-    return JointGroups(parts, hub.metrics, settings.heartbeat_s)
-
-
 def _start_trimmer(
-    settings: Settings, stream: Stream | Partitions, metrics: Metrics, background: Background
+    settings: Settings, stream: Stream, metrics: Metrics, background: Background
 ) -> None:
     max_bytes, max_age_ms = settings.trim_maxbytes, settings.trim_maxage_ms
     if max_bytes < 0:
         embedded = settings.redis is not None and settings.redis.embedded is not None
         max_bytes = stream_bytes() if embedded else 0
-    streams = stream.streams if isinstance(stream, Partitions) else [stream]
-    if not max_bytes and not max_age_ms:
-        return
-    for each in streams:
-        trimmer = Trimmer(
-            each.trimming,
-            metrics,
-            max_bytes=math.ceil(max_bytes / len(streams)),
-            max_age_ms=max_age_ms,
-        )
+    if max_bytes or max_age_ms:
+        trimmer = Trimmer(stream.trimming, metrics, max_bytes=max_bytes, max_age_ms=max_age_ms)
         background.start("trimmer", trimmer.run())
 
 
@@ -206,10 +151,7 @@ def start_canaries(parts: Parts, background: Background) -> None:
         sending = send_canaries(parts.appender.append, metrics, settings.canary_s)
         background.start("canary", sending)
     if settings.canary_s and parts.hub is not None:
-        # All canaries have one source, and lie in one of the partitions.
-        hubs = parts.hub.hubs if isinstance(parts.hub, JointHub) else [parts.hub]
-        for hub in hubs:
-            background.start("canaries", await_canaries(hub, metrics))
+        background.start("canaries", await_canaries(parts.hub, metrics))
 
 
 def _looks_elsewhere(

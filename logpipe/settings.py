@@ -15,7 +15,6 @@ import msgspec
 import platformdirs
 from msgspec import Meta
 
-from logpipe.positions import MAX_PARTITIONS
 from logpipe.redis_address import RedisAddress, parse_redis_addr
 
 Words = tuple[str, ...]
@@ -75,10 +74,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     data_dir: Annotated[str, setting("Folder of the embedded engine.")] = ""
     stream_name: Annotated[str, setting("Key of the Redis Stream.", min_length=1)] = "logs"
-    partitions: Annotated[
-        int,
-        setting("Keys that the stream is spread over, by source.", ge=1, le=MAX_PARTITIONS),
-    ] = 1
     max_message_bytes: Annotated[int, setting("Largest event, as JSON.", ge=64)] = 65_536
     max_body_bytes: Annotated[int, setting("Largest request body, decompressed.", ge=64)] = (
         16_777_216
@@ -343,6 +338,7 @@ def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
             bad.append(str(error))
     settings = Settings(**values, files=files)
     bad += _check(settings)
+    bad += _partitions_trouble(environ, settings.stream_name)
     if bad:
         raise BadSettingsError(bad)
     return settings
@@ -449,7 +445,6 @@ def _check(settings: Settings) -> list[str]:
         if not re.fullmatch(r"https?://[^/\s]+.*", url):
             told = on_one_line(without_credentials(url))
             bad.append(f"{variable}={told}: must be a URL like http://collector:8081")
-    bad += _check_partitions(settings)
     for network in settings.forwarded_allow_ips:
         try:
             _ = network == "*" or ipaddress.ip_network(network)
@@ -479,22 +474,25 @@ def _redis_trouble(settings: Settings) -> Iterator[str]:
         yield f"REDIS_ADDR: {error}"
 
 
-def _check_partitions(settings: Settings) -> list[str]:
-    """What does not go together with a stream that is spread over several keys."""
-    name, count = settings.stream_name, settings.partitions
-    if count == 1:
+def withdrawn(environ: Mapping[str, str]) -> list[str]:
+    """A line for each variable that is set and no longer has an effect."""
+    if not environ.get("PARTITIONS", "").strip():
         return []
-    bad = []
-    if "{" in name:
-        bad.append(
-            f"STREAM_NAME={on_one_line(name)}: must have no hash tag with PARTITIONS={count}: it"
-            " would keep all of them on one node"
-        )
-    if "ui" in settings.roles:
-        bad.append(
-            f"PARTITIONS={count}: the page reads one stream only: leave the role ui out"
-            " (ROLE=collector,distributor)"
-        )
-    if settings.trim_maxlen < count:
-        bad.append(f"TRIM_MAXLEN={settings.trim_maxlen}: must be at least PARTITIONS={count}")
-    return bad
+    return ["PARTITIONS: the setting is withdrawn and has no effect; unset it"]
+
+
+def _partitions_trouble(environ: Mapping[str, str], stream_name: str) -> Iterator[str]:
+    """A line where PARTITIONS is not 1: by it, logpipe 0.1 kept the events in several keys, which
+    this version does not read."""
+    text = environ.get("PARTITIONS", "").strip()
+    if text in ("", "1"):
+        return
+    shown, name = f"PARTITIONS={on_one_line(text)}", on_one_line(stream_name)
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        yield f"{shown}: the setting is withdrawn; unset it"
+        return
+    yield (
+        f"{shown}: the setting is withdrawn. The Redis keys {name}:0-of-{text}:{{*}} to"
+        f" {name}:{int(text) - 1}-of-{text}:{{*}} stay untouched, and logpipe 0.1 still reads"
+        f" them. Unset PARTITIONS to use the key {name}"
+    )

@@ -6,11 +6,8 @@ import msgspec
 
 from logpipe.continuity import Bounds
 from logpipe.fanout.hub import Hub
-from logpipe.fanout.joint import JointHub
-from logpipe.fanout.joint_subscription import JointSubscription
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.groups import Groups
-from logpipe.groups.joint import JointGroups, JointShared
 from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import START, StreamId
 from logpipe.messages import Delivery, Subscription
@@ -41,7 +38,7 @@ class Listed(msgspec.Struct, frozen=True):
     subscribers: list[Subscriber]
 
 
-async def subscribers(hub: Hub | JointHub, groups: Groups | JointGroups) -> list[Subscriber]:
+async def subscribers(hub: Hub, groups: Groups) -> list[Subscriber]:
     """All of them, the longest connected first."""
     newest = await hub.bounds()
     everyone = sorted([*hub.subscribers, *groups.subscribers], key=lambda one: one.connected_ms)
@@ -53,12 +50,10 @@ def _listed(subscription: Subscription, newest: Bounds) -> Subscriber:
     cursor: StreamId | None = None
     lag: int | None = None
     match subscription:
-        case SharedSubscription() | JointShared():
+        case SharedSubscription():
             group, cursor, lag = subscription.name, subscription.cursor, subscription.lag
         case HubSubscription():
             cursor, lag = subscription.reached, subscription.behind(newest)
-        case JointSubscription():
-            cursor, lag = subscription.position, subscription.behind()
     chosen = subscription.filter
     return Subscriber(
         client=subscription.client,

@@ -12,9 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from logpipe.fanout.hub import Hub
-from logpipe.fanout.joint import JointHub
 from logpipe.groups import Groups
-from logpipe.groups.joint import JointGroups
 from logpipe.metrics import Metrics
 from logpipe.samples import Sample, read_sample
 from logpipe.subscribers import Subscriber, subscribers
@@ -56,10 +54,7 @@ Look = Callable[[bool], Awaitable[Seen]]
 
 
 def look_here(
-    health: Callable[[], Health],
-    metrics: Metrics,
-    hub: Hub | JointHub | None,
-    groups: Groups | JointGroups | None,
+    health: Callable[[], Health], metrics: Metrics, hub: Hub | None, groups: Groups | None
 ) -> Look:
     """Looks at this process."""
 

@@ -256,7 +256,7 @@ async def test_the_traceback_of_a_fault_is_logged_under_the_id(
         raise RuntimeError("boom")
 
     monkeypatch.setattr("logpipe.collector.app.take_in", fail)
-    monkeypatch.setattr("logpipe.distributor.sources.span", fail)
+    monkeypatch.setattr("logpipe.distributor.app.span", fail)
     caplog.handler.setFormatter(JsonFormatter())
     async with serving(redis_addr=valkey.url, role="collector,distributor") as service:
         answers = [await service.post(EVENT), await service.http.get("/events")]

@@ -241,6 +241,35 @@ async def test_bad_settings_end_the_start_with_a_line_each(tmp_path: Path) -> No
     assert "s3cr" not in "".join(lines)
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_one_partition_is_warned_of_once(
+    valkey: Valkey, tmp_path: Path, workers: str
+) -> None:
+    async with running(tmp_path, valkey, PARTITIONS="1", WORKERS=workers) as process:
+        warnings = [line["message"] for line in lines_of(process) if line["level"] == "WARN"]
+    assert warnings == ["PARTITIONS: the setting is withdrawn and has no effect; unset it"]
+
+
+async def test_more_partitions_end_the_start_and_their_keys_stay(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    valkey.client.xadd("logs:0-of-4:{0}", {"event": "{}"})
+    async with spawned(tmp_path, REDIS_ADDR=valkey.url, ROLE=BOTH, PARTITIONS="4") as process:
+        assert await process.exit_status() == 2
+        (line,) = process.log.read_text().splitlines()
+    assert line.startswith("logpipe: PARTITIONS=4: the setting is withdrawn")
+    assert "logs:0-of-4:{*} to logs:3-of-4:{*} stay untouched" in line
+    assert valkey.client.keys("*") == [b"logs:0-of-4:{0}"]
+
+
+@pytest.mark.parametrize("count", ["0", "abc"])
+async def test_what_is_no_number_of_partitions_ends_the_start(tmp_path: Path, count: str) -> None:
+    async with spawned(tmp_path, PARTITIONS=count) as process:
+        assert await process.exit_status() == 2
+        (line,) = process.log.read_text().splitlines()
+    assert line == f"logpipe: PARTITIONS={count}: the setting is withdrawn; unset it"
+
+
 @pytest.mark.parametrize(
     ("role", "tokens", "named"),
     [

@@ -15,6 +15,7 @@ from logpipe.settings import (
     environment,
     fields,
     load,
+    withdrawn,
 )
 
 PASSWORD = "s3cr/#t@:?%x[]"
@@ -28,7 +29,6 @@ VALUES: dict[str, tuple[str, Any]] = {
     "ack_replicas": ("1", 1),
     "data_dir": ("/srv/data", "/srv/data"),
     "stream_name": ("events", "events"),
-    "partitions": ("4", 4),
     "max_message_bytes": ("1000", 1000),
     "max_body_bytes": ("2000", 2000),
     "max_batch_events": ("5", 5),
@@ -83,7 +83,7 @@ def test_every_setting_is_tried_here() -> None:
 def test_a_setting_is_an_option_and_a_variable_of_the_same_name(name: str) -> None:
     text, value = VALUES[name]
     assert value != getattr(Settings(), name)
-    needed = {"ssl_keyfile": {"SSL_CERTFILE": "/c.pem"}, "partitions": {"ROLE": "collector"}}
+    needed = {"ssl_keyfile": {"SSL_CERTFILE": "/c.pem"}}
     others = needed.get(name, {})
     assert getattr(load({name: text}, others), name) == value
     assert getattr(load({}, {**others, name.upper(): text}), name) == value
@@ -107,6 +107,39 @@ def test_an_empty_variable_is_one_that_was_not_set(name: str) -> None:
 
 def test_unknown_variables_are_none_of_its_business() -> None:
     assert load({}, {"PATH": "/bin", "port": "x", "LOGPIPE": "x"}) == Settings()
+
+
+# A setting that is withdrawn
+
+
+@pytest.mark.parametrize("text", ["", "1", " 1 "])
+def test_one_partition_has_no_effect(text: str) -> None:
+    assert load({}, {"PARTITIONS": text}) == Settings()
+
+
+def test_a_withdrawn_setting_is_warned_of() -> None:
+    (line,) = withdrawn({"PARTITIONS": "1"})
+    assert line == "PARTITIONS: the setting is withdrawn and has no effect; unset it"
+    assert withdrawn({"PARTITIONS": ""}) == withdrawn({}) == []
+
+
+@pytest.mark.parametrize(("count", "last"), [("2", 1), ("32", 31)])
+def test_more_partitions_are_refused_by_the_names_of_their_keys(count: str, last: int) -> None:
+    (line,) = errors_of({}, {"PARTITIONS": count, "STREAM_NAME": "events"})
+    assert line.startswith(f"PARTITIONS={count}: the setting is withdrawn")
+    assert f"events:0-of-{count}:{{*}} to events:{last}-of-{count}:{{*}} stay untouched" in line
+    assert "logpipe 0.1 still reads them" in line
+
+
+def test_the_keys_of_partitions_have_the_name_of_the_stream() -> None:
+    (line,) = errors_of({"stream_name": "a\nb"}, {"PARTITIONS": "3", "STREAM_NAME": "other"})
+    assert "a\\nb:0-of-3:{*} to a\\nb:2-of-3:{*}" in line
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "abc", "1.0", "2 3", "٣", "1\n2", "9" * 5_000])
+def test_what_is_no_number_of_partitions_is_refused(text: str) -> None:
+    (line,) = errors_of({}, {"PARTITIONS": text})
+    assert line == f"PARTITIONS={repr(text)[1:-1]}: the setting is withdrawn; unset it"
 
 
 @pytest.mark.parametrize("name", ["ingest_tokens", "read_tokens", "admin_tokens"])

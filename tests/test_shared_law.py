@@ -1,7 +1,4 @@
-"""At least once as a law: real groups on two replicas, on any schedule of workers and deaths.
-
-Over one stream, and over two partitions of one log.
-"""
+"""At least once as a law: real groups on two replicas, on any schedule of workers and deaths."""
 
 import asyncio
 import contextlib
@@ -23,75 +20,55 @@ from logpipe.groups import Groups
 from logpipe.groups import consumer as consumer_module
 from logpipe.groups import group as group_module
 from logpipe.groups.group import Group, Share
-from logpipe.groups.joint import JointGroups, JointShared
 from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import START, StreamId, parse_id
 from logpipe.messages import Batch, Item, Start
 from logpipe.metrics import Metrics
-from logpipe.positions import EventId, event_id
-from logpipe.stream import Stream, connections, partition_key
+from logpipe.stream import Stream, connections
 from tests.helpers import wait_until
-from tests.model import Log, Written
+from tests.model import Written
 from tests.schedules import FIRST_FAILURE, SCHEDULES, TIMEOUT_S, Schedule, fails, over, run
 from tests.servers import Valkey
 from tests.streams import NAME, address_of, event
 
 GROUP = "workers"
-numbers = st.integers(0, 3)
 IDLE_MS = 300
-HEARTBEAT_S = 15.0
 FEW = settings(FIRST_FAILURE, max_examples=SCHEDULES or 30)
 """Each waits at its end for what the dead have left behind."""
-FEWER = settings(FIRST_FAILURE, max_examples=SCHEDULES or 10)
-"""Each of the partitions has its own law already: the first here."""
 LOOK_S = 0.01
 
 
 class Replica:
-    """A process's groups over these streams, which can die without giving anything back."""
+    """A process's groups, which can die without giving anything back."""
 
-    def __init__(self, valkey: Valkey, name: str, keys: Sequence[str]) -> None:
-        self.streams = [Stream(address_of(valkey), key, maxlen=10**6, block_ms=30) for key in keys]
+    def __init__(self, valkey: Valkey, name: str) -> None:
+        self.stream = Stream(address_of(valkey), NAME, maxlen=10**6, block_ms=30)
         self.background = Background()
-        self._parts = [self._groups(stream, name) for stream in self.streams]
-        self._joint = JointGroups(self._parts, Metrics(), HEARTBEAT_S)
-
-    def _groups(self, stream: Stream, name: str) -> Groups:
-        return Groups(
-            stream,
+        self.groups = Groups(
+            self.stream,
             Metrics(),
             self.background,
             consumer=name,
             pending_idle_ms=IDLE_MS,
             batch_count=5,
-            heartbeat_s=HEARTBEAT_S,
+            heartbeat_s=15.0,
         )
-
-    def subscription(self) -> SharedSubscription | JointShared:
-        """As a distributor makes it."""
-        start = Start(since=START)
-        if len(self._parts) == 1:
-            return SharedSubscription(self._parts[0], GROUP, start, EVERYTHING)
-        return JointShared(self._joint, GROUP, [start] * len(self._parts), EVERYTHING)
 
     @property
     def busy(self) -> bool:
         """Whether it has read what is not acknowledged yet."""
-        groups = (group for part in self._parts for group in part._groups.values())
-        return any(group._in_flight for group in groups)
+        return any(group._in_flight for group in self.groups._groups.values())
 
     async def die(self, workers: Sequence["Worker"]) -> None:
         """Nothing is given back; its workers lose their connections."""
-        tasks = {task for groups in self._parts for task in groups._tasks}
-        tasks |= {groups._holding for groups in self._parts if groups._holding is not None}
+        tasks = {*self.groups._tasks, *filter(None, (self.groups._holding,))}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         for worker in workers:
             await worker.leave()
-        for stream in self.streams:
-            await stream.aclose()
+        await self.stream.aclose()
         assert self.background.failure is None
 
 
@@ -104,11 +81,11 @@ class Worker:
         self.flowing.set()
         self._got = got
         self._gaps = gaps
-        self._subscription = replica.subscription()
         self.task = asyncio.create_task(self._work())
 
     async def _work(self) -> None:
-        with self._subscription as subscription:
+        start = Start(since=START)
+        with SharedSubscription(self.replica.groups, GROUP, start, EVERYTHING) as subscription:
             while (items := await subscription.next()) is not None:
                 await self.flowing.wait()
                 for item in items:
@@ -121,8 +98,6 @@ class Worker:
     async def leave(self) -> None:
         self.task.cancel()
         await asyncio.wait((self.task,))
-        if isinstance(self._subscription, JointShared) and self._subscription._tasks:
-            await asyncio.wait(self._subscription._tasks.values())
         if not self.task.cancelled():
             self.task.result()
 
@@ -130,19 +105,17 @@ class Worker:
 class SharedWork(Schedule):
     """Two replicas, sometimes under one name, and workers that come, stall and go."""
 
-    keys: Sequence[str] = (NAME,)
     patience = 5.0
     """Seconds until every entry has to be received or told as lost."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.logs = [Log() for _ in self.keys]
         self.got: Counter[StreamId] = Counter()
         self.gaps: list[Gap] = []
         self.workers: list[Worker] = []
         self.replicas: list[Replica] = []
         self.names: list[str] = []
-        self.calm = [0 for _ in self.keys]
+        self.calm = 0
         """Since which entry nobody has left or died, nor was held up for so long that others had to
         take it for dead, so that nothing may come twice."""
         self.died_at_work = False
@@ -160,23 +133,16 @@ class SharedWork(Schedule):
 
     async def _start(self, workers: Sequence[int]) -> None:
         self._watch = asyncio.create_task(self._look_at_the_clock())
-        self.replicas = [self._replica(name) for name in self.names]
-        for stream in self.replicas[0].streams:
-            await stream.groups.create(GROUP, START)
+        self.replicas = [Replica(self.valkey, name) for name in self.names]
+        await self.replicas[0].stream.groups.create(GROUP, START)
         for where in workers:
             await self._join(where)
-
-    def _replica(self, name: str) -> Replica:
-        return Replica(self.valkey, name, self.keys)
 
     def _troubled(self, *, names: bool = True) -> None:
         """Also as to the leases of names: of two replicas under one name, both may then read for a
         while as the same consumer, what is in flight included."""
         doubtful = names and len({*self.names}) == 1
-        self.calm = [
-            sys.maxsize if doubtful else max(len(log.all), calm)
-            for log, calm in zip(self.logs, self.calm, strict=True)
-        ]
+        self.calm = sys.maxsize if doubtful else max(len(self.log.all), self.calm)
 
     async def _look_at_the_clock(self) -> None:
         while True:
@@ -185,33 +151,30 @@ class SharedWork(Schedule):
             if time.monotonic() - before > IDLE_MS / 3000:
                 self._troubled()
 
-    @rule(number=numbers, count=st.integers(1, 30), seconds=st.sampled_from([0.0, 0.01, 0.03]))
-    def append(self, number: int, count: int, seconds: float) -> None:
-        self._append(number % len(self.keys), count)
+    @rule(count=st.integers(1, 30), seconds=st.sampled_from([0.0, 0.01, 0.03]))
+    def append(self, count: int, seconds: float) -> None:
+        self._append(count)
         self.do(asyncio.sleep(seconds))
 
-    def _append(self, number: int, count: int) -> None:
+    def _append(self, count: int) -> None:
         with self.valkey.client.pipeline(transaction=True) as pipe:
-            for each in range(count):
-                pipe.xadd(self.keys[number], {"event": event(each)})
-            written = [Written(parse_id(id_.decode()), "") for id_ in pipe.execute()]
-        self.logs[number].append(written)
+            for number in range(count):
+                pipe.xadd(NAME, {"event": event(number)})
+            self.log.append([Written(parse_id(id_.decode()), "") for id_ in pipe.execute()])
 
-    @rule(number=numbers, keep=st.integers(0, 20))
-    def trim(self, number: int, keep: int) -> None:
-        key, log = self.keys[number % len(self.keys)], self.logs[number % len(self.keys)]
-        self.valkey.client.xtrim(key, maxlen=keep, approximate=False)
-        if not self.valkey.client.exists(key) or not self.valkey.client.xinfo_groups(key):
+    @rule(keep=st.integers(0, 20))
+    def trim(self, keep: int) -> None:
+        self.valkey.client.xtrim(NAME, maxlen=keep, approximate=False)
+        if not self.valkey.client.exists(NAME) or not self.valkey.client.xinfo_groups(NAME):
             # A process that comes now cannot know that there was a group before the flush.
-            log.flushed_at = max(log.flushed_at, len(log.all) - keep)
+            self.log.flushed_at = max(self.log.flushed_at, len(self.log.all) - keep)
 
     # Seldom: what came before a flush can no longer be judged.
-    @precondition(lambda self: all(len(log.all) - log.flushed_at > 200 for log in self.logs))
+    @precondition(lambda self: len(self.log.all) - self.log.flushed_at > 200)
     @rule()
     def flush(self) -> None:
         self.valkey.client.flushall()
-        for log in self.logs:
-            log.flush()
+        self.log.flush()
         time.sleep(0.002)
         self._troubled()
 
@@ -248,8 +211,7 @@ class SharedWork(Schedule):
         self.died_at_work = True
         self.do(self._join(where))
         self.workers[-1].flowing.clear()
-        for number in range(len(self.keys)):
-            self._append(number, 5)
+        self._append(5)
         self._troubled()
         self.do(self._work_and_restart(where))
 
@@ -260,7 +222,7 @@ class SharedWork(Schedule):
 
     async def _restart(self, where: int) -> None:
         await self._die(self.replicas[where])
-        self.replicas[where] = self._replica(self.names[where])
+        self.replicas[where] = Replica(self.valkey, self.names[where])
 
     async def _die(self, dead: Replica) -> None:
         orphans = [worker for worker in self.workers if worker.replica is dead]
@@ -280,8 +242,7 @@ class SharedWork(Schedule):
             worker.flowing.set()
         await self._join(0)
         await self._join(1)
-        for number in range(len(self.keys)):
-            self._append(number, 1)
+        self._append(12)  # more than one read gives: also what comes last must not come twice
         with contextlib.suppress(AssertionError):
             await wait_until(self._done, "every entry is received or told as lost", self.patience)
         assert self._missing() == [], f"neither received nor told: {self.gaps=}"
@@ -293,50 +254,20 @@ class SharedWork(Schedule):
                 worker.task.result()
         return not self._missing()
 
-    def _missing(self) -> list[tuple[int, StreamId]]:
-        """What a flush took was nobody's any more."""
-        return [
-            (number, id_)
-            for number, log in enumerate(self.logs)
-            for id_ in self._missing_of(number, log)
-        ]
+    def _missing(self) -> list[StreamId]:
+        """Entries that were neither received nor reported; those before a flush do not count."""
+        since = [written.id for written in self.log.all[self.log.flushed_at :]]
+        reported = [id_ for id_ in since for g in self.gaps if g.after < id_ < g.before]
+        return sorted({*since} - {*reported, *self.got})
 
     def _twice(self) -> list[StreamId]:
-        late = [
-            event_id(written.id, number) if len(self.keys) > 1 else written.id
-            for number, log in enumerate(self.logs)
-            for written in log.all[self.calm[number] :]
-        ]
-        return [id_ for id_ in late if self.got[id_] > 1]
-
-    def _missing_of(self, number: int, log: Log) -> list[StreamId]:
-        since = [written.id for written in log.all[log.flushed_at :]]
-        gaps = [(bare(g.after), bare(g.before)) for g in self.gaps if part_of(g.after) == number]
-        told = [id_ for id_ in since for after, before in gaps if after < id_ < before]
-        got = [bare(id_) for id_ in self.got if part_of(id_) == number]
-        return sorted({*since} - {*told, *got})
+        return [each.id for each in self.log.all[self.calm :] if self.got[each.id] > 1]
 
     async def end(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
         for replica in self.replicas:
             await self._die(replica)
-
-
-class SpreadWork(SharedWork):
-    """The same over partitions."""
-
-    keys = tuple(partition_key(NAME, number, 2) for number in range(2))
-
-
-def part_of(id_: StreamId) -> int:
-    """The partition of an entry."""
-    return id_.partition if isinstance(id_, EventId) else 0
-
-
-def bare(id_: StreamId) -> StreamId:
-    """The id within its partition."""
-    return StreamId(id_.ms, id_.seq)
 
 
 @pytest.fixture(autouse=True)
@@ -352,11 +283,6 @@ def shared(valkey: Valkey) -> type[Schedule]:
     return over(valkey, SharedWork)
 
 
-@pytest.fixture
-def spread(valkey: Valkey) -> type[Schedule]:
-    return over(valkey, SpreadWork)
-
-
 @pytest.mark.timeout(TIMEOUT_S)
 def test_every_event_of_a_group_is_received_or_told_as_lost_on_any_schedule(
     shared: type[Schedule],
@@ -364,14 +290,7 @@ def test_every_event_of_a_group_is_received_or_told_as_lost_on_any_schedule(
     run(shared, FEW)
 
 
-@pytest.mark.timeout(TIMEOUT_S)
-def test_over_partitions_every_event_of_a_group_is_received_or_told_as_lost_on_any_schedule(
-    spread: type[Schedule],
-) -> None:
-    run(spread, FEWER)
-
-
-# The controls: two of what is done on each stream, two of all that is judged over partitions.
+# The controls
 
 
 def noticed(machine: type[Schedule]) -> bool:
@@ -397,7 +316,7 @@ def test_losses_that_are_not_told_are_noticed(
 
 
 def test_an_event_that_two_subscribers_get_is_noticed(
-    spread: type[Schedule], monkeypatch: pytest.MonkeyPatch
+    shared: type[Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give = Share.give
 
@@ -407,18 +326,17 @@ def test_an_event_that_two_subscribers_get_is_noticed(
 
     given: list[Entry] = []
     monkeypatch.setattr(Share, "give", to_one_more)
-    assert noticed(spread)
+    assert noticed(shared)
 
 
-def test_a_partition_whose_events_are_acknowledged_unseen_is_noticed(
-    spread: type[Schedule], monkeypatch: pytest.MonkeyPatch
+def test_events_that_are_acknowledged_unseen_are_noticed(
+    shared: type[Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect = JointShared._collect
+    following = SharedSubscription.next
 
-    def one_at_a_time(self: JointShared) -> Sequence[Item]:
-        items = collect(self)
-        batches = [item for item in items if isinstance(item, Batch)]
-        return [item for item in items if item not in batches[1:]]
+    async def without_events(self: SharedSubscription) -> Sequence[Item] | None:
+        items = await following(self)
+        return items and [item for item in items if not isinstance(item, Batch)]
 
-    monkeypatch.setattr(JointShared, "_collect", one_at_a_time)
-    assert noticed(spread)
+    monkeypatch.setattr(SharedSubscription, "next", without_events)
+    assert noticed(shared)

@@ -153,7 +153,7 @@ async def move(cluster: Cluster, target: Node) -> None:
     await wait_until(lambda: owner_of(cluster) is target, "the slot has moved")
 
 
-async def test_readers_that_hop_between_replicas_while_slots_move_lack_nothing(
+async def test_readers_that_hop_while_slots_move_lack_nothing(
     cluster: Cluster,
 ) -> None:
     async with replicas(cluster) as services:

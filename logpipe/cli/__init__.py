@@ -11,7 +11,7 @@ import click
 from logpipe import __version__
 from logpipe.cli import bench, doctor, send, snippets
 from logpipe.cli.common import CONTEXT, fail, local_url, over_echo, settings_of, tell, url_option
-from logpipe.settings import BadSettingsError, Settings, fields, load
+from logpipe.settings import BadSettingsError, Settings, fields, load, withdrawn
 
 if TYPE_CHECKING:
     from logpipe.output import Output
@@ -87,6 +87,7 @@ def worker(listener: int, life: int) -> None:
 
 def _serve(settings: Settings, inherited: "Inherited | None" = None) -> NoReturn:
     import asyncio
+    import logging
 
     from logpipe import logs
     from logpipe.engine import EngineError
@@ -94,6 +95,9 @@ def _serve(settings: Settings, inherited: "Inherited | None" = None) -> NoReturn
     from logpipe.serving.process import serve_until_stopped
 
     logs.configure(settings.log_level, settings.log_format)
+    if inherited is None:
+        for line in withdrawn(os.environ):
+            logging.getLogger("logpipe").warning(line)
     if settings.workers > 1 and inherited is None:
         from logpipe.serving.workers import supervise_until_stopped
 

@@ -8,7 +8,7 @@ import msgspec
 
 from logpipe.client.connection import away, bearer, refusal, stranger
 from logpipe.event import NOT_DECODED, Stored
-from logpipe.positions import read_id
+from logpipe.ids import parse_id
 
 CUT_OFF = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 """The collector may have had the request: it is sent once more, with the same key."""
@@ -53,7 +53,7 @@ def _stored(answer: httpx.Response) -> Stored:
         raise refusal("collector", "INGEST_TOKENS", answer)
     try:
         taken = _taken.decode(answer.content)
-        first = read_id(taken.id or taken.first_id)
+        first = parse_id(taken.id or taken.first_id)
         return Stored(taken.accepted, str(first), taken.last_id or str(first))
     except (*NOT_DECODED, ValueError):
         raise stranger("collector", 202) from None

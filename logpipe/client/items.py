@@ -7,17 +7,10 @@ import msgspec
 from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry, StoredEvent
-from logpipe.ids import StreamId
+from logpipe.ids import StreamId, parse_id
 from logpipe.messages import Batch, Hello, Item, Message, Progress
-from logpipe.positions import read_id, read_position
-
-
-class _OwnId(msgspec.Struct):
-    id: str
-
 
 _event = msgspec.json.Decoder(StoredEvent)
-_own_id = msgspec.json.Decoder(_OwnId)
 
 
 def items_of(told: Iterator[sse.ServerSentEvent]) -> Iterator[Item]:
@@ -29,7 +22,7 @@ def items_of(told: Iterator[sse.ServerSentEvent]) -> Iterator[Item]:
     for each in told:
         if each.event == "message":
             data = each.data.encode()
-            run.append(Entry(_id_of(each), data, _event.decode(data)))
+            run.append(Entry(parse_id(each.id), data, _event.decode(data)))
             continue
         if run:
             yield Batch.of(run)
@@ -45,22 +38,16 @@ def _named(told: sse.ServerSentEvent) -> Message | None:
     data = msgspec.json.decode(told.data)
     match told.event:
         case "gap":
-            ends = read_id(data["after"]), read_id(data["before"])
+            ends = parse_id(data["after"]), parse_id(data["before"])
             count = msgspec.convert(data["count"], int | None)
-            return Gap(data["reason"], *ends, count, read_id(told.id))
+            return Gap(data["reason"], *ends, count, parse_id(told.id))
         case "progress":
-            return Progress(read_id(told.id))
+            return Progress(parse_id(told.id))
         case "hello":
             first, last = _id(data.get("first_id")), _id(data.get("last_id"))
-            return Hello(read_id(told.id), first, last, "broadcast", data["version"])
+            return Hello(parse_id(told.id), first, last, "broadcast", data["version"])
     return None
 
 
-def _id_of(told: sse.ServerSentEvent) -> StreamId:
-    if "." in told.id:
-        return read_position(told.id, _own_id.decode(told.data).id)
-    return read_id(told.id)
-
-
 def _id(text: str | None) -> StreamId | None:
-    return read_id(text) if text else None
+    return parse_id(text) if text else None

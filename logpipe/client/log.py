@@ -10,9 +10,8 @@ from logpipe.client.distributor import RemoteDistributor
 from logpipe.event import NOT_DECODED, Entry, StoredEvent
 from logpipe.fanout.history import HistoryPage
 from logpipe.filters import Filter
-from logpipe.ids import StreamId
+from logpipe.ids import StreamId, parse_id
 from logpipe.messages import Start, Subscription
-from logpipe.positions import read_id
 from logpipe.settings import without_credentials
 
 
@@ -70,10 +69,10 @@ class RemoteLog:
         try:
             found = _page.decode(answer.content)
             entries = [_entry(bytes(raw)) for raw in found.events]
-            return HistoryPage(entries, read_id(found.next) if found.next else None)
+            return HistoryPage(entries, parse_id(found.next) if found.next else None)
         except (*NOT_DECODED, ValueError):
             raise stranger("distributor", 200) from None
 
 
 def _entry(raw: bytes) -> Entry:
-    return Entry(read_id(_id.decode(raw).id), raw, _event.decode(raw))
+    return Entry(parse_id(_id.decode(raw).id), raw, _event.decode(raw))

@@ -1,7 +1,7 @@
 """The way in for the page of the same process: the intake without HTTP."""
 
+from logpipe.collector.appender import Appender
 from logpipe.collector.ingest import Bounds, append_of, take_in
-from logpipe.collector.spread import AnyAppender
 from logpipe.event import Stored
 from logpipe.limits import Rates
 from logpipe.settings import Settings
@@ -13,9 +13,7 @@ SENDER = "the page"
 class LocalCollector:
     """Takes events as JSON; the twin over HTTP is `client.RemoteCollector`."""
 
-    def __init__(
-        self, settings: Settings, appender: AnyAppender, rates: Rates | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, appender: Appender, rates: Rates | None = None) -> None:
         self._bounds = Bounds.of(settings)
         self._appender = appender
         self._rates = rates

@@ -1,6 +1,7 @@
 """The distributor: `/subscribe`, the live stream, and `/events`, the history."""
 
 import contextlib
+import time
 from collections.abc import Mapping
 from functools import partial
 
@@ -11,27 +12,35 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from logpipe import auth
-from logpipe.distributor.sources import Source
-from logpipe.fanout.streaming import HEADERS, StreamResponse
-from logpipe.groups import TooManyGroupsError
+from logpipe.continuity import Cursor
+from logpipe.fanout.history import history
+from logpipe.fanout.hub import Hub
+from logpipe.fanout.streaming import HEADERS, StreamResponse, encoder_for
+from logpipe.fanout.subscription import HubSubscription
+from logpipe.groups import Groups, TooManyGroupsError
+from logpipe.groups.shared import SharedSubscription
+from logpipe.ids import StreamId, parse_id
 from logpipe.limits import Seats
-from logpipe.messages import full
-from logpipe.parameters import MAX_LIMIT, chosen_filter, number, one_of
-from logpipe.problems import Problem, bad_parameter
+from logpipe.messages import Start, Subscription, full
+from logpipe.parameters import MAX_LIMIT, chosen_filter, chosen_start, number, one_of, span
+from logpipe.problems import Problem, Unavailable, bad_parameter
 from logpipe.settings import Settings
 from logpipe.subapp import sub_app
-from logpipe.subscribers import Listed
+from logpipe.subscribers import Listed, subscribers
 from logpipe.tokens import Tokens
 
 MAX_GROUP_NAME = 128
+
+FUTURE_MS = 60_000
+"""How far ahead a client's clock may be before its `since` is refused."""
 
 HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control", "X-Request-ID")
 """What a browser on another origin may send besides the headers that need no permission."""
 
 
-def create(settings: Settings, tokens: Tokens, source: Source, seats: Seats) -> Starlette:
-    """The distributor's sub-app."""
-    endpoints = _Distributor(settings, tokens, source, seats)
+def create(settings: Settings, tokens: Tokens, hub: Hub, groups: Groups, seats: Seats) -> Starlette:
+    """The distributor's sub-app over the hub and the consumer groups of this process."""
+    endpoints = _Distributor(settings, tokens, hub, groups, seats)
     routes = [
         Route("/subscribe", endpoints.subscribe),
         Route("/events", endpoints.events),
@@ -46,10 +55,13 @@ def create(settings: Settings, tokens: Tokens, source: Source, seats: Seats) -> 
 
 
 class _Distributor:
-    def __init__(self, settings: Settings, tokens: Tokens, source: Source, seats: Seats) -> None:
+    def __init__(
+        self, settings: Settings, tokens: Tokens, hub: Hub, groups: Groups, seats: Seats
+    ) -> None:
         self._settings = settings
         self._tokens = tokens
-        self._source = source
+        self._hub = hub
+        self._groups = groups
         self._seats = seats
 
     async def subscribe(self, request: Request) -> Response:
@@ -58,15 +70,21 @@ class _Distributor:
         auth.require(authorization, self._tokens.readers)
         query = request.query_params
         chosen = chosen_filter(query)
-        source = self._source
-        encoder = source.encoder_for(request.headers.get("accept", ""))
+        encoder = encoder_for(request.headers.get("accept", ""))
         delivery = one_of(query, "delivery", self._settings.delivery, "broadcast", "shared")
         group = self._group(query) if delivery == "shared" else None
         last_event_id = request.headers.get("last-event-id")
+        start = chosen_start(query, last_event_id)
+        if not last_event_id:
+            await self._require_known(start)
         try:
-            subscription = await source.subscription(query, last_event_id, chosen, group)
+            subscription: Subscription = (
+                HubSubscription(self._hub, start, chosen)
+                if group is None
+                else SharedSubscription(self._groups, group, start, chosen)
+            )
         except TooManyGroupsError as error:
-            source.metrics.count_limited({"groups": 1})
+            self._hub.metrics.count_limited({"groups": 1})
             return Response(
                 encoder.message(full(str(error))), headers=HEADERS, media_type=encoder.media_type
             )
@@ -74,7 +92,7 @@ class _Distributor:
         return StreamResponse(
             subscription,
             encoder,
-            source.metrics,
+            self._hub.metrics,
             self._seats,
             partial(self._tokens.revoking, allowed),
         )
@@ -85,10 +103,31 @@ class _Distributor:
             return True
         return False
 
+    async def _require_known(self, start: Start) -> None:
+        """Raises a 400 `Problem` for a parameter that names what this stream never had.
+
+        A header is never refused, because that would end an EventSource for good: the reader gets
+        a `gap`.
+        """
+        with contextlib.suppress(Unavailable):
+            if start.since and start.since.ms > time.time_ns() // 1_000_000 + FUTURE_MS:
+                last = (await self._hub.bounds()).last
+                if start.since > last:
+                    raise bad_parameter("since", "lies in the future")
+            if start.resume:
+                page = await self._hub.stream.read(Cursor(start.resume), 1)
+                last = (await self._hub.bounds()).last
+                if start.resume > last or (page.gap and page.gap.reason == "reset"):
+                    raise bad_parameter(
+                        "last_event_id",
+                        f"this stream, whose last id is {last}, has never had it: it lies in the"
+                        " future, or is from before a flush; start anew with since=earliest",
+                    )
+
     async def subscribers(self, request: Request) -> Response:
         """Who reads from this process."""
         auth.require(request.headers.get("authorization"), self._tokens.operators)
-        listed = await self._source.subscribers()
+        listed = await subscribers(self._hub, self._groups)
         return Response(
             msgspec.json.encode(Listed(listed)),
             headers={"Cache-Control": "no-store"},
@@ -107,9 +146,10 @@ class _Distributor:
         query = request.query_params
         chosen = chosen_filter(query)
         newest_first = one_of(query, "order", "desc", "asc", "desc") == "desc"
-        low, high = self._source.span(query, newest_first=newest_first)
+        low, high = _page_span(query, newest_first=newest_first)
         limit = number(query, "limit", 100, 1, MAX_LIMIT) or 100
-        page = await self._source.history(chosen, low, high, limit, newest_first=newest_first)
+        stream, count = self._hub.stream, self._hub.batch_count
+        page = await history(stream, chosen, low, high, limit, count, newest_first=newest_first)
         body = b",".join([entry.json for entry in page.entries])
         following = b'"%b"' % str(page.next).encode() if page.next else b"null"
         return Response(
@@ -117,3 +157,15 @@ class _Distributor:
             headers={"Cache-Control": "no-store"},
             media_type="application/json",
         )
+
+
+def _page_span(query: Mapping[str, str], *, newest_first: bool) -> tuple[StreamId, StreamId]:
+    """The first and the last id of a page of the history. Raises a 400 `Problem`."""
+    low, high = span(query)
+    if cursor := query.get("cursor"):
+        try:
+            at = parse_id(cursor)
+        except ValueError as error:
+            raise bad_parameter("cursor", str(error)) from None
+        low, high = (low, min(high, at)) if newest_first else (max(low, at), high)
+    return low, high

@@ -15,7 +15,7 @@ import httpx
 from logpipe import sse
 from logpipe.client.connection import CONNECT_TIMEOUT_S, shown, trusted
 from logpipe.doctor.senders import PROBES, SENDERS, Probe, Sender, bearer
-from logpipe.positions import read_id
+from logpipe.ids import parse_id
 from logpipe.samples import Sample, read_sample
 
 ANSWER_S = 5.0
@@ -225,7 +225,7 @@ class _Look:
                 continue
             told = _object(event.data)
             with suppress(ValueError):  # what another program streams has no id of a stream
-                ms = read_id(str(told.get("id"))).ms
+                ms = parse_id(str(told.get("id"))).ms
                 name = self._name_in(told)
                 self._facts.arrived[name] = ms
                 missing.discard(name)

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from logpipe.continuity import Bounds, Cursor, Gap
+from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry
 from logpipe.filters import Filter
 from logpipe.ids import END, START, StreamId
@@ -35,15 +35,6 @@ class _Turn:
         self._began = time.monotonic()
 
 
-class Readable(Protocol):
-    """A stream, or the partitions of a log as one."""
-
-    async def range(
-        self, low: StreamId, high: StreamId, count: int, *, newest_first: bool = False
-    ) -> list[tuple[StreamId, Entry | None]]: ...
-    async def bounds(self) -> Bounds: ...
-
-
 class HistoryPage(NamedTuple):
     """Matching entries, and the id at which the next page goes on (None at the end)."""
 
@@ -52,7 +43,7 @@ class HistoryPage(NamedTuple):
 
 
 async def history(
-    stream: Readable,
+    stream: Stream,
     chosen: Filter,
     low: StreamId,
     high: StreamId,
@@ -110,7 +101,7 @@ async def before(stream: Stream, since: StreamId) -> tuple[Cursor, Gap | None]:
     return cursor, Gap("trimmed", since.before(), bounds.first, None, cursor.id)
 
 
-async def before_last(stream: Readable, chosen: Filter, wanted: int, page: int) -> Cursor:
+async def before_last(stream: Stream, chosen: Filter, wanted: int, page: int) -> Cursor:
     """The cursor before the last `wanted` matching entries that are kept."""
     accepts = chosen.predicate
     found = 0

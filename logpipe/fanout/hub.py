@@ -195,11 +195,6 @@ class Hub:
             self._bounds = await self.stream.bounds()
         return self._bounds
 
-    @property
-    def known_bounds(self) -> Bounds:
-        """The stream's bounds as they were when somebody asked last."""
-        return self._bounds
-
     def catchup_page(self) -> int:
         """How many entries one page of a catch-up may have."""
         few = self._part_behind < 0.5

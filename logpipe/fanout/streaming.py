@@ -32,7 +32,6 @@ from logpipe.messages import (
     named,
 )
 from logpipe.metrics import Metrics
-from logpipe.positions import Position
 from logpipe.wire import Wire, wire_of
 
 Revoking = Callable[[Callable[[], None]], AbstractContextManager[None]]
@@ -70,14 +69,6 @@ class SseEncoder:
         return sse.retry(message.retry_ms) + told if isinstance(message, Bye) else told
 
 
-class PositionSseEncoder(SseEncoder):
-    """As `SseEncoder`, of a log with partitions: `id:` is a position, `data` has the event's id."""
-
-    def entries(self, entries: Sequence[Entry]) -> bytes:
-        """The frames of events."""
-        return b"".join([b"id: %b\ndata: %b\n\n" % (str(e.id).encode(), e.json) for e in entries])
-
-
 class NdjsonEncoder:
     """An event a line; a named message is an object with the name as `event`, which no event of
     the stream has."""
@@ -100,27 +91,13 @@ class NdjsonEncoder:
         return msgspec.json.encode({**head, **data}) + b"\n"
 
 
-class PositionNdjsonEncoder(NdjsonEncoder):
-    """As `NdjsonEncoder`, of a log with partitions: each event has its `position` in front."""
-
-    def entries(self, entries: Sequence[Entry]) -> bytes:
-        """The lines of events; those of shared delivery are at no position."""
-        if not isinstance(entries[0].id, Position):
-            return super().entries(entries)
-        return b"".join(
-            [b'{"position":"%b",%b\n' % (str(e.id).encode(), e.json[1:]) for e in entries]
-        )
-
-
 SSE = SseEncoder()
 NDJSON = NdjsonEncoder()
-POSITION_SSE = PositionSseEncoder()
-POSITION_NDJSON = PositionNdjsonEncoder()
 
 
-def encoder_for(accept: str, plain: Encoder = SSE, ndjson: Encoder = NDJSON) -> Encoder:
+def encoder_for(accept: str) -> Encoder:
     """The format that an Accept header asks for: SSE unless it names NDJSON."""
-    return ndjson if ndjson.media_type in accept.lower() else plain
+    return NDJSON if NDJSON.media_type in accept.lower() else SSE
 
 
 class StreamResponse(Response):

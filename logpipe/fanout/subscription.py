@@ -16,11 +16,10 @@ from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.fanout.history import before, before_last
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.live import Writer
-from logpipe.fanout.steps import Stepwise
 from logpipe.fanout.window import BATCH_BYTES, rest_of
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
-from logpipe.messages import Batch, Hello, Item, Notice, Start
+from logpipe.messages import Batch, Hello, Item, Notice, Start, goodbye
 from logpipe.problems import Unavailable
 from logpipe.stream import Page
 
@@ -34,13 +33,12 @@ UNKNOWN_EVENT_BYTES = 16 * 1024
 """What an event is taken to measure until the first ones were seen: a first page of 16."""
 
 
-class HubSubscription(Stepwise):
+class HubSubscription:
     """One subscriber's way through the log."""
 
     confirms = False
 
     def __init__(self, hub: Hub, start: Start, chosen: Filter) -> None:
-        super().__init__(hub)
         self.filter = chosen
         self.client = ""
         self.cursor = Cursor(START)
@@ -53,8 +51,7 @@ class HubSubscription(Stepwise):
         self._begun = False
         self._waited = False
         self._noticed = False
-        self._patience: float | None = None
-        """How long it waits for a change at the most; None: for ever."""
+        self._ended = False
         self._average = 0
 
     def __enter__(self) -> Self:
@@ -87,19 +84,27 @@ class HubSubscription(Stepwise):
         if self.number == self._hub.window.next_number and not self._hub.closing:
             await self._hub.live.follow(self, writer)
 
-    async def _step(self) -> Sequence[Item]:
-        self._patience = None
-        try:
-            return await (self._read_on() if self._begun else self._begin())
-        except Unavailable as error:
-            self._patience = RETRY_S
-            self.cursor = Cursor(self.cursor.id)  # it may be another stream that comes back
-            return self._notice(error)
-
-    async def _wait(self, change: asyncio.Event) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience):
-                await change.wait()
+    async def next(self) -> Sequence[Item] | None:
+        """The next items: none when a heartbeat is due, None when the subscription is over."""
+        due = time.monotonic() + self._hub.heartbeat_s
+        while not self._ended:
+            change = self._hub.change
+            if self._hub.closing:
+                self._ended = True
+                return [goodbye("the server is stopping")]
+            patience = None
+            try:
+                items = await (self._read_on() if self._begun else self._begin())
+            except Unavailable as error:
+                items = self._notice(error)
+                patience = RETRY_S
+                self.cursor = Cursor(self.cursor.id)  # it may be another stream that comes back
+            if items or time.monotonic() >= due:
+                return items
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await change.wait()
+        return None
 
     async def _read_on(self) -> Sequence[Item]:
         window = self._hub.window
@@ -258,10 +263,9 @@ class HubSubscription(Stepwise):
         if since is not None:
             self.cursor, gap = await before(self._hub.stream, since)
         if self._start.tail is not None:
-            tail = await self._before_last(self._start.tail)
+            tail = await before_last(
+                self._hub.stream, self.filter, self._start.tail, self._hub.batch_count
+            )
             if since is None or tail.id > self.cursor.id:
                 self.cursor, gap = tail, None
         return gap
-
-    async def _before_last(self, wanted: int) -> Cursor:
-        return await before_last(self._hub.stream, self.filter, wanted, self._hub.batch_count)

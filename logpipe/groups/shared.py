@@ -37,23 +37,17 @@ class SharedSubscription:
         self._greeted = False
         self._ended = False
 
-    def _join(self) -> None:
+    def __enter__(self) -> Self:
         with contextlib.suppress(TooManyGroupsError):
             self._group = self._groups.join(self.name, self._start, self.share)
-
-    def _leave(self) -> None:
-        self.share.asking = False
-        if self._group is not None:
-            self._group.leave(self.share)
-
-    def __enter__(self) -> Self:
-        self._join()
         self._groups.subscribers.add(self)
         self._groups.metrics.subscribers.labels("shared").inc()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
+        self.share.asking = False
+        if self._group is not None:
+            self._group.leave(self.share)
         self._groups.subscribers.discard(self)
         self._groups.metrics.subscribers.labels("shared").dec()
 

@@ -5,7 +5,6 @@ from logpipe.stream.connections import NoGroupError
 from logpipe.stream.group_scripts import gap_of
 from logpipe.stream.groups import Claimed
 from logpipe.stream.health import WRITES_ONLY, RedisHealth
-from logpipe.stream.partitions import Partitions, partition_key
 from logpipe.stream.stream import Page, Stream
 
 __all__ = [
@@ -15,9 +14,7 @@ __all__ = [
     "Claimed",
     "NoGroupError",
     "Page",
-    "Partitions",
     "RedisHealth",
     "Stream",
     "gap_of",
-    "partition_key",
 ]

@@ -18,7 +18,6 @@ from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry, level_rank
 from logpipe.fanout.live import Writer
-from logpipe.fanout.steps import abandon
 from logpipe.fanout.streaming import Revoking, StreamResponse
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import START, StreamId
@@ -88,7 +87,8 @@ class Paced:
 
     def __exit__(self, *error: object) -> None:
         if self._pending is not None:
-            abandon(self._pending)
+            self._pending.cancel()
+            self._pending.add_done_callback(_forget)
         self._inner.__exit__(*error)
 
     async def sent(self) -> None:
@@ -153,6 +153,12 @@ class Paced:
 
     async def _next(self) -> Sequence[Item] | None:
         return await self._inner.next()
+
+
+def _forget(task: "asyncio.Task[Sequence[Item] | None]") -> None:
+    """Retrieves the exception of a cancelled task, so that asyncio does not log it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _size(items: Sequence[Item]) -> int:

@@ -14,11 +14,11 @@ from logpipe.continuity import Cursor
 from logpipe.ids import END, START, StreamId
 from logpipe.redis_address import Node as Place
 from logpipe.redis_address import RedisAddress
-from logpipe.stream import Append, Stream, partition_key
+from logpipe.stream import Append, Stream
 from logpipe.stream.scripts import companion_key
 from tests.deployments import Deployment, Replicated
 from tests.helpers import wait_until
-from tests.servers import Process, Reader, Valkey, free_port, serving, spawned, subscribed
+from tests.servers import Process, Reader, Service, Valkey, free_port, serving, spawned, subscribed
 from tests.streams import NAME, events, stream_at
 from tests.test_redis_faults import said
 
@@ -286,108 +286,50 @@ async def test_to_wait_for_replicas_needs_its_word(guarded: Valkey) -> None:
     assert ask(guarded, "ACL", "DRYRUN", "logpipe-collector", "WAIT", 1, 1) == b"OK"
 
 
-# -- over partitions, where the keys are others ----------------------------------------------------
-
-(SPREAD,) = re.findall(r"`(\S+)` takes the place of `logs` and of `{logs}`", TEXT)
-PARTITIONS = 2
-KEYS = [partition_key(NAME, number, PARTITIONS) for number in range(PARTITIONS)]
-SOURCES = ("api", "db")
-"""One for each partition."""
-
-
-def over_partitions(words: list[str]) -> list[str]:
-    return [re.sub(r"^~(\{logs\}|logs\b)", f"~{SPREAD}", word) for word in words]
-
-
-async def use_partitions(collector: str, distributor: str) -> None:
-    """What senders and readers do, a shared group among them, with roles that have these addresses
-    of Redis."""
-    common = {"partitions": PARTITIONS, "trim_maxlen": 100, "trim_maxage": "1h", "canary_s": 0.1}
-    async with (
-        serving(redis_addr=collector, role="collector", **common) as writing,
-        serving(redis_addr=distributor, role="distributor", **common) as reading,
-    ):
-        for service in (writing, reading):
-            await wait_until(said(service, "ok"), "it is ready")
-        batch = [{"source": source, "message": "hello"} for source in SOURCES]
-        async with (
-            subscribed(reading.url) as broadcast,
-            subscribed(reading.url, delivery="shared", group="g") as worker,
-        ):
-            for reader in (broadcast, worker):
-                await reader.named("hello")
-            for _ in range(2):
-                assert (await writing.post(batch, Idempotency_Key="k")).status_code == 202
-            for reader in (broadcast, worker):
-                ids = await ids_of_sources(reader)
-                assert {id_.rpartition("-")[2] for id_ in ids} == {"0", "1"}
-        for _ in range(3):
-            assert (await writing.post(batch * 200)).json()["accepted"] == 400
-        async with subscribed(reading.url, delivery="shared", group="g") as late:
-            assert (await late.named("gap"))["reason"] == "trimmed"
-        assert len((await reading.http.get("/events?limit=5")).json()["events"]) == 5
-        urls = {"distributor": reading.url}
-        await wait_until(lambda: canaries_seen(reading.http, urls), "canaries were seen")
-
-
-async def ids_of_sources(reader: Reader) -> list[str]:
-    """The ids of an event of each source, between which there may be canaries."""
-    ids: dict[str, str] = {}
-    while len(ids) < len(SOURCES):
-        (event,) = await reader.until(1)
-        if event["source"] in SOURCES:
-            ids[event["source"]] = event["id"]
-    return [*ids.values()]
-
-
-async def test_over_partitions_the_lines_are_enough_with_the_keys_that_stand_there(
-    own_valkey: Valkey,
-) -> None:
-    for name, words in LINES.items():
-        ask(own_valkey, "ACL", "SETUSER", name, *over_partitions(words))
-    await use_partitions(*(url_of(own_valkey, name) for name in ROLES[:2]))
-    assert refused(own_valkey) == []
-
-
 async def test_behind_a_sentinel_the_lines_and_their_additions_are_enough() -> None:
-    """Over partitions, too; the Sentinel has a user of its own."""
+    """The Sentinel has a user of its own."""
     with Replicated.started(replicas=0, sentinels=1) as deployment:
         (primary,), (sentinel,) = deployment.data, deployment.sentinels
         for name in ROLES[:2]:
-            words = [*LINES[name], *ALSO["Sentinel, Cluster"]]
-            primary.ask("ACL", "SETUSER", name, *over_partitions(words))
-        for key in KEYS:  # as before a failover
-            primary.client.xadd(key, {"event": b'{"source":"a","message":"b"}'})
-            primary.client.set(companion_key(key, "primary", ""), "0" * 40)
+            primary.ask("ACL", "SETUSER", name, *LINES[name], *ALSO["Sentinel, Cluster"])
+        primary.client.xadd(NAME, {"event": b'{"source":"a","message":"b"}'})
+        primary.client.set(PRIMARY, "0" * 40)  # as before a failover
         sentinel.ask(
             "ACL", "SETUSER", "finder", "on", f">{PASSWORD}", *ALSO["the login of Sentinels"]
         )
         called(primary)
         login = f"?sentinel_username=finder&sentinel_password={PASSWORD}"
-        await use_partitions(
-            *(deployment.url.replace("//", f"//{name}:{PASSWORD}@") + login for name in ROLES[:2])
+        collector, distributor = (
+            deployment.url.replace("//", f"//{name}:{PASSWORD}@") + login for name in ROLES[:2]
         )
+        async with (
+            serving(redis_addr=collector, role="collector", trim_maxlen=100) as writing,
+            serving(redis_addr=distributor, role="distributor") as reading,
+        ):
+            for service in (writing, reading):
+                await wait_until(said(service, "ok"), "it is ready")
+            await send_and_read(writing, reading)
         assert commands_of(ALSO["Sentinel, Cluster"]) <= called(primary)
         assert refused(primary) == refused(sentinel) == []
 
 
-def test_over_partitions_no_role_may_more_than_with_one_stream(own_valkey: Valkey) -> None:
-    """And the lines as they stand are for one stream alone."""
-    for name, words in LINES.items():
-        ask(own_valkey, "ACL", "SETUSER", name, *words)
-        answer = ask(own_valkey, "ACL", "DRYRUN", name, "XRANGE", KEYS[0], "-", "+")
-        assert answer != b"OK"
-        ask(own_valkey, "ACL", "SETUSER", name, "resetkeys", *over_partitions(words))
-        assert ask(own_valkey, "ACL", "DRYRUN", name, "XRANGE", KEYS[0], "-", "+") == b"OK"
-    once, lost = (companion_key(KEYS[0], kind, "x") for kind in ("once", "lost"))
-    for name, command in (
-        ("logpipe-collector", ("GET", lost)),
-        ("logpipe-collector", ("GET", "logs")),
-        ("logpipe-distributor", ("GET", once)),
-        ("logpipe-distributor", ("XADD", KEYS[0], "*", "event", "x")),
-        ("logpipe-distributor", ("GET", "other")),
+async def send_and_read(writing: Service, reading: Service) -> None:
+    """What senders and readers do, a group that was trimmed unread among them."""
+    async with (
+        subscribed(reading.url) as broadcast,
+        subscribed(reading.url, delivery="shared", group="g") as worker,
     ):
-        assert ask(own_valkey, "ACL", "DRYRUN", name, *command) != b"OK", command
+        for reader in (broadcast, worker):
+            await reader.named("hello")
+        for _ in range(2):
+            assert (await writing.post([EVENT] * 2, Idempotency_Key="k")).status_code == 202
+        for reader in (broadcast, worker):
+            assert len(await reader.until(2)) == 2
+    for _ in range(3):
+        assert (await writing.post([EVENT] * 400)).json()["accepted"] == 400
+    async with subscribed(reading.url, delivery="shared", group="g") as late:
+        assert (await late.named("gap"))["reason"] == "trimmed"
+    assert len((await reading.http.get("/events?limit=5")).json()["events"]) == 5
 
 
 # -- nothing else ----------------------------------------------------------------------------------

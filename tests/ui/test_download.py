@@ -185,7 +185,7 @@ async def test_a_download_that_redis_cuts_short_is_cut_off_and_not_taken_for_who
 
 def _fail_after(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
     """Lets so many pages of the history be read."""
-    from logpipe.distributor import sources
+    from logpipe.distributor import app
     from logpipe.fanout.history import history
     from logpipe.ui import log
 
@@ -198,5 +198,5 @@ def _fail_after(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
             raise Unavailable("away", "gone")
         return await history(*args, **options)
 
-    for module in (log, sources):
+    for module in (log, app):
         monkeypatch.setattr(module, "history", failing)

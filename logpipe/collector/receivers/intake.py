@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from logpipe import auth
 from logpipe.collector.answer import Answer, give
+from logpipe.collector.appender import Appender
 from logpipe.collector.body import read_body
 from logpipe.collector.inflight import Held
 from logpipe.collector.ingest import MAX_KEY_LENGTH, Bounds
@@ -18,7 +19,6 @@ from logpipe.collector.receivers.packing import Packed, appends_of, pack
 from logpipe.collector.receivers.protocol import Batch, Outcome, Protocol, Request
 from logpipe.collector.receivers.tokens import token_of
 from logpipe.collector.receivers.unpacking import by_its_first_bytes, from_snappy
-from logpipe.collector.spread import AnyAppender
 from logpipe.event import NOT_DECODED
 from logpipe.limits import Rates, sender_of
 from logpipe.metrics import Metrics
@@ -42,7 +42,7 @@ class Process(NamedTuple):
 
     settings: Settings
     tokens: Tokens
-    appender: AnyAppender
+    appender: Appender
     metrics: Metrics
     rates: Rates | None = None
 
