@@ -1,9 +1,11 @@
 """Query parameters: what `/subscribe`, `/events` and the page share."""
 
+import difflib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from logpipe.filters import PARAMETERS as FILTER_PARAMETERS
 from logpipe.filters import Filter, FilterError, parse_filter
 from logpipe.ids import END, START, StreamId, parse_id, parse_since
 from logpipe.messages import Start
@@ -11,8 +13,70 @@ from logpipe.problems import bad_parameter
 
 MAX_TAIL = 1_000_000
 MAX_LIMIT = 5_000
+MAX_NAME_SHOWN = 64
+"""Characters of an unknown parameter's name that an error repeats."""
+
+SUBSCRIBE = (
+    *FILTER_PARAMETERS,
+    *("last_event_id", "lastEventId", "lastEventID"),
+    *("since", "tail", "on_lag", "delivery", "group"),
+)
+"""Parameters of `/subscribe`. Polyfills of EventSource send `lastEventId`, Mercure's clients
+`lastEventID`."""
+
+EVENTS = (*FILTER_PARAMETERS, "from", "to", "limit", "order", "cursor")
+"""Parameters of `/events`."""
+
+_MEANT: Mapping[str, tuple[str, ...]] = {
+    "after": ("last_event_id", "from"),
+    "before": ("to",),
+    "consumer_group": ("group",),
+    "count": ("limit", "tail"),
+    "direction": ("order",),
+    "end": ("to",),
+    "filter": ("q",),
+    "from": ("since",),
+    "lines": ("limit", "tail"),
+    "message": ("text",),
+    "mode": ("delivery",),
+    "n": ("limit", "tail"),
+    "page": ("cursor",),
+    "query": ("q",),
+    "search": ("q",),
+    "service": ("source",),
+    "severity": ("level",),
+    "since": ("from",),
+    "sort": ("order",),
+    "start": ("from", "since"),
+    "until": ("to",),
+}
+"""Names that other log services have, and the parameters that mean the same here."""
 
 _FULL_ID = re.compile(r"\d+-\d+", re.ASCII)
+
+
+def reject_unknown(names: Iterable[str], known: Sequence[str], path: str) -> None:
+    """Raise a 400 `Problem` for a parameter that is not `known`, with the nearest one that is.
+
+    Names that begin with `_` are ignored: libraries add such to get past caches.
+    """
+    for name in names:
+        if name in known or name.startswith("_"):
+            continue
+        shown = name[:MAX_NAME_SHOWN]
+        nearest = nearest_parameter(shown, known)
+        raise bad_parameter(
+            shown, f"{path} has no such parameter; did you mean {nearest}?", nearest=nearest
+        )
+
+
+def nearest_parameter(name: str, known: Sequence[str]) -> str:
+    """The known parameter that means the same or, if none does, is spelled most alike."""
+    word = name.lower()
+    for meant in _MEANT.get(word, ()):
+        if meant in known:
+            return meant
+    return difflib.get_close_matches(word, known, n=1, cutoff=0)[0]
 
 
 def chosen_filter(query: Mapping[str, str]) -> Filter:

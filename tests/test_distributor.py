@@ -345,6 +345,29 @@ async def test_a_bad_parameter_of_a_subscription_is_refused_by_its_name(valkey: 
         assert (await refused(service, "/subscribe", delivery="shared", group="g" * 129)) == "group"
 
 
+async def test_an_unknown_parameter_is_rejected_by_its_name(valkey: Valkey) -> None:
+    async with distributing(valkey) as service:
+        assert await refused(service, "/subscribe", qq="level:error", tail=2) == "qq"
+        assert await refused(service, "/events", limitt=1) == "limitt"
+        answer = await service.http.get("/events", params={"since": "10m"})
+        assert answer.json()["nearest"] == "from"
+        assert (await service.http.get("/events", params={"_": "17"})).status_code == 200
+        async with subscribed(service.url, _="17") as reader:
+            await reader.named("hello")
+
+
+@pytest.mark.parametrize("delivery", ["broadcast", "shared"])
+async def test_a_group_without_shared_delivery_is_rejected(valkey: Valkey, delivery: str) -> None:
+    async with distributing(valkey, delivery=delivery) as service:
+        assert await refused(service, "/subscribe", delivery="broadcast", group="g") == "group"
+        if delivery == "broadcast":
+            assert await refused(service, "/subscribe", group="g") == "group"
+            assert await refused(service, "/subscribe", group="") == "group"
+        else:
+            async with subscribed(service.url, group="g") as reader:
+                assert (await reader.named("hello"))["delivery"] == "shared"
+
+
 async def test_since_and_tail_say_where_a_subscription_begins(valkey: Valkey) -> None:
     add(valkey, 10)
     async with distributing(valkey) as service:

@@ -14,6 +14,7 @@ from logpipe.collector.receivers.table import PROTOCOLS
 from logpipe.filters import PARAMETERS
 from logpipe.openapi import document
 from logpipe.operations import SPOKEN, guarded, operations
+from logpipe.parameters import EVENTS, SUBSCRIBE
 from logpipe.settings import Role, Settings, load
 from tests.servers import Valkey, free_port, serving
 
@@ -100,3 +101,13 @@ def test_every_protocol_and_every_filter_is_documented() -> None:
     for path in ("/subscribe", "/events"):
         (operation,) = (each for each in operations(Settings()) if each.path == path)
         assert {*PARAMETERS} <= {each.name for each in operation.parameters}
+
+
+def test_the_parameters_described_are_those_that_are_read() -> None:
+    """`lastEventId` and `lastEventID` are other spellings of `last_event_id`."""
+    described = {
+        operation.path: {each.name for each in operation.parameters if each.place == "query"}
+        for operation in operations(load({"role": "distributor"}, {}))
+    }
+    assert described["/events"] == {*EVENTS}
+    assert described["/subscribe"] == {*SUBSCRIBE} - {"lastEventId", "lastEventID"}

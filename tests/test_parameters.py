@@ -9,12 +9,16 @@ from logpipe.filters import Filter
 from logpipe.ids import END, START, StreamId
 from logpipe.messages import Start
 from logpipe.parameters import (
+    EVENTS,
     MAX_TAIL,
+    SUBSCRIBE,
     chosen_filter,
     chosen_start,
     moment,
+    nearest_parameter,
     number,
     one_of,
+    reject_unknown,
     span,
 )
 from logpipe.problems import Problem
@@ -188,3 +192,48 @@ def test_a_word_is_one_of_those_allowed() -> None:
     problem = refused(one_of, {"order": "up"}, "order", "desc", "asc", "desc")
     assert problem.members["parameter"] == "order"
     assert "asc or desc" in problem.detail
+
+
+# -- unknown parameters ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("known", "name", "nearest"),
+    [
+        (SUBSCRIBE, "qq", "q"),
+        (SUBSCRIBE, "Tail", "tail"),
+        (SUBSCRIBE, "tial", "tail"),
+        (SUBSCRIBE, "last-event-id", "last_event_id"),
+        (SUBSCRIBE, "from", "since"),
+        (SUBSCRIBE, "consumer_group", "group"),
+        (SUBSCRIBE, "mode", "delivery"),
+        (SUBSCRIBE, "n", "tail"),
+        (EVENTS, "limitt", "limit"),
+        (EVENTS, "limt", "limit"),
+        (EVENTS, "since", "from"),
+        (EVENTS, "until", "to"),
+        (EVENTS, "query", "q"),
+        (EVENTS, "filter", "q"),
+        (EVENTS, "sort", "order"),
+    ],
+)
+def test_the_nearest_parameter_is_suggested(
+    known: tuple[str, ...], name: str, nearest: str
+) -> None:
+    problem = refused(reject_unknown, {name: "1"}, known, "/x")
+    assert problem.members["parameter"] == name
+    assert problem.members["nearest"] == nearest
+    assert f"did you mean {nearest}?" in problem.detail
+
+
+@given(st.text())
+def test_each_unknown_name_gets_a_suggestion(name: str) -> None:
+    assert nearest_parameter(name, EVENTS) in EVENTS
+
+
+def test_a_parameter_with_an_underscore_in_front_is_ignored() -> None:
+    reject_unknown({"_": "1710000000000", "_cache": "x", "q": "a"}, EVENTS, "/events")
+
+
+def test_a_long_unknown_name_is_cut_in_the_error() -> None:
+    assert len(refused(reject_unknown, {"x" * 9000: ""}, EVENTS, "/events").detail) < 200

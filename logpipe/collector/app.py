@@ -7,7 +7,7 @@ a third more requests go through without either.
 import asyncio
 from collections.abc import Sequence
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,9 +18,11 @@ from logpipe.collector.body import read_body, too_large
 from logpipe.collector.inflight import Held
 from logpipe.collector.ingest import Bounds, Intake, answer_of, append_of, hits_of, take_in
 from logpipe.collector.receivers import table as receivers
+from logpipe.collector.receivers.generic import PARAMETERS as GENERIC_PARAMETERS
 from logpipe.collector.receivers.intake import Process
 from logpipe.limits import sender_of
-from logpipe.problems import FAULT, Problem
+from logpipe.parameters import MAX_NAME_SHOWN, nearest_parameter
+from logpipe.problems import FAULT, Problem, bad_parameter
 from logpipe.request_ids import Identified
 from logpipe.subapp import sub_app
 from logpipe.wire import Wire, wire_of
@@ -101,6 +103,20 @@ def _headers(scope: Scope) -> dict[str, str]:
     }
 
 
+def _reject_parameters(query_string: bytes) -> None:
+    """Raise a 400 `Problem` for a parameter: `/ingest` has none but those to be ignored."""
+    for name in QueryParams(query_string):
+        if name.startswith("_"):
+            continue
+        shown = name[:MAX_NAME_SHOWN]
+        nearest = nearest_parameter(shown, GENERIC_PARAMETERS)
+        raise bad_parameter(
+            shown,
+            f"/ingest has no parameters; /ingest/json has {nearest}",
+            nearest=nearest,
+        )
+
+
 class Ingest:
     """The endpoint, as an ASGI application."""
 
@@ -126,6 +142,8 @@ class Ingest:
         try:
             authorization = headers.get("authorization")
             auth.require(authorization, self._tokens.ingest)
+            if scope["query_string"]:
+                _reject_parameters(scope["query_string"])
             sender = self._sender(scope, authorization) if self._rates is not None else ""
             whole = wire.body() if wire is not None and "content-encoding" not in headers else None
             if whole is not None:

@@ -22,7 +22,17 @@ from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId, parse_id
 from logpipe.limits import Seats
 from logpipe.messages import Start, Subscription, full
-from logpipe.parameters import MAX_LIMIT, chosen_filter, chosen_start, number, one_of, span
+from logpipe.parameters import (
+    EVENTS,
+    MAX_LIMIT,
+    SUBSCRIBE,
+    chosen_filter,
+    chosen_start,
+    number,
+    one_of,
+    reject_unknown,
+    span,
+)
 from logpipe.problems import Problem, Unavailable, bad_parameter
 from logpipe.settings import Settings
 from logpipe.subapp import sub_app
@@ -69,10 +79,11 @@ class _Distributor:
         authorization = request.headers.get("authorization")
         auth.require(authorization, self._tokens.readers)
         query = request.query_params
+        reject_unknown(query, SUBSCRIBE, "/subscribe")
         chosen = chosen_filter(query)
         encoder = encoder_for(request.headers.get("accept", ""))
         delivery = one_of(query, "delivery", self._settings.delivery, "broadcast", "shared")
-        group = self._group(query) if delivery == "shared" else None
+        group = self._group(query, delivery)
         last_event_id = request.headers.get("last-event-id")
         start = chosen_start(query, last_event_id)
         if not last_event_id:
@@ -134,7 +145,14 @@ class _Distributor:
             media_type="application/json",
         )
 
-    def _group(self, query: Mapping[str, str]) -> str:
+    def _group(self, query: Mapping[str, str], delivery: str) -> str | None:
+        """The consumer group to read; None for broadcast. Raises a 400 `Problem`."""
+        if delivery == "broadcast":
+            if "group" in query:
+                raise bad_parameter(
+                    "group", "has no effect on delivery=broadcast; add delivery=shared"
+                )
+            return None
         group = query.get("group") or self._settings.consumer_group
         if len(group) > MAX_GROUP_NAME:
             raise bad_parameter("group", f"must be a text of up to {MAX_GROUP_NAME} characters")
@@ -144,6 +162,7 @@ class _Distributor:
         """A page of the history as JSON."""
         auth.require(request.headers.get("authorization"), self._tokens.readers)
         query = request.query_params
+        reject_unknown(query, EVENTS, "/events")
         chosen = chosen_filter(query)
         newest_first = one_of(query, "order", "desc", "asc", "desc") == "desc"
         low, high = _page_span(query, newest_first=newest_first)

@@ -686,3 +686,22 @@ async def test_a_damaged_body_that_came_whole_costs_no_connection(
         answer = await service.http.post(path, content=b"x", headers={"Content-Encoding": "gzip"})
         assert answer.status_code == 400
         assert "connection" not in answer.headers
+
+
+async def test_a_parameter_of_ingest_is_rejected_by_its_name(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        answer = await service.http.post("/ingest?source=x", content=RAW)
+        problem = the_problem(answer, 400)
+        assert problem["parameter"] == "source"
+        assert "/ingest/json has source" in problem["detail"]
+        foreign = {"Origin": "https://app.example"}  # answered past the fast path
+        answer = await service.http.post("/ingest?levl=x", content=RAW, headers=foreign)
+        assert the_problem(answer, 400)["nearest"] == "level"
+        assert (await service.http.post("/ingest?_=17", content=RAW)).status_code == 202
+        assert texts(valkey) == ["b"]
+
+
+async def test_receivers_ignore_parameters_that_they_do_not_know(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        answer = await service.http.post("/ingest/json?pipeline=x", content=RAW)
+        assert answer.status_code == 202

@@ -40,6 +40,9 @@ TIMES = (
     "eventTime", "timeUnixNano",
 )  # fmt: skip
 
+PARAMETERS = ("message_field", "level_field", "source_field", "time_field", "source", "level")
+"""Parameters of `/ingest/json`; each is also a header, such as `X-Logpipe-Source`."""
+
 UNTYPED = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 """Types that say nothing of the content: its first byte decides."""
 
