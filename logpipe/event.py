@@ -68,7 +68,8 @@ _encoder = msgspec.json.Encoder()
 PIECE_EVENTS = 5_000
 
 NOT_DECODED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""All that msgspec raises for hostile input: it checks neither UTF-8 nor depth itself."""
+"""What msgspec raises for input that it cannot decode; text that is not UTF-8 is a `DecodeError` in
+some of its versions and a `UnicodeDecodeError` in others."""
 
 
 def encode(events: Sequence[Event], now_ms: int) -> list[bytes]:

@@ -98,6 +98,23 @@ def test_what_is_not_json_is_a_bad_request(body: bytes, content_type: str) -> No
     assert refused(body, content_type).status == 400
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        b'{"source":"a","message":"Gr\xfc\xdfe"}',
+        b'{"source":"a","message":"m","metadata":{"\xff":[{"a":"\xe2\x82"}]}}',
+        b'{"source":"a","message":"m","skipped":{"a":"\xff"}}',
+    ],
+)
+def test_text_that_is_not_utf8_is_a_bad_request_and_says_so(other: bytes) -> None:
+    problem = refused(other)
+    assert (problem.status, problem.detail) == (400, "Event 0: JSON is not UTF-8.")
+    for body in (b"[%b,%b,%b]", b"%b\n%b\n%b", b"%b%b%b"):
+        intake = take_in(body % (A, other, B), "", bounds(LIMIT))
+        assert messages(intake) == ["1", "2"]
+        assert [(r.index, r.status) for r in intake.refusals] == [(1, 400)]
+
+
 def test_an_event_of_the_wrong_shape_is_unprocessable_and_the_field_is_named() -> None:
     problem = refused(BAD)
     assert problem.status == 422

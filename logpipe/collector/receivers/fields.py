@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from logpipe.decoding import concatenated, is_deep
+from logpipe.decoding import concatenated, is_deep, is_utf8
 from logpipe.event import (
     MAX_DEPTH,
     MAX_LEVEL,
@@ -282,15 +282,14 @@ def decoded(decode: Callable[[bytes], Decoded], body: bytes) -> Decoded:
     _require_few_containers(body)
     try:
         return decode(body)
-    except UnicodeDecodeError:
-        return decode(body.decode(errors="replace").encode())
-    except msgspec.ValidationError:
+    except (RecursionError, msgspec.ValidationError):
         raise
-    except msgspec.DecodeError:
-        mended = _HALF.sub(lambda found: rb"\ufffd" if found[1] else found[0], body)
-        if mended == body:
+    except NOT_DECODED:
+        text = body if is_utf8(body) else body.decode(errors="replace").encode()
+        text = _HALF.sub(lambda found: rb"\ufffd" if found[1] else found[0], text)
+        if text == body:
             raise
-        return decode(mended)
+        return decode(text)
 
 
 def _require_few_containers(body: bytes) -> None:

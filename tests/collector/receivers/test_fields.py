@@ -126,6 +126,8 @@ def test_a_dot_in_a_name_descends_or_belongs_to_it() -> None:
         (b'{"a":1}{"b":2}\n[3]4', [{"a": 1}, {"b": 2}, 3, 4]),
         (b'{"a":\n1}\n{"b":2}', [{"a": 1}, {"b": 2}]),
         (b'"caf\xe9"', ["caf\ufffd"]),
+        (b'{"a":1,"\xe9":[{"b":"\xe9"}]}', [{"a": 1, "\ufffd": [{"b": "\ufffd"}]}]),
+        (b'["\xe9 \\ud83d", "\xe2\x82"]', ["\ufffd \ufffd", "\ufffd"]),
         (rb'[1,"a\ud83d",2]', [1, "a\ufffd", 2]),
         (rb'"\ud83d\ude00\ude00\\ud83d\n"', ["\U0001f600\ufffd\\ud83d\n"]),
     ],
