@@ -1,7 +1,7 @@
 """What a body says: events of JSON, and of each that is none a `Refusal` that names what is wrong.
 
 Pure. Large bodies are decoded in pieces, between which other threads have their turn, and nothing
-is kept of what is more than was allowed.
+is kept of what is more than was allowed. A malformed event costs itself (`splitting.py`).
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from logpipe.event import MAX_DEPTH, NOT_DECODED, RANK, Event, level_name
+from logpipe.splitting import Piece, split
 
 PIECE_BYTES = 1024 * 1024
 """Decoded by one call at the most, where it can be cut: some milliseconds."""
@@ -27,7 +28,8 @@ class Refusal(msgspec.Struct, frozen=True):
     """Why one event of a body was not taken.
 
     `status` is the answer it deserves when it came alone: 400 not JSON, 413 too large, 422 schema.
-    `limit` is the one of `limits.NAMES` that it is over, if it is.
+    `limit` is the one of `limits.NAMES` that it is over, if it is; `unread_from` is that of
+    `splitting.Piece`.
     """
 
     index: int
@@ -35,6 +37,7 @@ class Refusal(msgspec.Struct, frozen=True):
     error: str
     status: int
     limit: str = ""
+    unread_from: int | None = None
 
 
 class TooManyEventsError(Exception):
@@ -88,20 +91,24 @@ def decode_json(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list
     """
     text = body.strip()
     if text[:1] == b"[":
-        return *_decode_array(text, most), False
+        return *_decode_array(body, text, most), False
     try:
         return _checked([_event.decode(text)], len(text)), [], True
     except NOT_DECODED as error:
         alone = _refusal(0, text, error)
+        if alone.status == 422 or isinstance(error, TooDeepError):
+            return [], [alone], True
     if b"\n" in text:
         try:
             return _no_more_than(most, _decode_lines(text)), [], False
         except NOT_DECODED:
             pass  # objects that span lines, or a bad one among them: the slow way tells which
-    pieces = _first(most, concatenated(text))
-    if len(pieces) < 2:
-        return [], [alone], True
-    return *_decode_pieces(pieces), False
+    pieces = _first(most, split(body))
+    events, refusals = _decode_pieces(pieces)
+    objects = sum(piece.text[:1] == b"{" for piece in pieces)
+    if not events and objects < 2 and all(refusal.status == 400 for refusal in refusals):
+        return [], [alone], True  # one malformed object, which may have line ends in a text
+    return events, refusals, False
 
 
 def decode_ndjson(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list[Refusal]]:
@@ -113,7 +120,7 @@ def decode_ndjson(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], li
         return _no_more_than(most, _decode_lines(body)), []
     except NOT_DECODED:
         lines = (line.strip() for line in _split_lines(body))
-        return _decode_pieces(_first(most, (line for line in lines if line)))
+        return _decode_pieces(_first(most, (Piece(line) for line in lines if line)))
 
 
 def _no_more_than(most: int, events: list[Event]) -> list[Event]:
@@ -122,7 +129,7 @@ def _no_more_than(most: int, events: list[Event]) -> list[Event]:
     return events
 
 
-def _first(most: int, pieces: Iterable[bytes]) -> list[bytes]:
+def _first(most: int, pieces: Iterable[Piece]) -> list[Piece]:
     """All of them, which no memory is spent on before they are known not to be too many."""
     found = list(islice(pieces, min(most + 1, sys.maxsize)))
     if len(found) > most:
@@ -138,20 +145,19 @@ def _split_lines(body: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _decode_array(text: bytes, most: int) -> tuple[list[Event], list[Refusal]]:
+def _decode_array(body: bytes, text: bytes, most: int) -> tuple[list[Event], list[Refusal]]:
     if has_more_elements(text, most):
         raise TooManyEventsError
     try:
         if len(text) > PIECE_BYTES:
-            return _decode_pieces([bytes(piece) for piece in _raw_array.decode(text)])
+            return _decode_pieces([Piece(bytes(piece)) for piece in _raw_array.decode(text)])
         return _checked(_event_array.decode(text), len(text)), []
     except NOT_DECODED:
         pass
     try:
-        pieces = _raw_array.decode(text)
-    except NOT_DECODED as error:
-        return [], [_refusal(0, text, error)]
-    return _decode_pieces([bytes(piece) for piece in pieces])
+        return _decode_pieces([Piece(bytes(piece)) for piece in _raw_array.decode(text)])
+    except NOT_DECODED:
+        return _decode_pieces(_first(most, split(body)))
 
 
 def has_more_elements(array: bytes, most: int) -> bool:
@@ -183,14 +189,22 @@ def _after_space(text: str, at: int) -> int:
     return at
 
 
-def _decode_pieces(pieces: list[bytes]) -> tuple[list[Event], list[Refusal]]:
+def _decode_pieces(pieces: list[Piece]) -> tuple[list[Event], list[Refusal]]:
     events, refusals = [], []
-    for index, piece in enumerate(pieces):
+    for index, (text, unread_from) in enumerate(pieces):
         try:
-            events += _checked([_event.decode(piece)], len(piece))
+            events += _checked([_event.decode(text)], len(text))
         except NOT_DECODED as error:
-            refusals.append(_refusal(index, piece, error))
+            refusal = _refusal(index, text, error)
+            if unread_from is not None:
+                refusal = _unread(refusal, unread_from)
+            refusals.append(refusal)
     return events, refusals
+
+
+def _unread(refusal: Refusal, start: int) -> Refusal:
+    error = f"{refusal.error}; its line was not read from byte {start} on"
+    return msgspec.structs.replace(refusal, error=error, unread_from=start)
 
 
 def _checked(events: list[Event], longest: int) -> list[Event]:
@@ -254,20 +268,6 @@ def is_deep(metadata: dict[str, Any]) -> bool:
         children = (outer.values() if isinstance(outer, dict) else outer for outer in level)
         level = [child for group in children for child in group if child.__class__ in _NESTING]
     return bool(level)
-
-
-def concatenated(text: bytes) -> Iterator[bytes]:
-    """The values of `{…}{…}`, white space between or not; what is no JSON is the last piece."""
-    rest = text.decode(errors="surrogateescape")
-    at = 0
-    while at < len(rest):
-        try:
-            _, end = _scanner.raw_decode(rest, at)
-        except (ValueError, RecursionError):
-            yield rest[at:].encode(errors="surrogateescape")
-            return
-        yield rest[at:end].encode(errors="surrogateescape")
-        at = _after_space(rest, end)
 
 
 def _refusal(index: int, piece: bytes, error: Exception) -> Refusal:

@@ -142,22 +142,118 @@ def test_what_only_msgspec_refuses_does_not_take_those_behind_it_along(bad: byte
         assert [refusal.index for refusal in refusals] == [1]
 
 
-@pytest.mark.parametrize("between", [b"", b"\n"])
-def test_what_follows_a_broken_object_is_refused_with_it(between: bytes) -> None:
-    events, refusals, alone = decode_json(GOOD + between + b"{broken" + between + GOOD)
-    assert events == [AB]
-    assert [(refusal.index, refusal.status) for refusal in refusals] == [(1, 400)]
+BROKEN = b'{"source":"s","message":"broken}'
+
+
+@pytest.mark.parametrize("bad", [BROKEN, b"plain panic: boom", b"{broken", b"404 not", GOOD + b"x"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\n"])
+def test_a_malformed_line_costs_itself(bad: bytes, end: bytes) -> None:
+    events, refusals, alone = decode_json(end.join([GOOD, bad, bad, GOOD, bad]))
+    assert events == [AB, AB]
+    assert [(refusal.index, refusal.status) for refusal in refusals] == [
+        (1, 400), (2, 400), (4, 400),
+    ]  # fmt: skip
+    assert [refusal.unread_from for refusal in refusals] == [None, None, None]
     assert not alone
 
 
+def test_reading_goes_on_after_malformed_lines_before_the_first_event() -> None:
+    events, refusals, alone = decode_json(b"\n".join([BROKEN, b"panic", GOOD]))
+    assert (events, [refusal.index for refusal in refusals], alone) == ([AB], [0, 1], False)
+
+
+def test_where_no_line_ends_the_refusal_says_from_which_byte_on_nothing_was_read() -> None:
+    body = b" " + GOOD + BROKEN + GOOD
+    events, refusals, alone = decode_json(body)
+    assert events == [AB]
+    assert [(each.index, each.unread_from) for each in refusals] == [(1, 1 + len(GOOD))]
+    assert refusals[0].error.endswith(f"; its line was not read from byte {1 + len(GOOD)} on")
+    assert not alone
+
+
+def test_after_a_line_that_was_not_read_whole_comes_the_next() -> None:
+    events, refusals, _ = decode_json(GOOD + BROKEN + GOOD + b"\n" + GOOD)
+    assert events == [AB, AB]
+    assert [(each.index, each.unread_from) for each in refusals] == [(1, len(GOOD))]
+
+
+def test_malformed_objects_alone_are_as_many_refusals() -> None:
+    events, refusals, alone = decode_json(b"\n".join([BROKEN] * 3))
+    assert (events, [each.index for each in refusals], alone) == ([], [0, 1, 2], False)
+
+
+PRETTY = json.dumps({"source": "a", "message": "b", "metadata": {"x": [{"y": 1}]}}, indent=2)
+BROKEN_PRETTY = PRETTY.replace('"b"', '"b')
+
+
+def test_a_malformed_object_over_several_lines_costs_itself() -> None:
+    body = "\n".join([PRETTY, BROKEN_PRETTY, PRETTY, BROKEN_PRETTY[:40], PRETTY]).encode()
+    events, refusals, _ = decode_json(body)
+    assert [event.message for event in events] == ["b", "b", "b"]
+    assert [(each.index, each.unread_from) for each in refusals] == [(1, None), (3, None)]
+
+
+@pytest.mark.parametrize("indent", [2, 4, "\t"])
+def test_a_malformed_element_of_a_printed_array_costs_itself(indent: int | str) -> None:
+    events: list[dict[str, Any]] = [
+        {"source": "a", "message": str(number), "metadata": {"x": [{"y": 1}]}}
+        for number in range(5)
+    ]
+    body = json.dumps(events, indent=indent)
+    body = body.replace('"1"', '"1').replace('"4"', '"4')
+    found, refusals, _ = decode_json(body.encode())
+    assert [event.message for event in found] == ["0", "2", "3"]
+    assert [(each.index, each.status) for each in refusals] == [(1, 400), (4, 400)]
+
+
+def test_an_array_with_an_element_a_line_goes_on_after_a_malformed_one() -> None:
+    for start, comma, end in ((b"[", b",\n", b"]"), (b"[\n", b"\n,", b"\n]"), (b"[", b",\n", b"")):
+        body = start + comma.join([GOOD, BROKEN, GOOD, b"nonsense", GOOD, BROKEN]) + end
+        events, refusals, alone = decode_json(body)
+        assert events == [AB, AB, AB]
+        assert [each.index for each in refusals] == [1, 3, 5]
+        assert not alone
+
+
 @pytest.mark.parametrize(
-    "body", [b"[" + GOOD, b"[" + GOOD + b",]", b"[" + GOOD + b"]x", b"[,]", b"[{]"]
+    "bad", [with_metadata(b"NaN"), with_metadata(b"tru"), b"{broken}", b'{"source":"a"}']
 )
-def test_an_array_that_is_no_json_is_refused_whole(body: bytes) -> None:
+def test_an_element_whose_end_is_known_costs_itself(bad: bytes) -> None:
+    events, refusals, _ = decode_json(b"[%b,%b,%b]" % (GOOD, bad, GOOD))
+    assert events == [AB, AB]
+    assert [(each.index, each.unread_from) for each in refusals] == [(1, None)]
+
+
+@pytest.mark.parametrize(
+    ("body", "unread_from"),
+    [
+        (b"[" + GOOD, 29),
+        (b"[" + GOOD + b"]{", 30),
+        (b"[" + GOOD + b"," + BROKEN + b"," + GOOD + b"]", 30),
+        (b"[" + GOOD + b"," + GOOD + GOOD + b"]", 30),
+    ],
+)
+def test_an_array_that_breaks_off_says_from_where_on_it_was_not_read(
+    body: bytes, unread_from: int
+) -> None:
+    events, refusals, alone = decode_json(body)
+    assert events == [AB]
+    assert not alone
+    assert [(each.index, each.status, each.unread_from) for each in refusals] == [
+        (1, 400, unread_from)
+    ]
+
+
+@pytest.mark.parametrize("body", [b"[,]", b"[{]", b"[2024-05-02 10:00:00] boom", b"[" + BROKEN])
+def test_an_array_without_an_element_that_is_json_is_refused(body: bytes) -> None:
     events, refusals, alone = decode_json(body)
     assert events == []
     assert not alone
     assert [(refusal.index, refusal.status) for refusal in refusals] == [(0, 400)]
+
+
+def test_a_comma_behind_the_last_element_is_no_event() -> None:
+    assert decode_json(b"[" + GOOD + b",\n]") == ([AB], [], False)
 
 
 def test_refusals_of_an_array_name_index_and_field() -> None:
@@ -280,6 +376,44 @@ tokens = st.lists(
     ),
     max_size=30,
 ).map(b"".join)
+
+
+MALFORMED = [
+    BROKEN,
+    b"plain panic: boom",
+    b"[error] 12#12: x",
+    b"[2024-05-02 10:00:00] {x} boom",
+    b"{worker-1} started",
+    b'{"source":"s","mes',
+    b'{"source":"s","metadata":{"x":[1,',
+    b'"x": 1},',
+    b"}",
+    b"]",
+    GOOD + b"trailing",
+    GOOD + b",",
+    b"12:00:01 late",
+    b"\xff\xfe",
+    b"\tat Main.java:7",
+]
+
+
+@given(
+    st.lists(st.text(), min_size=1),
+    st.lists(st.tuples(st.integers(0, 10), st.sampled_from(MALFORMED)), max_size=8),
+    st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
+)
+def test_malformed_lines_between_good_ones_cost_themselves(
+    texts: list[str], between: list[tuple[int, bytes]], end: bytes
+) -> None:
+    lines = [(True, an_event(message=text)) for text in texts]
+    for place, bad in between:
+        lines.insert(place, (False, bad))
+    body = end.join(line for _, line in lines)
+    judge(lines, *decode_ndjson(body))
+    if body[:1] != b"[":  # which would be an array
+        events, refusals, _ = decode_json(body)
+        judge(lines, events, refusals)
+        assert not any(refusal.unread_from for refusal in refusals)
 
 
 @settings(max_examples=300)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from logpipe.decoding import concatenated, is_deep, is_utf8
+from logpipe.decoding import is_deep, is_utf8
 from logpipe.event import (
     MAX_DEPTH,
     MAX_LEVEL,
@@ -23,6 +23,7 @@ from logpipe.event import (
     level_name,
 )
 from logpipe.problems import Problem
+from logpipe.splitting import split
 
 FULL_SOURCE = "log.source"
 """Where the whole of a source is that had to be cut."""
@@ -84,7 +85,6 @@ _HALF = re.compile(
 )
 """Half a surrogate pair, as its group, or all that is before one: bodies have many escapes."""
 _decode = msgspec.json.Decoder().decode
-_decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def event_of(
@@ -306,31 +306,24 @@ def lines_of(body: bytes) -> Iterator[bytes]:
 
 
 def json_values(body: bytes) -> Iterator[Any]:
-    """The values of one JSON text, of an array, or of texts one after another.
+    """The values of one JSON text, of an array, or of texts one after another; an array among
+    these is its elements.
 
-    A value of which JSON cannot be made is a 400 `Problem`. Raises as `decoded`.
+    Malformed text is a 400 `Problem` in its place, with the member `unread_from_byte` where it is
+    not known to be one value (`splitting.Piece`). Raises as `decoded`.
     """
-    text = body.strip()
-    if not text:
-        return
-    whole = json_value(text)
+    whole = json_value(body) if body and not body.isspace() else []
     if isinstance(whole, list):
         yield from whole
     elif not isinstance(whole, Problem):
         yield whole
-    elif text[:1] == b"[":
-        yield from map(json_value, _elements(text))
     else:
-        for piece in concatenated(text):
-            value = json_value(piece)
+        for text, unread_from in split(body):
+            value = json_value(text)
+            if isinstance(value, Problem) and unread_from is not None:
+                detail = f"{value.detail} Its line was not read from byte {unread_from} on."
+                value = Problem(value.status, detail, unread_from_byte=unread_from)
             yield from value if isinstance(value, list) else (value,)
-
-
-def _elements(array: bytes) -> list[bytes]:
-    try:
-        return [bytes(piece) for piece in _decode_array(array)]
-    except NOT_DECODED:
-        return [array]
 
 
 def json_value(text: bytes) -> Any:
@@ -340,4 +333,4 @@ def json_value(text: bytes) -> Any:
     except RecursionError:
         return Problem(400, "The JSON is nested too deeply.")
     except NOT_DECODED as error:
-        return Problem(400, f"The JSON cannot be read: {error}")
+        return Problem(400, f"The JSON cannot be read: {error}.")

@@ -123,7 +123,7 @@ def test_a_dot_in_a_name_descends_or_belongs_to_it() -> None:
         (b" \n", []),
         (b'{"a":1}', [{"a": 1}]),
         (b"[1, [2]]", [1, [2]]),
-        (b'{"a":1}{"b":2}\n[3]4', [{"a": 1}, {"b": 2}, 3, 4]),
+        (b'{"a":1}{"b":2}[3]\n"4"{"c":5}\n6', [{"a": 1}, {"b": 2}, 3, "4", {"c": 5}, 6]),
         (b'{"a":\n1}\n{"b":2}', [{"a": 1}, {"b": 2}]),
         (b'"caf\xe9"', ["caf\ufffd"]),
         (b'{"a":1,"\xe9":[{"b":"\xe9"}]}', [{"a": 1, "\ufffd": [{"b": "\ufffd"}]}]),
@@ -142,14 +142,15 @@ def test_json_comes_as_one_value_an_array_or_one_after_another(
     ("body", "kinds"),
     [
         (b'{"a":1}{"b":', [dict, Problem]),
-        (b"[1,tru,2]", [Problem]),
-        (b"[1,2", [Problem]),
+        (b'{"a":1}\n{"b":\npanic: boom\n{"c":3}', [dict, Problem, Problem, dict]),
+        (b"[1,tru,2]", [int, Problem, int]),
+        (b"[1,2", [int, int, Problem]),
         (b"[" * 100_000, [Problem]),
         (b'{"a":1}' + b'{"a":' * 100_000, [dict, Problem]),
         (b"\xff\xfe", [Problem]),
         (b"nonsense", [Problem]),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_what_is_no_json_is_a_problem_in_its_place(body: bytes, kinds: list[type]) -> None:
     assert [type(value) for value in fields.json_values(body)] == kinds

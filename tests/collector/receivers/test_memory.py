@@ -34,7 +34,7 @@ def full_of(thing: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
         ("json", JSON, full_of(b"{}")),
         ("datadog", JSON, full_of(b"{},", b"[", b"]")),
         ("gelf", JSON, full_of(b"{}")),
-        ("splunk", JSON, full_of(b"[]")),
+        ("splunk", JSON, full_of(b"[]\n")),
         ("splunk-raw", {}, full_of(b"ab\n")),
         ("elasticsearch", JSON, full_of(b'{"delete":0}\n')),
         ("firehose", JSON, full_of(b"{},", b'{"records":[', b"]}")),
