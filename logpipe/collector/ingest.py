@@ -61,11 +61,16 @@ class Single(msgspec.Struct, frozen=True):
 
 
 class Reported(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event of a batch that was not taken, by its index, why, and its field where it is one."""
+    """An event of a batch that was not taken, by its index, why, and its field where it is one.
+
+    `unread_from_byte` is there where malformed text may have held more than one event: the body,
+    counted from 0 and without compression, was not read from there to the end of the line.
+    """
 
     index: int
     error: str
     field: str | None = None
+    unread_from_byte: int | None = None
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -197,9 +202,11 @@ def hits_of(refusals: Sequence[Refusal]) -> Counter[str]:
 
 def reported(refusals: Sequence[Refusal]) -> list[Reported]:
     """The refusals as an answer lists them."""
-    return [
-        Reported(refusal.index, refusal.error, refusal.field) for refusal in refusals[:MAX_REPORTED]
-    ]
+    return [_reported(refusal) for refusal in refusals[:MAX_REPORTED]]
+
+
+def _reported(refusal: Refusal) -> Reported:
+    return Reported(refusal.index, refusal.error, refusal.field, refusal.unread_from)
 
 
 def append_of(intake: Intake, idempotency_key: str | None) -> Append:

@@ -6,6 +6,7 @@ Senders repeat whole batches; one strange field must not keep the rest from gett
 import io
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -310,20 +311,27 @@ def json_values(body: bytes) -> Iterator[Any]:
     these is its elements.
 
     Malformed text is a 400 `Problem` in its place, with the member `unread_from_byte` where it is
-    not known to be one value (`splitting.Piece`). Raises as `decoded`.
+    not known to be one value (`splitting.Piece`). Raises as `decoded`. A byte
+    order mark before the first is skipped.
     """
-    whole = json_value(body) if body and not body.isspace() else []
+    text = body.removeprefix(BOM_UTF8)
+    mark = len(body) - len(text)
+    whole = json_value(text) if text and not text.isspace() else []
     if isinstance(whole, list):
         yield from whole
     elif not isinstance(whole, Problem):
         yield whole
     else:
-        for text, unread_from in split(body):
-            value = json_value(text)
-            if isinstance(value, Problem) and unread_from is not None:
-                detail = f"{value.detail} Its line was not read from byte {unread_from} on."
-                value = Problem(value.status, detail, unread_from_byte=unread_from)
+        for piece in split(text):
+            value = json_value(piece.text)
+            if isinstance(value, Problem) and piece.unread_from is not None:
+                value = _unread(value, mark + piece.unread_from)
             yield from value if isinstance(value, list) else (value,)
+
+
+def _unread(problem: Problem, start: int) -> Problem:
+    detail = f"{problem.detail} Its line was not read from byte {start} on."
+    return Problem(problem.status, detail, unread_from_byte=start)
 
 
 def json_value(text: bytes) -> Any:

@@ -1,6 +1,8 @@
 """JSON of any shape, and plain lines: `/ingest/json`. The fields of the event are guessed."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -45,6 +47,9 @@ PARAMETERS = ("message_field", "level_field", "source_field", "time_field", "sou
 
 UNTYPED = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 """Types that say nothing of the content: its first byte decides."""
+
+MAX_LOOKED_AT = 1_000
+"""Values among which an object is looked for in a body without a type."""
 
 MAX_NAME = 256
 """Characters of a field's name that a request chooses."""
@@ -114,23 +119,48 @@ def _format(media_type: str) -> str:
 
 def items_of(body: bytes, form: str, names: Names, source: str) -> Iterator[Item]:
     """The events of a body; `source` is theirs where they say nothing of it."""
-    for value in _values(body, form or ("json" if body.lstrip()[:1] in b"{[" else "text")):
+    for value in _values(body, form):
         yield value if isinstance(value, Problem) else event_of(value, names, source)
 
 
-def _values(body: bytes, form: str) -> Iterable[Any]:
+def _values(body: bytes, form: str) -> Iterator[Any]:
     if form == "json":
-        yield from fields.json_values(body)
-        return
-    for line in fields.lines_of(body):
-        text = line.strip() if form == "ndjson" else line
-        if not text:
-            continue
-        if form == "text":
-            yield text.decode(errors="replace")
-        else:
-            value = fields.json_value(text)
+        return fields.json_values(body)
+    text = body.removeprefix(BOM_UTF8)
+    if form == "ndjson":
+        return _of_json_lines(text)
+    if form == "" and text.lstrip()[:1] in (b"{", b"[", b""):
+        return _json_or_lines(body)
+    return _lines(text)
+
+
+def _lines(body: bytes) -> Iterator[str]:
+    return (line.decode(errors="replace") for line in fields.lines_of(body) if line)
+
+
+def _of_json_lines(body: bytes) -> Iterator[Any]:
+    for line in map(bytes.strip, fields.lines_of(body)):
+        if line:
+            value = fields.json_value(line)
             yield from value if isinstance(value, list) else (value,)
+
+
+def _json_or_lines(body: bytes) -> Iterator[Any]:
+    """The values of a body that begins as JSON does; its lines where it has malformed text and, in
+    the first `MAX_LOOKED_AT` values, no object: text may begin with a bracket, too."""
+    values = fields.json_values(body)
+    first = next(values, None)
+    if isinstance(first, dict):
+        yield first
+        yield from values
+        return
+    is_text = False
+    for value in chain((first,), islice(values, MAX_LOOKED_AT)):
+        if isinstance(value, dict):
+            is_text = False
+            break
+        is_text = is_text or isinstance(value, Problem)
+    yield from _lines(body.removeprefix(BOM_UTF8)) if is_text else fields.json_values(body)
 
 
 def event_of(value: Any, names: Names, source: str) -> Event:
@@ -164,7 +194,10 @@ def _answer(outcomes: Sequence[Outcome]) -> Answer:
     if not outcomes:
         raise Problem(400, "The body holds no event.")
     problems = problems_of(outcomes)
-    errors = [Reported(i, each.detail) for i, each in problems[:MAX_REPORTED]]
+    errors = [
+        Reported(i, each.detail, None, each.members.get("unread_from_byte"))
+        for i, each in problems[:MAX_REPORTED]
+    ]
     try:
         raise_if_none_taken(outcomes)
     except Problem as problem:

@@ -60,8 +60,36 @@ def test_one_a_line_is_taken_and_a_bad_one_keeps_no_good_one_out() -> None:
     assert [isinstance(each, Problem) for each in found] == [False, True, True, False]
 
 
+def test_a_malformed_line_costs_itself() -> None:
+    body = b'{"short_message":"a"}\n{"short_message":"b}\npanic\n{"short_message":"c"}'
+    found = items(parse, body)
+    assert [isinstance(each, Problem) for each in found] == [False, True, True, False]
+
+
+async def test_what_is_rejected_beside_stored_messages_is_counted(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        body = b'{"short_message":"a"}\n{"short_message":"b}\n{"host":"h"}\n{"message":"c"}'
+        answer = await service.http.post("/gelf", content=body)
+        assert (answer.status_code, answer.content) == (202, b"")
+        assert texts(valkey) == ("a", "c")
+        exposed = (await service.http.get("/metrics")).text
+        counts = 'logpipe_receiver_events_total{outcome="%s",protocol="gelf"} 2.0'
+        assert counts % "rejected" in exposed
+        assert counts % "accepted" in exposed
+
+
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'[{"short_message":"a"}]', b'{"host":"h"}', b"7", b"\xff"]
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"short_message":"a}\npanic\n',
+        b'[{"short_message":"a"}]',
+        b'{"host":"h"}',
+        b"7",
+        b"\xff",
+    ],
 )
 async def test_what_is_no_message_is_a_400(valkey: Valkey, body: bytes) -> None:
     async with collecting(valkey) as service:

@@ -2,8 +2,11 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from logpipe.collector.receivers.generic import MAX_NAMES, parse
+from logpipe.event import Event
 from logpipe.problems import Problem
 from tests.collector.receivers.parsing import JSON, event, events, items
 from tests.collector.receivers.samples import collecting, stored, texts
@@ -180,6 +183,80 @@ def test_a_bad_line_keeps_no_good_one_out() -> None:
     body = b'{"msg":"one"}\n{"msg":\n\n{"msg":"two"}\n'
     found = items(parse, body, headers={"content-type": "application/x-ndjson"})
     assert [isinstance(each, Problem) for each in found] == [False, True, False]
+
+
+UNTYPED = ["", "application/octet-stream", "application/x-www-form-urlencoded", "text/plain"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"[2024-05-02 10:00:00] ERROR boom", b"[2024-05-02 10:00:01] INFO {ok}"],
+        [b"[error] 12#12: x"],
+        [b"[1] one", b"[2] two"],
+        [b"{worker-1} started", b"", b'  {"a":1} is what came'],
+        [b"{ level: 'debug' }"],
+        [b'{"message":"cut in the mid'],
+        [b'{"message":"a","x":NaN}'],
+        [b"[" * 2_000 + b" caf\xe9"],
+    ],
+)
+def test_text_that_begins_with_a_bracket_is_lines(lines: list[bytes]) -> None:
+    for content_type in UNTYPED:
+        for end in (b"\n", b"\r\n"):
+            found = events(parse, end.join(lines), headers={"content-type": content_type})
+            assert [each.message for each in found] == [
+                line.decode(errors="replace") for line in lines if line
+            ]
+            assert {each.source for each in found} == {"json"}
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/x-ndjson"])
+def test_text_that_is_said_to_be_json_is_no_text(content_type: str) -> None:
+    body = b"[2024-05-02 10:00:00] ERROR boom\n[error] 12#12: x"
+    found = items(parse, body, headers={"content-type": content_type})
+    assert [type(each) for each in found] == [Problem, Problem]
+
+
+@pytest.mark.parametrize("content_type", UNTYPED[:3])
+def test_lines_of_text_among_json_are_refused(content_type: str) -> None:
+    body = b'[error] x\n{"msg":"one"}\n[error] y\n{"msg":"two"}'
+    found = items(parse, b"{\n" + body, headers={"content-type": content_type})
+    assert [each.message for each in found if not isinstance(each, Problem)] == ["one", "two"]
+    assert len(found) == 5
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    mark = b"\xef\xbb\xbf"
+    for body in (TWO, b"[" + TWO.replace(b"\n", b",") + b"]"):
+        for content_type in ("", "application/json"):
+            found = events(parse, mark + body, headers={"content-type": content_type})
+            assert [each.message for each in found] == ["one", "two"]
+    for content_type in ("", "text/plain"):
+        found = events(parse, mark + b"one\ntwo", headers={"content-type": content_type})
+        assert [each.message for each in found] == ["one", "two"]
+    found = events(parse, mark + TWO, headers={"content-type": "application/x-ndjson"})
+    assert [each.message for each in found] == ["one", "two"]
+    (_, bad) = items(parse, mark + b'{"a":1}{"b":', headers=JSON)
+    assert isinstance(bad, Problem)
+    assert bad.members == {"unread_from_byte": 10}
+
+
+@given(st.lists(st.text(), min_size=1), st.integers(0, 3), st.sampled_from(["", *JSON.values()]))
+def test_malformed_lines_cost_themselves(texts: list[str], place: int, content_type: str) -> None:
+    lines = [json.dumps({"msg": text}).encode() for text in texts]
+    for bad in (b'{"msg":"broken}', b"panic: boom", b"[error] x", b'{"msg":"a"} x'):
+        lines.insert(place + 1, bad)  # not the first: it would say that the body is text
+    found = items(parse, b"\n".join(lines), headers={"content-type": content_type})
+    assert len(found) == len(lines)
+    assert sum(isinstance(each, Problem) for each in found) == 4
+    good = [
+        each.metadata["msg"] if text == "" else each.message
+        for text, each in zip(
+            texts, (each for each in found if isinstance(each, Event)), strict=True
+        )
+    ]
+    assert good == texts
 
 
 async def test_the_answer_counts_and_names_what_was_refused(valkey: Valkey) -> None:
