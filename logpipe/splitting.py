@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     """A value, or text in its place that is malformed.
 
     `unread_from` is the byte of the body at which malformed text begins that may hold more than one
-    value: it goes to the end of its line.
+    value, because it does not begin its line: it goes to the end of the line.
     """
 
     text: bytes
@@ -53,7 +53,6 @@ def split(body: bytes) -> Iterator[Piece]:
 class _Splitter:
     def __init__(self, body: bytes) -> None:
         self._body = body
-        self._has_lines = b"\n" in body.strip()
         self._in_array = False
         self._line = (0, -1)  # the part of a line whose end was found last
         self._text: str | None = None  # it as text; empty after a value of it was malformed
@@ -104,9 +103,9 @@ class _Splitter:
         return self._body.rfind(b"\n", 0, at) + 1
 
     def _is_line(self, at: int) -> bool:
-        """Whether what begins there is the first of its line, and the body has several."""
+        """Whether what begins there is the first of its line."""
         before = self._body[self._line_start(at) : at]
-        return self._has_lines and not before.strip(b" \t\r[," if self._in_array else b" \t\r")
+        return not before.strip(b" \t\r[," if self._in_array else b" \t\r")
 
     def _indent(self, at: int) -> int:
         start = self._line_start(at)
