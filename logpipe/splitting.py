@@ -20,9 +20,9 @@ _SCALAR = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"|[^\s"\[\]{},]++')
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _BLANKS = re.compile(rb"[ \t\r]*+")
 _CLOSED = re.compile(rb"[\]}]++[ \t\r]*+,?+[ \t\r]*+")
-_AFTER_OBJECT = (b"", b"\n", b"{", b"[", b'"')
-_AFTER_OTHER = (b"", b"\n")
-_AFTER_ELEMENT = (b"", b",", b"]")
+_AFTER_OBJECT: tuple[bytes, ...] = (b"", b"\n", b"{", b"[", b'"')
+_AFTER_OTHER: tuple[bytes, ...] = (b"", b"\n")
+_AFTER_ELEMENT: tuple[bytes, ...] = (b"", b",", b"]")
 _OPENING = bytes.maketrans(b"]}", b"[{")
 
 MAX_INDENT = 100
@@ -73,7 +73,9 @@ class _Splitter:
             malformed = end is None
             if end is None:
                 end, resumed = self._end_of_malformed(at)
-                yield Piece(self._body[at:end].rstrip(), None if self._is_line(at) else at)
+                yield Piece(
+                    self._body[at:end].rstrip(b" \t\r\n"), None if self._is_line(at) else at
+                )
                 at = self._after(_SPACE, resumed)
             else:
                 yield Piece(self._body[at:end])
@@ -127,7 +129,10 @@ class _Splitter:
         else:
             after = self._after(_BLANKS, end)
             followers = _AFTER_OBJECT if first in (b"{", b'"') else _AFTER_OTHER
-        return end if self._body[after : after + 1] in followers else None
+        if self._body[after : after + 1] in followers:
+            return end
+        self._wasted += max(0, end - self._line_end(at))
+        return None
 
     def _end_in_line(self, at: int) -> int | None:
         """The end of a value that ends in its line: most do, and C finds it faster."""

@@ -84,14 +84,14 @@ values = st.recursive(
 )
 
 
-@given(st.lists(values), st.sampled_from([None, 1, 2, "\t"]), st.booleans())
+@given(st.lists(values, max_size=4), st.sampled_from([None, 1, 2, "\t"]), st.booleans())
 def test_an_array_is_its_elements(elements: list[Any], indent: Any, ascii_only: bool) -> None:
     body = json.dumps(elements, indent=indent, ensure_ascii=ascii_only).encode()
     assert [json.loads(piece.text) for piece in split(body)] == elements
 
 
 @given(
-    st.lists(st.dictionaries(st.text(), values)),
+    st.lists(st.dictionaries(st.text(), values, max_size=3), max_size=4),
     st.sampled_from([None, 1, 2, "\t"]),
     st.sampled_from(["", " ", "\n", "\r\n"]),
 )
@@ -135,6 +135,7 @@ STAIRS = b"\n".join(b" " * depth + b"[1," for depth in range(500))
         full_of(b"{}", STAIRS + b"\n"),
         full_of(b"{},", STAIRS + b"\n[[\n", b"x"),
         full_of(STAIRS + b"\n"),
+        full_of(STAIRS + b"]" * 500 + b"x\n"),
         full_of(b" x\n", b"{\n"),
         full_of(b"".join(b" " * (depth % MAX_INDENT) + b"{\n" for depth in range(1_000))),
         full_of(b"\n", b"{", b"}x"),
@@ -142,7 +143,7 @@ STAIRS = b"\n".join(b" " * depth + b"[1," for depth in range(500))
         full_of(b"1 "),
         full_of(b"{} x\n"),
     ],
-    ids=range(19),
+    ids=range(20),
 )
 def test_hostile_bodies_take_linear_time_and_memory(body: bytes) -> None:
     begun = time.process_time()
