@@ -14,8 +14,8 @@ INTERVAL_S = 60.0
 
 class Rejections:
     """The rejected events of one protocol: the first are logged at once, those that follow by one
-    line for each interval in which there were any. A line has their number and a reason, and nothing
-    of what was sent. To be used in an event loop."""
+    line for each interval in which there were any. A line has their number and a reason, and
+    nothing of what was sent. To be used in an event loop."""
 
     def __init__(self, protocol: str, interval_s: float = INTERVAL_S) -> None:
         self._protocol = protocol

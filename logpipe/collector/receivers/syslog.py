@@ -46,9 +46,9 @@ class Frame(NamedTuple):
 
 class Frames:
     """Takes a byte stream apart by both framings of RFC 6587, told apart message by message: a
-    count of bytes, or an end: of a line, or the zero byte that Python's own handler writes. A number
-    is a count only where a whole `<PRI>` follows: plain lines begin with numbers, too. Holds at most
-    `limit` bytes of a message.
+    count of bytes, or an end: of a line, or the zero byte that Python's own handler writes. A
+    number is a count only where a whole `<PRI>` follows: plain lines begin with numbers, too. Holds
+    at most `limit` bytes of a message.
     """
 
     def __init__(self, limit: int) -> None:

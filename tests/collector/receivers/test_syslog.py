@@ -178,7 +178,9 @@ def test_counted_messages_come_back_as_they_went(texts: list[bytes]) -> None:
 
 @given(
     st.lists(
-        st.tuples(st.booleans(), st.from_regex(rb"\d{0,4} ?(<\d{0,2})?[a-z ]{0,9}[a-z]", fullmatch=True))
+        st.tuples(
+            st.booleans(), st.from_regex(rb"\d{0,4} ?(<\d{0,2})?[a-z ]{0,9}[a-z]", fullmatch=True)
+        )
     ),
     st.integers(1, 5),
 )
@@ -228,7 +230,10 @@ async def test_success_is_204_also_for_nothing(valkey: Valkey) -> None:
 
 async def test_lines_that_begin_with_a_number_are_whole(valkey: Valkey) -> None:
     async with collecting(valkey) as service:
-        for body in (b"404 not found here\n500 error\nplain\n", b"10 items processed\nother line\n"):
+        for body in (
+            b"404 not found here\n500 error\nplain\n",
+            b"10 items processed\nother line\n",
+        ):
             answer = await service.http.post(
                 "/syslog", content=body, headers={"Content-Type": "text/plain"}
             )
