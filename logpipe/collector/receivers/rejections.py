@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextvars import Context
 
 from logpipe.problems import Problem
 
@@ -42,5 +43,7 @@ class Rejections:
                 self._reason,
             )
             self._count = 0
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._interval_s, self._report)
+            # Not in the context of this request, whose id the next line would have.
+            self._timer = asyncio.get_running_loop().call_later(
+                self._interval_s, self._report, context=Context()
+            )
