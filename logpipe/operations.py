@@ -26,7 +26,7 @@ from logpipe.collector.receivers import (
     gelf,
     generic,
     loki,
-    otlp,
+    otlp_json,
     splunk,
 )
 from logpipe.collector.receivers.otlp import JSON_TYPE, PROTOBUF_TYPES
@@ -212,7 +212,7 @@ SPOKEN: Mapping[str, Spoken] = {
         "Loki's push.", {JSON: loki.JsonPush, PROTOBUF_TYPES[0]: BYTES}, 204, {}, {PLAIN: TEXT}
     ),
     "otlp": Spoken(
-        "OTLP's logs.", {JSON_TYPE: otlp.Export, **_PROTOBUF}, 200, _EXPORTED, _OTLP_REFUSED
+        "OTLP's logs.", {JSON_TYPE: otlp_json.Export, **_PROTOBUF}, 200, _EXPORTED, _OTLP_REFUSED
     ),
     "elasticsearch": Spoken("Elasticsearch's bulk.", _LINES, 200, {JSON: _BULK}, {JSON: _CAUSE}),
     "splunk": Spoken("Splunk's HEC.", {JSON: _HEC}, 200, {JSON: _CODED}, {JSON: _CODED}),

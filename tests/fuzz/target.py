@@ -74,8 +74,8 @@ class Target:
             return 0
 
     def said(self) -> Counter[str]:
-        """What it has logged since it was ready, and how often. Of that nothing is expected: what a
-        client does wrong is answered, not logged."""
+        """What it has logged since it was ready, and how often. Of that nothing is expected but the
+        sums of rejected events: what a client does wrong is answered."""
         lines = self._log.read_bytes()[self._said_at_start :].decode(errors="replace").splitlines()
         return Counter(told for line in lines if (told := _told(line)))
 
@@ -117,10 +117,10 @@ class Target:
 
 def _told(line: str) -> str:
     """A line of the log in short, with the end of its traceback; empty where it tells of ordinary
-    work, such as a consumer group that begins to be read."""
+    work, such as a consumer group that begins to be read, or sums rejected events."""
     try:
         record = json.loads(line)
-        if record["level"] == "INFO":
+        if record["level"] == "INFO" or record["metadata"]["logger"] == "logpipe.receivers":
             return ""
         trace = record["metadata"].get("exception", "").splitlines()
         text = "\n".join([record["message"][:400], *trace[-TRACE_LINES:]])

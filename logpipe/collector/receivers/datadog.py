@@ -24,7 +24,7 @@ _NAMES = generic.Names(
 
 
 def parse(request: Request) -> Batch:
-    """Each object is an event; none at all keeps the connection alive."""
+    """Each object is an event; a request without any keeps the connection alive."""
     return Batch(_items(request.body), always(Answer(202, "application/json", b"{}")))
 
 
@@ -36,8 +36,8 @@ def parse_v1(request: Request) -> Batch:
 def _items(body: bytes) -> Iterator[Item]:
     for value in fields.json_values(body):
         if isinstance(value, Problem):
-            raise value
-        if value != {}:
+            yield value
+        elif value != {}:
             yield _event(value if isinstance(value, dict) else {"message": value})
 
 

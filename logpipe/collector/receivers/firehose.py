@@ -3,55 +3,96 @@
 import base64
 import binascii
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from logpipe.collector.answer import Answer
 from logpipe.collector.receivers import fields, generic
-from logpipe.collector.receivers.protocol import Batch, Item, Request, always
+from logpipe.collector.receivers.mixed import values_of
+from logpipe.collector.receivers.protocol import Batch, Item, Outcome, Request, problems_of
+from logpipe.collector.receivers.repeated import Array, elements
 from logpipe.collector.receivers.unpacking import by_its_first_bytes
+from logpipe.event import Event
 from logpipe.problems import Problem
 
 PATHS = ("/firehose",)
 
-
-class Record(msgspec.Struct, gc=False):
-    """A record, in base64."""
-
-    data: str = ""
+UNDECODABLE = "log.undecodable"
+"""In the metadata of a record's events: what it should have been and is not, `base64`,
+`compression`, or `record`, an object with data. Then the record is stored as it came."""
 
 
 class Delivery(msgspec.Struct, rename="camel", gc=False):
-    """The body of a request."""
+    """The body of a request. Each record is an object with `data` in base64."""
 
-    request_id: str = ""
-    records: list[Record] = []
+    records: Array
+    request_id: Any = ""
 
 
 _decode = msgspec.json.Decoder(Delivery).decode
 
 
 def parse(request: Request) -> Batch:
-    """Each log event of CloudWatch, each JSON value and each other line is an event."""
+    """Each log event of CloudWatch, each JSON object and each other line is an event."""
     delivery = fields.decoded(_decode, request.body)
-    answer = _told(request, 200, delivery.request_id)
-    return Batch(_items(delivery, request), always(answer))
+    records = elements(delivery.records)
+    answer = _told(request, 200, fields.text_of(delivery.request_id))
+    return Batch(_items(records, request), _whole(answer))
 
 
-def _items(delivery: Delivery, request: Request) -> Iterator[Item]:
+def _whole(answer: Answer) -> Callable[[Sequence[Outcome]], Answer]:
+    """Success only where nothing was rejected: Firehose deletes what is answered 200, and keeps
+    anything else in its bucket. What was stored is not stored again, by the request's id."""
+
+    def answered(outcomes: Sequence[Outcome]) -> Answer:
+        for _, problem in problems_of(outcomes):
+            raise problem
+        return answer
+
+    return answered
+
+
+def _items(records: Sequence[msgspec.Raw], request: Request) -> Iterator[Item]:
     arn = request.text("x-amz-firehose-source-arn")
     stream = arn.rpartition("/")[2] or "firehose"
     shared = _attributes(request) | fields.present(cloud__resource_id=arn)
     room = request.limit
-    for record in delivery.records:
-        data = by_its_first_bytes(_bytes(record.data), room)
+    for record in records:
+        data, undecodable = _data(bytes(record), room)
         room -= len(data)
-        for item in _of_record(data, stream):
-            if not isinstance(item, Problem):
-                item.metadata = fields.merge(item.metadata, shared, "firehose.")
-            yield item
+        told = fields.present(**{UNDECODABLE: undecodable})
+        for event in _of_record(data, stream):
+            event.metadata = fields.merge(told | event.metadata, shared, "firehose.")
+            yield event
+
+
+def _data(raw: bytes, room: int) -> tuple[bytes, str]:
+    """The data of a record, and what it should have been and is not. Raises a 413 `Problem`."""
+    record = fields.json_value(raw)
+    text = record.get("data") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        return raw, "record"
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        return text.encode(errors="replace"), "base64"
+    try:
+        return by_its_first_bytes(data, room), ""
+    except Problem as problem:
+        if problem.status != 400:  # it is packed, and too large
+            raise
+    return (data, "") if _is_text(data) else (text.encode(), "compression")
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether it is UTF-8: a line may begin with the same bytes as packed data."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _attributes(request: Request) -> dict[str, Any]:
@@ -62,25 +103,21 @@ def _attributes(request: Request) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else fields.present(commonAttributes=text)
 
 
-def _bytes(data: str) -> bytes:
-    try:
-        return base64.b64decode(data, validate=True)
-    except (ValueError, binascii.Error):
-        return data.encode(errors="replace")  # a text that was not packed, contrary to the rules
+def _of_record(data: bytes, stream: str) -> Iterator[Event]:
+    for value in values_of(data.decode(errors="replace")):
+        if not isinstance(value, dict):
+            yield fields.event_of(stream, value, None, None, {})
+        elif value.get("messageType") == "CONTROL_MESSAGE":
+            continue  # CloudWatch only asks whether the destination answers
+        elif isinstance(value.get("logEvents"), list) and value["logEvents"]:
+            yield from _of_cloudwatch(value)
+        else:
+            yield generic.event_of(value, generic.Names(), stream)
 
 
-def _of_record(data: bytes, stream: str) -> Iterator[Item]:
-    value = fields.json_value(data) if data.lstrip()[:1] == b"{" else None
-    if isinstance(value, dict) and isinstance(value.get("logEvents"), list):
-        yield from _of_cloudwatch(value)
-    elif not (isinstance(value, dict) and value.get("messageType") == "CONTROL_MESSAGE"):
-        yield from generic.items_of(data, "", generic.Names(), stream)
-
-
-def _of_cloudwatch(told: dict[str, Any]) -> Iterator[Item]:
-    """The log events; a control message only asks whether anyone is there."""
-    if told.pop("messageType", "") == "CONTROL_MESSAGE":
-        return
+def _of_cloudwatch(told: dict[str, Any]) -> Iterator[Event]:
+    """The log events of one message; there may be several of them in a record."""
+    told.pop("messageType", None)
     group, stream = told.pop("logGroup", None), told.pop("logStream", None)
     shared = fields.present(
         aws__log__group__names=[group] if group else None,

@@ -17,6 +17,7 @@ from logpipe.collector.inflight import Held
 from logpipe.collector.ingest import MAX_KEY_LENGTH, Bounds
 from logpipe.collector.receivers.packing import Packed, appends_of, pack
 from logpipe.collector.receivers.protocol import Batch, Outcome, Protocol, Request
+from logpipe.collector.receivers.rejections import Rejections
 from logpipe.collector.receivers.tokens import token_of
 from logpipe.collector.receivers.unpacking import by_its_first_bytes, from_snappy
 from logpipe.event import NOT_DECODED
@@ -70,6 +71,7 @@ class Receiver:
         self._protocol = protocol
         self._settings, self._tokens, self._appender, self._metrics, self._rates = process
         self._bounds = Bounds.of(self._settings)
+        self._rejections = Rejections(name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, every outcome in the protocol's own words."""
@@ -172,20 +174,24 @@ class Receiver:
             return problem
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
-        rejected = failed = repeated = 0
+        rejected: list[Problem] = []
+        failed = repeated = 0
         for outcome in outcomes:
-            if isinstance(outcome, Problem):
-                rejected += outcome.status < 500
-                self._metrics.count_limited(outcome.hits)
-                failed += outcome.status >= 500
-            else:
+            if not isinstance(outcome, Problem):
                 repeated += outcome.repeated
-        counted = {"rejected": rejected, "failed": failed, "repeated": repeated}
+                continue
+            self._metrics.count_limited(outcome.hits)
+            if outcome.status < 500:
+                rejected.append(outcome)
+            else:
+                failed += 1
+        self._rejections.add(rejected)
+        counted = {"rejected": len(rejected), "failed": failed, "repeated": repeated}
         counted["accepted"] = len(outcomes) - sum(counted.values())
         for word, count in counted.items():
             if count:
                 self._metrics.receiver_events.labels(self._name, word).inc(count)
-        self._metrics.events_rejected.inc(rejected)
+        self._metrics.events_rejected.inc(len(rejected))
 
 
 def admit(protocol: Protocol, request: Request, tokens: Sequence[str]) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from logpipe.collector.answer import Answer, problem_answer
 from logpipe.collector.receivers import fields, syslog
-from logpipe.collector.receivers.protocol import Batch, Request, always
+from logpipe.collector.receivers.protocol import Batch, Item, Request, always
 from logpipe.event import Event
 from logpipe.problems import Problem
 
@@ -13,20 +13,20 @@ PATHS = ("/logplex",)
 
 
 def parse(request: Request) -> Batch:
-    """Each message is an event. The items end with a 400 `Problem` that is raised when they are not
-    as many as announced."""
-    return Batch(_events(request), always(Answer(204)))
+    """Each message is an event. Where fewer came than were announced, the last item is a 400
+    `Problem`: what is missing is reported, and what came is stored."""
+    return Batch(_items(request), always(Answer(204)))
 
 
-def _events(request: Request) -> Iterator[Event]:
+def _items(request: Request) -> Iterator[Item]:
     drain = fields.present(logplex__drain_token=request.headers.get("logplex-drain-token"))
     count = 0
     for frame in syslog.frames_of(request.body, request.limit):
         count += 1
         yield event_of(frame, drain)
     announced = request.headers.get("logplex-msg-count", "")
-    if announced.isascii() and announced.isdigit() and int(announced[:20]) != count:
-        raise Problem(
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) > count:
+        yield Problem(
             400, f"The body holds {count} messages, not {announced[:20]} (Logplex-Msg-Count)."
         )
 

@@ -11,6 +11,7 @@ from logpipe.collector.answer import Answer
 from logpipe.collector.receivers import fields
 from logpipe.collector.receivers.protobuf import each, message, parsed
 from logpipe.collector.receivers.protocol import Batch, Item, Request, always
+from logpipe.collector.receivers.repeated import Array, elements
 from logpipe.collector.receivers.unpacking import from_snappy
 from logpipe.event import Event
 from logpipe.problems import Problem
@@ -33,26 +34,18 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 
 
-class JsonStream(msgspec.Struct, gc=False):
-    """A stream of today's JSON, or of the first version's."""
-
-    stream: dict[str, Any] = {}
-    values: list[list[Any]] = []
-    labels: str = ""
-    entries: list[dict[str, Any]] = []
-
-
 class JsonPush(msgspec.Struct, gc=False):
-    """The body of a push as JSON."""
+    """The body of a push as JSON. A stream is an object with `stream` and `values`, or as the first
+    version had it, with `labels` and `entries`."""
 
-    streams: list[JsonStream] = []
+    streams: Array
 
 
 _decode = msgspec.json.Decoder(JsonPush).decode
 
 
 def parse(request: Request) -> Batch:
-    """Each value of each stream is an event."""
+    """Each value of each stream is an event; one that cannot be read is a `Problem` by itself."""
     tenant = request.text("x-scope-orgid")
     if request.media_type == "application/json":
         items = _of_json(fields.decoded(_decode, request.body), tenant)
@@ -62,24 +55,42 @@ def parse(request: Request) -> Batch:
 
 
 def _of_json(push: JsonPush, tenant: str) -> Iterator[Item]:
-    for stream in push.streams:
-        labels = stream.stream or labels_of(stream.labels)
-        for value in stream.values:
-            yield _of_value(labels, value, tenant)
-        for entry in stream.entries:
-            line = fields.text_of(entry.get("line", ""))
-            yield _event(labels, {}, line, fields.ms_of(entry.get("ts")), tenant)
+    for raw in elements(push.streams):
+        stream = fields.json_value(bytes(raw))
+        if isinstance(stream, dict):
+            yield from _of_stream(stream, tenant)
+        else:
+            yield stream if isinstance(stream, Problem) else Problem(400, "A stream is an object.")
 
 
-def _of_value(labels: Mapping[str, Any], value: list[Any], tenant: str) -> Item:
-    """Raises a 400 `Problem`, as Loki does: the sender has mistaken the format for another."""
-    if len(value) < 2:
-        raise Problem(400, "A value is a list of a time and a line.")
+def _of_stream(stream: dict[str, Any], tenant: str) -> Iterator[Item]:
+    given = stream.get("stream") or stream.get("labels") or {}
+    labels = given if isinstance(given, dict) else labels_of(fields.text_of(given))
+    if "values" not in stream and "entries" not in stream:
+        yield Problem(400, "A stream has values.")
+    for name, read in (("values", _of_value), ("entries", _of_entry)):
+        listed = stream.get(name)
+        if isinstance(listed, list):
+            yield from (read(labels, value, tenant) for value in listed)
+        elif listed is not None:
+            yield Problem(400, f"The {name} of a stream are a list.")
+
+
+def _of_value(labels: Mapping[str, Any], value: Any, tenant: str) -> Item:
+    if not isinstance(value, list) or len(value) < 2:
+        return Problem(400, "A value is a list of a time and a line.")
     ts, line, *rest = value
     if not isinstance(ts, str) or not re.fullmatch(r"\d{1,20}", ts, re.ASCII):
-        raise Problem(400, f"The time of a value is a text of nanoseconds, not {str(ts)[:64]!r}.")
+        return Problem(400, "The time of a value is a text of nanoseconds.")
     extra = rest[0] if rest and isinstance(rest[0], dict) else {}
     return _event(labels, extra, fields.text_of(line), int(ts) // 1_000_000, tenant)
+
+
+def _of_entry(labels: Mapping[str, Any], entry: Any, tenant: str) -> Item:
+    """Of the first version."""
+    if not isinstance(entry, dict) or "line" not in entry:
+        return Problem(400, "An entry is an object with a line.")
+    return _event(labels, {}, fields.text_of(entry["line"]), fields.ms_of(entry.get("ts")), tenant)
 
 
 def _of_protobuf(request: Request, tenant: str) -> Iterator[Item]:
@@ -88,10 +99,17 @@ def _of_protobuf(request: Request, tenant: str) -> Iterator[Item]:
         body = from_snappy(body, request.limit)  # packed, whether a header says so or not
     push = parsed(message("PushRequest"), body)
     for stream in each(message("Stream"), push.streams):
+        if isinstance(stream, Problem):
+            yield stream
+            continue
         labels = labels_of(_text(stream.labels))
         for entry in each(message("Entry"), stream.entries):
-            extra = {_text(pair.name): _text(pair.value) for pair in entry.structured_metadata}
-            yield _event(labels, extra, _text(entry.line), _time_of(entry), tenant)
+            yield entry if isinstance(entry, Problem) else _of_message(labels, entry, tenant)
+
+
+def _of_message(labels: Mapping[str, Any], entry: Any, tenant: str) -> Event:
+    extra = {_text(pair.name): _text(pair.value) for pair in entry.structured_metadata}
+    return _event(labels, extra, _text(entry.line), _time_of(entry), tenant)
 
 
 def _text(raw: bytes) -> str:

@@ -2,31 +2,18 @@
 
 import base64
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from logpipe.collector.answer import Answer
-from logpipe.collector.receivers import fields
-from logpipe.collector.receivers.protobuf import (
-    MAX_REPEATED,
-    counted,
-    each,
-    message,
-    parsed,
-    too_many,
-)
-from logpipe.collector.receivers.protocol import (
-    Batch,
-    Item,
-    Outcome,
-    Request,
-    problems_of,
-    raise_if_none_taken,
-)
-from logpipe.decoding import has_more_elements
+from logpipe.collector.receivers import fields, otlp_json
+from logpipe.collector.receivers.protobuf import attempted, each, message, parsed
+from logpipe.collector.receivers.protocol import Batch, Item, Outcome, Request, problems_of
+from logpipe.collector.receivers.repeated import counted, elements
 from logpipe.event import LEVELS, NOT_DECODED, Event, level_name
 from logpipe.problems import Problem
 
@@ -43,154 +30,124 @@ MAX_DEPTH = 64
 
 TOO_DEEP = f"(nested over {MAX_DEPTH} levels)"
 
-Decoded = TypeVar("Decoded")
+Read = TypeVar("Read")
 
 _CODES = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 429: 8, 503: 14}
 """gRPC's codes for HTTP's."""
 
 
-class AnyValue(msgspec.Struct, rename="camel", gc=False):
-    """The JSON twin of the message of that name, and so on: fields are named as in protobuf, so
-    that one mapping reads both."""
+class Logs(NamedTuple):
+    """The logs of one resource: the resource, or why it cannot be read, and the logs by scope."""
 
-    string_value: str | None = None
-    bool_value: bool | None = None
-    int_value: int | None = None
-    double_value: float | None = None
-    array_value: "ArrayValue | None" = None
-    kvlist_value: "KeyValueList | None" = None
-    bytes_value: str | None = None
-
-    def WhichOneof(self, _: str) -> str | None:  # noqa: N802 - protobuf calls it so
-        """The name of the field that is set."""
-        return next((n for n in self.__struct_fields__ if getattr(self, n) is not None), None)
+    resource: Any
+    schema_url: str
+    scopes: Iterable["ScopedLogs | Problem"]
 
 
-class KeyValue(msgspec.Struct, gc=False):
-    key: str = ""
-    value: AnyValue | None = None
+class ScopedLogs(NamedTuple):
+    """The logs of one scope: the scope, or why it cannot be read, and the records, unread."""
+
+    scope: Any
+    schema_url: str
+    records: Sequence[Any]
 
 
-class ArrayValue(msgspec.Struct, gc=False):
-    values: list[AnyValue] = []
-
-
-class KeyValueList(msgspec.Struct, gc=False):
-    values: list[KeyValue] = []
-
-
-class Resource(msgspec.Struct, gc=False):
-    attributes: list[KeyValue] = []
-
-
-class Scope(msgspec.Struct, gc=False):
-    name: str = ""
-    version: str = ""
-    attributes: list[KeyValue] = []
-
-
-class LogRecord(msgspec.Struct, rename="camel", gc=False):
-    time_unix_nano: int = 0
-    observed_time_unix_nano: int = 0
-    severity_number: int | str = 0
-    severity_text: str = ""
-    body: AnyValue | None = None
-    attributes: list[KeyValue] = []
-    dropped_attributes_count: int = 0
-    flags: int = 0
-    trace_id: str = ""
-    span_id: str = ""
-    event_name: str = ""
-
-
-class ScopeLogs(msgspec.Struct, rename="camel", gc=False):
-    scope: Scope | None = None
-    log_records: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "array"})] = (
-        msgspec.field(default_factory=functools.partial(msgspec.Raw, b"[]"))
-    )
-    schema_url: str = ""
-
-
-class ResourceLogs(msgspec.Struct, rename="camel", gc=False):
-    resource: Resource | None = None
-    scope_logs: list[ScopeLogs] = []
-    schema_url: str = ""
-
-
-class Export(msgspec.Struct, rename="camel", gc=False):
-    resource_logs: list[ResourceLogs] = []
-
-
-# Not strict: a 64-bit number comes as a text.
-_decode = msgspec.json.Decoder(Export, strict=False).decode
-_decode_record = msgspec.json.Decoder(LogRecord, strict=False).decode
-_decode_records = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_export = msgspec.json.Decoder(otlp_json.Export).decode
+_decode_resource_logs = msgspec.json.Decoder(otlp_json.ResourceLogs).decode
+_decode_scope_logs = msgspec.json.Decoder(otlp_json.ScopeLogs).decode
+_read_resource = otlp_json.reader(otlp_json.Resource, "resource")
+_read_scope = otlp_json.reader(otlp_json.Scope, "scope")
+_read_record = otlp_json.reader(otlp_json.LogRecord)
 
 
 def parse(request: Request) -> Batch:
-    """Each log record is an event."""
+    """Each log record is an event. What cannot be read is a `Problem` for each record that it
+    costs, or one where the records cannot be read, either."""
     if request.media_type == JSON_TYPE:
-        return Batch(_of_json(request.body), functools.partial(_answer, json=True))
+        items = _items(_of_json(request.body), _read_record)
+        return Batch(items, functools.partial(_answer, json=True))
     if request.media_type in PROTOBUF_TYPES:
-        return Batch(_of_protobuf(request.body), functools.partial(_answer, json=False))
+        items = _items(_of_protobuf(request.body), functools.partial(parsed, message("LogRecord")))
+        return Batch(items, functools.partial(_answer, json=False))
     raise Problem(415, f"Content-Type is {JSON_TYPE} or {PROTOBUF_TYPES[0]}.")
 
 
-def _of_json(body: bytes) -> Iterator[Item]:
-    read = functools.partial(_read, _decode_record)
-    for resource_logs in _read(_decode, body).resource_logs:
-        source, resource = _resource(resource_logs.resource, resource_logs.schema_url)
-        for logs in resource_logs.scope_logs:
-            shared = fields.merge(_scope(logs.scope, logs.schema_url), resource, "resource.")
-            for raw in _records(bytes(logs.log_records)):
-                yield _item(read, bytes(raw), source, shared)
+def _of_json(body: bytes) -> Iterator[Logs | Problem]:
+    if not body.isascii():  # msgspec does not look into what it skips
+        body = body.decode(errors="replace").encode()
+    for raw in elements(fields.decoded(_decode_export, body).resource_logs):
+        logs = _attempted(_decode_resource_logs, raw)
+        if isinstance(logs, Problem):
+            yield logs
+        else:
+            resource = _attempted(_read_resource, logs.resource)
+            yield Logs(resource, _text(logs.schema_url), _scopes_of_json(logs.scope_logs))
 
 
-def _read(decode: Callable[[bytes], Decoded], text: bytes) -> Decoded:
-    """What a decoder makes of JSON in which null stands for a field's default, as protobuf has it.
-    Senders have few of them: only where one was met are they looked for."""
+def _scopes_of_json(array: msgspec.Raw) -> Iterator[ScopedLogs | Problem]:
+    scopes = _attempted(elements, array)
+    if isinstance(scopes, Problem):
+        yield scopes
+        return
+    for raw in scopes:
+        logs = _attempted(_decode_scope_logs, raw)
+        if isinstance(logs, Problem):
+            yield logs
+            continue
+        records = _attempted(elements, logs.log_records)
+        if isinstance(records, Problem):
+            yield records
+        else:
+            yield ScopedLogs(_attempted(_read_scope, logs.scope), _text(logs.schema_url), records)
+
+
+def _of_protobuf(body: bytes) -> Iterator[Logs | Problem]:
+    for logs in each(message("ResourceLogs"), parsed(message("Export"), body).resource_logs):
+        if isinstance(logs, Problem):
+            yield logs
+        else:
+            resource = attempted(message("Resource"), logs.resource)
+            yield Logs(resource, _text(logs.schema_url), _scopes_of_protobuf(logs.scope_logs))
+
+
+def _scopes_of_protobuf(bodies: Sequence[bytes]) -> Iterator[ScopedLogs | Problem]:
+    for logs in each(message("ScopeLogs"), bodies):
+        if isinstance(logs, Problem):
+            yield logs
+        else:
+            scope = attempted(message("Scope"), logs.scope)
+            yield ScopedLogs(scope, _text(logs.schema_url), counted(logs.log_records))
+
+
+def _attempted(read: Callable[[msgspec.Raw], Read], raw: msgspec.Raw) -> Read | Problem:
+    """What is read of JSON, or why it cannot be. Raises the 413 `Problem` of a request that has too
+    much of something."""
     try:
-        return fields.decoded(decode, text)
-    except msgspec.ValidationError:
-        if b"null" not in text:
+        return read(raw)
+    except NOT_DECODED as error:
+        return Problem(400, f"It cannot be read: {error}")
+    except Problem as problem:
+        if problem.status == 413:
             raise
-        value = _without_nulls(fields.decoded(msgspec.json.decode, text))
-        return decode(msgspec.json.encode(value))
+        return problem
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
-    if isinstance(value, list):
-        return [_without_nulls(each) for each in value]
-    return value
-
-
-def _records(array: bytes) -> Sequence[msgspec.Raw]:
-    """The records, none of which is read yet. They are counted first: even so each takes seventy
-    bytes, however small it is."""
-    if has_more_elements(array, MAX_REPEATED):
-        raise too_many()
-    return _decode_records(array)
-
-
-def _of_protobuf(body: bytes) -> Iterator[Item]:
-    from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
-    from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord as Message
-    from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
-
-    read = functools.partial(parsed, Message)
-    for resource_logs in each(
-        message("ResourceLogs"), parsed(message("Export"), body).resource_logs
-    ):
-        told = parsed(ResourceMessage, resource_logs.resource)
-        source, resource = _resource(told, resource_logs.schema_url.decode(errors="replace"))
-        for logs in each(message("ScopeLogs"), resource_logs.scope_logs):
-            scope = parsed(InstrumentationScope, logs.scope)
-            found = _scope(scope, logs.schema_url.decode(errors="replace"))
-            shared = fields.merge(found, resource, "resource.")
-            for raw in counted(logs.log_records):
-                yield _item(read, raw, source, shared)
+def _items(resources: Iterable[Logs | Problem], read: Callable[[Any], Any]) -> Iterator[Item]:
+    for logs in resources:
+        if isinstance(logs, Problem):
+            yield logs
+            continue
+        broken = logs.resource if isinstance(logs.resource, Problem) else None
+        source, resource = (None, {}) if broken else _resource(logs.resource, logs.schema_url)
+        for scoped in logs.scopes:
+            if isinstance(scoped, Problem):
+                yield scoped
+            elif broken or isinstance(scoped.scope, Problem):
+                yield from itertools.repeat(broken or scoped.scope, len(scoped.records))
+            else:
+                found = _scope(scoped.scope, scoped.schema_url)
+                shared = fields.merge(found, resource, "resource.")
+                yield from (_item(read, raw, source, shared) for raw in scoped.records)
 
 
 def _item(read: Any, raw: Any, source: Any, shared: Mapping[str, Any]) -> Item:
@@ -207,17 +164,18 @@ def _item(read: Any, raw: Any, source: Any, shared: Mapping[str, Any]) -> Item:
 
 def _resource(resource: Any, schema_url: str) -> tuple[Any, dict[str, Any]]:
     """The source of a resource's records, and what they have in common."""
-    attributes = _attributes(resource.attributes) if resource else {}
+    attributes = _attributes(resource.attributes)
     source = attributes.get("service.name")
     return source, attributes | fields.present(schema_url=schema_url)
 
 
 def _scope(scope: Any, schema_url: str) -> dict[str, Any]:
-    found = fields.present(otel__scope__schema_url=schema_url)
-    if scope:
-        found |= fields.present(otel__scope__name=scope.name, otel__scope__version=scope.version)
-        fields.merge(found, _attributes(scope.attributes), "otel.scope.")
-    return found
+    found = fields.present(
+        otel__scope__schema_url=schema_url,
+        otel__scope__name=_text(scope.name),
+        otel__scope__version=_text(scope.version),
+    )
+    return fields.merge(found, _attributes(scope.attributes), "otel.scope.")
 
 
 def _event(record: Any, source: Any, shared: Mapping[str, Any]) -> Event:
@@ -225,7 +183,7 @@ def _event(record: Any, source: Any, shared: Mapping[str, Any]) -> Event:
         trace_id=_hex(record.trace_id),
         span_id=_hex(record.span_id),
         trace_flags=record.flags or None,
-        event__name=record.event_name,
+        event__name=_text(record.event_name),
         dropped_attributes_count=record.dropped_attributes_count or None,
     )
     if record.time_unix_nano and record.observed_time_unix_nano:
@@ -238,7 +196,7 @@ def _event(record: Any, source: Any, shared: Mapping[str, Any]) -> Event:
         (record.time_unix_nano or record.observed_time_unix_nano) // 1_000_000
     )
     body = _value(record.body)
-    message = record.event_name if body is None else fields.text_of(body)
+    message = _text(record.event_name) if body is None else fields.text_of(body)
     metadata |= said
     return fields.event_of(
         source or "unknown_service", message, level, ts_unix_ms or None, metadata
@@ -247,7 +205,7 @@ def _event(record: Any, source: Any, shared: Mapping[str, Any]) -> Event:
 
 def _level(record: Any) -> tuple[str, dict[str, Any]]:
     """The level, and what the record says of it beyond."""
-    number, text = record.severity_number, record.severity_text
+    number, text = record.severity_number, _text(record.severity_text)
     if isinstance(number, str):  # an enum's name, which JSON should not but may have
         name = number.removeprefix("SEVERITY_NUMBER_")
         return text or name.rstrip("234"), fields.present(severity_number=number)
@@ -261,7 +219,7 @@ def _level(record: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _attributes(pairs: Any, depth: int = MAX_DEPTH) -> dict[str, Any]:
-    return {pair.key: _value(pair.value, depth) for pair in pairs}
+    return {_text(pair.key): _value(pair.value, depth) for pair in pairs}
 
 
 def _value(value: Any, depth: int = MAX_DEPTH) -> Any:
@@ -276,6 +234,8 @@ def _value(value: Any, depth: int = MAX_DEPTH) -> Any:
         return [_value(each, depth - 1) for each in inner.values]
     if kind == "kvlist_value":
         return _attributes(inner.values, depth - 1)
+    if kind == "string_value":
+        return _text(inner)
     if kind == "bytes_value" and isinstance(inner, bytes):
         return base64.b64encode(inner).decode()
     if kind == "double_value" and not math.isfinite(inner):
@@ -283,26 +243,30 @@ def _value(value: Any, depth: int = MAX_DEPTH) -> Any:
     return inner
 
 
+def _text(value: Any) -> str:
+    """A text of JSON, or of protobuf, where it is bytes."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return "" if value is None else fields.text_of(value)
+
+
 def _hex(identifier: bytes | str) -> str:
     return identifier.hex() if isinstance(identifier, bytes) else identifier.lower()
 
 
 def _answer(outcomes: Sequence[Outcome], *, json: bool) -> Answer:
-    """A partial success names the first of what was refused; the sender does not repeat that."""
+    """A partial success says how many were rejected and names the first. It is also the answer
+    where all were: the sender does not repeat them either way."""
     problems = problems_of(outcomes)
-    raise_if_none_taken(outcomes)
     if not problems:
         return Answer(200, JSON_TYPE, b"{}") if json else Answer(200, PROTOBUF_TYPES[0])
     index, first = problems[0]
-    told = f"Record {index}: {first.detail}"
+    reason = f"Record {index}: {first.detail}"
     if json:
-        partial = {"rejectedLogRecords": str(len(problems)), "errorMessage": told}
+        partial = {"rejectedLogRecords": str(len(problems)), "errorMessage": reason}
         return Answer(200, JSON_TYPE, msgspec.json.encode({"partialSuccess": partial}))
-    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-
-    response = ExportLogsServiceResponse()
-    response.partial_success.rejected_log_records = len(problems)
-    response.partial_success.error_message = told
+    success = message("PartialSuccess")(rejected_log_records=len(problems), error_message=reason)
+    response = message("ExportResponse")(partial_success=success)
     return Answer(200, PROTOBUF_TYPES[0], response.SerializeToString())
 
 

@@ -7,19 +7,21 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from logpipe.collector.receivers.repeated import counted
 from logpipe.problems import Problem
 
-MAX_REPEATED = 200_000
-"""Messages of one repeated field, also those of which no event is made."""
-
 Row = tuple[str, int, str]
-"""A field: its name, its number, its type; `[]` before the type when it repeats."""
+"""A field: its name, its number, its type; `[]` before the type when it repeats, `|` when it is one
+of the oneof `value`."""
 
-_TYPES = {"string": 9, "bytes": 12, "int64": 3, "int32": 5}
+_TYPES = {
+    "double": 1, "int64": 3, "int32": 5, "fixed64": 6, "fixed32": 7, "bool": 8, "string": 9,
+    "bytes": 12, "uint32": 13,
+}  # fmt: skip
 _MESSAGE, _OPTIONAL, _REPEATED = 11, 1, 3
 
 MESSAGES: Mapping[str, Sequence[Row]] = {
-    # Loki's push.proto. Its texts are bytes: one line that is no UTF-8 shall not keep others out.
+    # Loki's push.proto. Texts of requests are bytes: one that is not UTF-8 keeps no other out.
     "PushRequest": (("streams", 1, "[]bytes"),),
     "Stream": (("labels", 1, "bytes"), ("entries", 2, "[]bytes")),
     "Entry": (
@@ -29,7 +31,7 @@ MESSAGES: Mapping[str, Sequence[Row]] = {
     ),
     "Timestamp": (("seconds", 1, "int64"), ("nanos", 2, "int32")),
     "Pair": (("name", 1, "bytes"), ("value", 2, "bytes")),
-    # The outer levels of OTLP's logs; what they hold is read by the classes of its own package.
+    # OTLP's logs.
     "Export": (("resource_logs", 1, "[]bytes"),),
     "ResourceLogs": (
         ("resource", 1, "bytes"),
@@ -37,6 +39,39 @@ MESSAGES: Mapping[str, Sequence[Row]] = {
         ("schema_url", 3, "bytes"),
     ),
     "ScopeLogs": (("scope", 1, "bytes"), ("log_records", 2, "[]bytes"), ("schema_url", 3, "bytes")),
+    "Resource": (("attributes", 1, "[]KeyValue"),),
+    "Scope": (
+        ("name", 1, "bytes"),
+        ("version", 2, "bytes"),
+        ("attributes", 3, "[]KeyValue"),
+    ),
+    "LogRecord": (
+        ("time_unix_nano", 1, "fixed64"),
+        ("severity_number", 2, "int32"),
+        ("severity_text", 3, "bytes"),
+        ("body", 5, "AnyValue"),
+        ("attributes", 6, "[]KeyValue"),
+        ("dropped_attributes_count", 7, "uint32"),
+        ("flags", 8, "fixed32"),
+        ("trace_id", 9, "bytes"),
+        ("span_id", 10, "bytes"),
+        ("observed_time_unix_nano", 11, "fixed64"),
+        ("event_name", 12, "bytes"),
+    ),
+    "AnyValue": (
+        ("string_value", 1, "|bytes"),
+        ("bool_value", 2, "|bool"),
+        ("int_value", 3, "|int64"),
+        ("double_value", 4, "|double"),
+        ("array_value", 5, "|ArrayValue"),
+        ("kvlist_value", 6, "|KeyValueList"),
+        ("bytes_value", 7, "|bytes"),
+    ),
+    "ArrayValue": (("values", 1, "[]AnyValue"),),
+    "KeyValueList": (("values", 1, "[]KeyValue"),),
+    "KeyValue": (("key", 1, "bytes"), ("value", 2, "AnyValue")),
+    "ExportResponse": (("partial_success", 1, "PartialSuccess"),),
+    "PartialSuccess": (("rejected_log_records", 1, "int64"), ("error_message", 2, "string")),
     # google.rpc.Status, without its details.
     "Status": (("code", 1, "int32"), ("message", 2, "string")),
 }
@@ -60,10 +95,14 @@ def _pool() -> Any:
     file = FileDescriptorProto(name="logpipe.proto", package="logpipe", syntax="proto3")
     for name, rows in MESSAGES.items():
         described: Any = file.message_type.add(name=name)
+        if any(kind.startswith("|") for _, _, kind in rows):
+            described.oneof_decl.add(name="value")
         for field, number, kind in rows:
             row = described.field.add(name=field, number=number)
-            inner = kind.removeprefix("[]")
-            row.label = _OPTIONAL if inner == kind else _REPEATED
+            inner = kind.lstrip("[]|")
+            row.label = _REPEATED if kind.startswith("[]") else _OPTIONAL
+            if kind.startswith("|"):
+                row.oneof_index = 0
             row.type = _TYPES.get(inner, _MESSAGE)
             if inner not in _TYPES:
                 row.type_name = f".logpipe.{inner}"
@@ -83,18 +122,14 @@ def parsed(kind: Any, body: bytes) -> Any:
 
 
 def each(kind: Any, bodies: Sequence[bytes]) -> Iterator[Any]:
-    """The messages of a repeated field, one by one. Raises a 413 `Problem` for too many."""
-    return (parsed(kind, body) for body in counted(bodies))
+    """The messages of a repeated field, one by one; a 400 `Problem` in place of one that cannot be
+    read. Raises a 413 `Problem` for too many."""
+    return (attempted(kind, body) for body in counted(bodies))
 
 
-def counted(bodies: Sequence[bytes]) -> Sequence[bytes]:
-    """The same. Raises a 413 `Problem` for more than a request may have."""
-    if len(bodies) > MAX_REPEATED:
-        raise too_many()
-    return bodies
-
-
-def too_many() -> Problem:
-    """The 413 of more than `MAX_REPEATED`."""
-    detail = f"A list of the request may have {MAX_REPEATED} messages."
-    return Problem(413, detail, hits={"batch": 1})
+def attempted(kind: Any, body: bytes) -> Any:
+    """As `parsed`, but the `Problem` is returned."""
+    try:
+        return parsed(kind, body)
+    except Problem as problem:
+        return problem

@@ -35,8 +35,8 @@ _NAMES = generic.Names(source=("service.name", "service", "tag"))
 
 
 def parse(request: Request) -> Batch:
-    """Each envelope's event is one. Raises a 400 `Problem` for the first that is wrong, as Splunk
-    does; its code and the number of the event are in it."""
+    """Each envelope's event is one. A wrong envelope is a `Problem` with Splunk's code and the
+    number of the event, and keeps no other out: senders drop a batch that is answered 400."""
     return Batch(_items(request.body), _answer)
 
 
@@ -51,13 +51,15 @@ def _items(body: bytes) -> Iterator[Item]:
     carried: dict[str, Any] = {}
     for number, envelope in enumerate(fields.json_values(body)):
         if not isinstance(envelope, dict):
-            raise _bad(6, "Invalid data format", number)
-        if envelope.get("event") is None:
-            raise _bad(12, "Event field is required", number)
-        if envelope["event"] == "":
-            raise _bad(13, "Event field cannot be blank", number)
+            yield _bad(6, "Invalid data format", number)
+            continue
         carried |= {name: envelope[name] for name in _KNOWN if name in envelope}
-        yield _event({**envelope, **carried})
+        if envelope.get("event") is None:
+            yield _bad(12, "Event field is required", number)
+        elif envelope["event"] == "":
+            yield _bad(13, "Event field cannot be blank", number)
+        else:
+            yield _event({**envelope, **carried})
 
 
 def _event(envelope: dict[str, Any]) -> Event:

@@ -20,8 +20,8 @@ FACILITIES = (
 CUT = "log.truncated"
 """In the metadata of a message of which only the first of its bytes were kept."""
 
-_COUNT = re.compile(rb"([1-9]\d{0,8}) ")
-_MAYBE_COUNT = re.compile(rb"[1-9]\d{0,8}\Z")
+_COUNT = re.compile(rb"([1-9]\d{0,8}) (?=(<\d{1,3}>))")
+_MAYBE_COUNT = re.compile(rb"[1-9]\d{0,8}(?: (?:<\d{0,3})?)?\Z")
 _END = re.compile(rb"[\n\0]")
 _PRI = re.compile(r"<(\d{1,3})>")
 HEADER = re.compile(
@@ -46,7 +46,8 @@ class Frame(NamedTuple):
 
 class Frames:
     """Takes a byte stream apart by both framings of RFC 6587, told apart message by message: a
-    count of bytes, or an end: of a line, or the zero byte that Python's own handler writes. Holds
+    count of bytes, or an end: of a line, or the zero byte that Python's own handler writes. A
+    number is a count only where a whole `<PRI>` follows: plain lines begin with numbers, too. Holds
     at most `limit` bytes of a message.
     """
 
@@ -76,7 +77,7 @@ class Frames:
         rest, self._kept = bytes(self._kept), bytearray()
         if self._skipping or self._skipping_line or not rest.strip(b"\r\n \0"):
             return []
-        counted = _COUNT.match(rest)
+        counted = _count(rest, 0)
         return [Frame(rest[counted.end() :] if counted else rest, cut or counted is not None)]
 
     def _next(self, at: int) -> tuple[Frame | None, int] | None:
@@ -90,7 +91,7 @@ class Frames:
             found = _END.search(kept, at)
             self._skipping_line = found is None
             return (None, found.end() if found else size) if at < size else None
-        if counted := _COUNT.match(kept, at):
+        if counted := _count(kept, at):
             return self._counted(counted.end(), int(counted[1]))
         if _MAYBE_COUNT.match(kept, at):
             return None
@@ -115,6 +116,12 @@ class Frames:
             return None
         self._skipping_line = True
         return Frame(bytes(self._kept[at : at + self._limit]), True), at + self._limit
+
+
+def _count(data: bytes | bytearray, at: int) -> re.Match[bytes] | None:
+    """The count of bytes that begins there, if one does: of a message that holds its `<PRI>`."""
+    found = _COUNT.match(data, at)
+    return found if found and int(found[1]) >= len(found[2]) else None
 
 
 def frames_of(body: bytes, limit: int) -> Iterator[Frame]:

@@ -17,6 +17,7 @@ from logpipe.collector.ingest import Bounds
 from logpipe.collector.receivers import syslog
 from logpipe.collector.receivers.intake import Process
 from logpipe.collector.receivers.packing import pack
+from logpipe.collector.receivers.rejections import Rejections
 from logpipe.event import Event
 from logpipe.limits import client_of
 from logpipe.problems import Problem
@@ -50,6 +51,7 @@ class SyslogListener:
         self.process = process
         self.port: int = listener.getsockname()[1]
         self.stopping = asyncio.Event()
+        self.rejections = Rejections(NAME)
         self._listener = listener
         self._open: set[_Connection] = set()
         self._full = False
@@ -185,11 +187,15 @@ class _Connection(asyncio.Protocol):
         """Whether they are stored: False only when the process ends before Redis takes them."""
         body = self._bounds.bytes * EVENTS_AT_ONCE
         packed = pack(events, self._bounds, body, time.time_ns() // 1_000_000)
-        refused = len(events) - len(packed.events)
-        if refused:
-            self._metrics.receiver_events.labels(NAME, "rejected").inc(refused)
+        rejected = [problem for problem in packed.problems if problem]
+        if rejected:
+            self._metrics.receiver_events.labels(NAME, "rejected").inc(len(rejected))
+            self._metrics.events_rejected.inc(len(rejected))
+            self._listener.rejections.add(rejected)
         if not await self._within_rate(len(events)):
             return False
+        if not packed.events:
+            return True
         self._appends += 1
         append = Append(packed.events, f"{self._key}\n{self._appends}")
         while not await self._append(append):

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import re
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
@@ -161,3 +162,13 @@ def stored(valkey: Valkey) -> list[dict[str, Any]]:
 
 def texts(valkey: Valkey) -> tuple[str, ...]:
     return tuple(event["message"] for event in stored(valkey))
+
+
+async def outcomes(service: Service, protocol: str) -> dict[str, float]:
+    """How many events of a protocol came to which end, by the metrics; those that are not 0."""
+    lines = (await service.http.get("/metrics")).text.splitlines()
+    pattern = re.compile(
+        rf'logpipe_receiver_events_total{{outcome="(\w+)",protocol="{protocol}"}} (\S+)'
+    )
+    found = (pattern.fullmatch(line) for line in lines)
+    return {each[1]: float(each[2]) for each in found if each and float(each[2])}

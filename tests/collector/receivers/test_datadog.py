@@ -2,11 +2,13 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from logpipe.collector.receivers.datadog import parse
-from logpipe.problems import Problem
+from logpipe.event import Event
 from tests.collector.receivers.parsing import JSON, event, events, items
-from tests.collector.receivers.samples import TOKEN, collecting, stored, texts
+from tests.collector.receivers.samples import TOKEN, collecting, outcomes, stored, texts
 from tests.servers import Valkey
 
 
@@ -56,11 +58,36 @@ def test_one_entry_many_and_texts_are_taken() -> None:
     assert [each.message for each in found] == ["a", "b", '{"message":null}']
 
 
-@pytest.mark.parametrize("body", [b"{", b"nonsense", b'[{"message":1},', b"[" * 10_000])
-def test_what_is_no_json_is_a_400(body: bytes) -> None:
-    with pytest.raises(Problem) as caught:
-        items(parse, body, headers=JSON)
-    assert caught.value.status == 400
+@pytest.mark.parametrize("body", [b"{", b"nonsense", b'["a', b"[" * 10_000])
+async def test_what_is_no_json_is_a_400(valkey: Valkey, body: bytes) -> None:
+    async with collecting(valkey) as service:
+        answer = await service.http.post("/api/v2/logs", content=body, headers=JSON)
+        assert (answer.status_code, bool(answer.json()["errors"])) == (400, True)
+        assert stored(valkey) == []
+
+
+@given(st.lists(st.one_of(st.integers(0, 999), st.sampled_from([b"{broken}", b'{"a":', b"x}"]))))
+def test_all_good_entries_of_a_mixture_are_stored_in_order(parts: list[int | bytes]) -> None:
+    body = b"\n".join(p if isinstance(p, bytes) else b'{"message":%d}' % p for p in parts)
+    found = items(parse, body, headers=JSON)
+    good = [each.message for each in found if isinstance(each, Event)]
+    assert good == [str(part) for part in parts if isinstance(part, int)]
+    assert (len(found) == len(good)) is (len(good) == len(parts))
+
+
+async def test_good_entries_are_stored_and_rejected_ones_counted(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b'{"message":"a"}\n{"message":"bro\n{"message":"b"}\n'
+    async with collecting(valkey) as service:
+        for path, status, protocol in (
+            ("/api/v2/logs", 202, "datadog"), ("/v1/input", 200, "datadog-v1"),
+        ):  # fmt: skip
+            answer = await service.http.post(path, content=body, headers=JSON)
+            assert (answer.status_code, answer.content) == (status, b"{}")
+            assert await outcomes(service, protocol) == {"accepted": 2, "rejected": 1}
+            assert f"{protocol}: events rejected: 1; the first: " in caplog.text
+        assert texts(valkey) == ("a", "b") * 2
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"[{}]"])

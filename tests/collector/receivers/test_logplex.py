@@ -1,9 +1,10 @@
 import pytest
 
 from logpipe.collector.receivers.logplex import parse
+from logpipe.event import Event
 from logpipe.problems import Problem
 from tests.collector.receivers.parsing import event, events, items
-from tests.collector.receivers.samples import collecting, counted, texts
+from tests.collector.receivers.samples import collecting, counted, outcomes, texts
 from tests.servers import Valkey
 
 LINE = b"<40>1 2012-11-30T06:45:29.123456+00:00 host app web.3 - State changed: [up] - now\n"
@@ -24,15 +25,24 @@ def test_what_has_no_header_is_taken_as_it_is() -> None:
     assert (found.source, found.message, found.level) == ("logplex", "hello", "INFO")
 
 
-@pytest.mark.parametrize(("count", "right"), [("2", True), ("1", False), ("3", False)])
-def test_as_many_messages_have_to_come_as_were_announced(count: str, right: bool) -> None:
-    headers = {"logplex-msg-count": count}
-    if right:
-        assert len(events(parse, counted(LINE, LINE), headers=headers)) == 2
-    else:
-        with pytest.raises(Problem, match="Logplex-Msg-Count") as caught:
-            items(parse, counted(LINE, LINE), headers=headers)
-        assert caught.value.status == 400
+def test_messages_that_are_missing_keep_those_that_came_from_nothing() -> None:
+    for count in ("1", "2"):
+        assert len(events(parse, counted(LINE, LINE), headers={"logplex-msg-count": count})) == 2
+    *came, missing = items(parse, counted(LINE, LINE), headers={"logplex-msg-count": "3"})
+    assert [isinstance(each, Event) for each in came] == [True, True]
+    assert isinstance(missing, Problem)
+    assert (missing.status, "Logplex-Msg-Count" in missing.detail) == (400, True)
+
+
+async def test_missing_messages_are_counted_and_a_400_where_none_came(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        for body, status in ((counted(b"<14>a"), 204), (b"", 400)):
+            answer = await service.http.post(
+                "/logplex", content=body, headers={"Logplex-Msg-Count": "2"}
+            )
+            assert answer.status_code == status
+        assert await outcomes(service, "logplex") == {"accepted": 1, "rejected": 2}
+        assert texts(valkey) == ("a",)
 
 
 @pytest.mark.parametrize("count", ["", "x", "²", "-1"])

@@ -2,12 +2,16 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from logpipe.collector.receivers.loki import labels_of, parse
+from logpipe.collector.receivers.protobuf import message
 from logpipe.collector.receivers.protocol import Request
+from logpipe.event import Event
 from logpipe.problems import Problem
 from tests.collector.receivers.parsing import JSON, event, events, items
-from tests.collector.receivers.samples import collecting, loki_push, snappy, stored, texts
+from tests.collector.receivers.samples import collecting, loki_push, outcomes, snappy, stored, texts
 from tests.helpers import wait_until
 from tests.servers import Valkey, serving
 
@@ -90,12 +94,79 @@ def test_a_line_that_is_no_utf8_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [[1, "x"], ["x", "x"], ["-1", "x"], ["1.5", "x"], ["1"], [], ["9" * 21, "x"]]
+    "value",
+    [[1, "x"], ["x", "x"], ["-1", "x"], ["1.5", "x"], ["1"], [], ["9" * 21, "x"], 7, "x", {}, None],
 )
-def test_a_time_that_is_no_text_of_nanoseconds_is_a_400(value: list[Any]) -> None:
-    with pytest.raises(Problem) as caught:
-        items(parse, as_json({"stream": {}, "values": [["1", "fine"], value]}), headers=JSON)
-    assert caught.value.status == 400
+def test_a_value_without_a_time_or_a_line_is_rejected_alone(value: Any) -> None:
+    values = [["1", "one"], value, ["2", "two"]]
+    one, rejected, two = items(parse, as_json({"stream": {}, "values": values}), headers=JSON)
+    assert isinstance(rejected, Problem)
+    assert rejected.status == 400
+    assert [each.message for each in (one, two) if isinstance(each, Event)] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [7, None, [], {}, {"values": 7}, {"values": {}}, {"entries": "x"}, {"entries": [7]},
+     {"stream": {}, "Values": [["1", "x"]]}, {"labels": "{}", "entries": [{"Line": "x"}]}],
+)  # fmt: skip
+def test_a_stream_that_cannot_be_read_is_rejected_alone(stream: Any) -> None:
+    good = {"stream": {"job": "j"}, "values": [["1", "good"]]}
+    before, rejected, after = items(parse, as_json(good, stream, good), headers=JSON)
+    assert isinstance(rejected, Problem)
+    assert before == after == Event("j", "good", ts_unix_ms=0, metadata={"job": "j"})
+
+
+@pytest.mark.parametrize(
+    ("labels", "metadata"),
+    [("{a=\"b\"}", {"a": "b"}), ("x", {"labels": "x"}), (7, {"labels": "7"}), (None, {}),
+     ([], {}), ({"a": 7}, {"a": 7})],
+)  # fmt: skip
+def test_labels_of_any_type_are_kept(labels: Any, metadata: dict[str, Any]) -> None:
+    found = event(parse, as_json({"stream": labels, "values": [["1", "x"]]}), headers=JSON)
+    assert found.metadata == metadata
+
+
+def test_a_message_of_protobuf_that_cannot_be_read_is_rejected_alone() -> None:
+    stream = loki_push(("{}", [(1, b"one", {})]))[2:]
+    broken = message("Stream")(entries=[b"\xff", b"\x12\x03two"]).SerializeToString()
+    push = message("PushRequest")(streams=[stream, b"\xff", broken]).SerializeToString()
+    one, *rejected, two = items(parse, snappy(push), headers=PROTOBUF)
+    assert [isinstance(each, Problem) for each in rejected] == [True, True]
+    assert [each.message for each in (one, two) if isinstance(each, Event)] == ["one", "two"]
+
+
+odd = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@given(st.lists(odd | st.lists(st.integers(0, 999) | odd, max_size=4)))
+def test_all_good_values_of_a_mixture_are_stored_in_order(parts: list[Any]) -> None:
+    """A part is anything, or a stream of good values (numbers) and of anything."""
+    streams = [
+        {"stream": {}, "values": [["1", f"good {v}"] if v.__class__ is int else v for v in part]}
+        if isinstance(part, list)
+        else part
+        for part in parts
+    ]
+    sent = [f"good {v}" for p in parts if isinstance(p, list) for v in p if v.__class__ is int]
+    found = items(parse, as_json(*streams), headers=JSON)
+    texts = [each.message for each in found if isinstance(each, Event)]
+    assert [text for text in texts if text.startswith("good ")] == sent
+
+
+async def test_rejected_values_are_counted_and_a_400_where_none_is_good(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        for values, status in (([["1", "a"], [1, "b"]], 204), ([[1, "b"], ["1"]], 400)):
+            body = as_json({"stream": {}, "values": values})
+            assert (await service.http.post(PATH, content=body, headers=JSON)).status_code == status
+        assert await outcomes(service, "loki") == {"accepted": 1, "rejected": 3}
+        assert texts(valkey) == ("a",)
 
 
 def test_a_time_beyond_the_calendar_is_that_of_receipt() -> None:
@@ -137,7 +208,7 @@ def test_many_empty_messages_are_counted_before_they_are_read(level: str) -> Non
     if level == "entries":
         inner = b"\x12\x00" * 200_001
         body = b"\x0a\x82\xb5\x18" + inner
-    with pytest.raises(Problem, match="messages") as caught:
+    with pytest.raises(Problem, match="elements") as caught:
         items(parse, snappy(body), headers=PROTOBUF)
     assert caught.value.status == 413
 
@@ -167,6 +238,7 @@ async def test_what_is_wrong_for_good_is_a_400_in_plain_text(valkey: Valkey) -> 
         for body, headers in (
             (b"nonsense", JSON),
             (b'{"streams":[{"stream":{},"values":[[1,"x"]]}]}', JSON),
+            (b'{"strooms":[{"stream":{},"values":[["1","x"]]}]}', JSON),
             (b"x" * 201, JSON),
             (b"x", JSON | {"content-encoding": "rot13"}),
             (b"\xff\xff", PROTOBUF),

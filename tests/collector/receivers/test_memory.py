@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from logpipe.collector.ingest import Bounds
-from logpipe.collector.receivers import fields, otlp
+from logpipe.collector.receivers import fields, repeated
 from logpipe.collector.receivers.packing import pack
 from logpipe.collector.receivers.protocol import Request
 from logpipe.collector.receivers.table import PROTOCOLS
@@ -38,10 +38,13 @@ def full_of(thing: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
         ("splunk-raw", {}, full_of(b"ab\n")),
         ("elasticsearch", JSON, full_of(b'{"delete":0}\n')),
         ("firehose", JSON, full_of(b"{},", b'{"records":[', b"]}")),
+        ("firehose", JSON, full_of(b"0,", b'{"records":[', b"]}")),
         ("loki", JSON, full_of(b"{},", b'{"streams":[', b"]}")),
+        ("loki", JSON, full_of(b"0,", b'{"streams":[', b"]}")),
         ("loki", JSON, full_of(b"[],", b'{"streams":[{"values":[', b"]}]}")),
         ("otlp", JSON, full_of(b"{},", b'{"resourceLogs":[', b"]}")),
         ("otlp", JSON, full_of(b"{},", b'{"resourceLogs":[{"scopeLogs":[', b"]}]}")),
+        ("otlp", JSON, full_of(b"0,", b'{"resourceLogs":[{"scopeLogs":[', b"]}]}")),
         (
             "otlp",
             JSON,
@@ -52,7 +55,9 @@ def full_of(thing: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
 def test_very_many_tiny_things_are_refused_in_little_memory(
     protocol: str, headers: dict[str, str], body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(otlp, "MAX_REPEATED", 10_000)  # to find twenty times as many takes a second
+    monkeypatch.setattr(
+        repeated, "MAX_REPEATED", 10_000
+    )  # to find twenty times as many takes a second
     request = Request(headers=headers, body=body)
     tracemalloc.start()
     try:

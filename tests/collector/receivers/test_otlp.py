@@ -5,18 +5,29 @@ from typing import Any
 import httpx
 import pytest
 from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsPartialSuccess,
     ExportLogsServiceRequest,
     ExportLogsServiceResponse,
 )
-from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.proto.common.v1.common_pb2 import (
+    AnyValue,
+    ArrayValue,
+    InstrumentationScope,
+    KeyValue,
+    KeyValueList,
+)
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from logpipe.collector.receivers import otlp
+from logpipe.collector.receivers import otlp, otlp_json
 from logpipe.collector.receivers.otlp import parse
 from logpipe.collector.receivers.protobuf import message
 from logpipe.event import Event
 from logpipe.problems import Problem
-from tests.collector.receivers.parsing import JSON, event, items
+from tests.collector.receivers.parsing import JSON, event, events, items
 from tests.collector.receivers.samples import collecting, otlp_export, stored, texts
 from tests.servers import Service, Valkey, serving
 
@@ -156,7 +167,7 @@ def test_a_null_is_a_field_that_is_not_there() -> None:
                         "scope": {"name": None, "version": "1", "attributes": None},
                         "schemaUrl": None,
                         "logRecords": [
-                            dict.fromkeys(otlp.LogRecord.__struct_encode_fields__),
+                            dict.fromkeys(otlp_json.LogRecord.__struct_encode_fields__),
                             {
                                 "severityText": None,
                                 "body": {"stringValue": "x", "intValue": None},
@@ -178,7 +189,7 @@ def test_a_null_is_a_field_that_is_not_there() -> None:
 
 
 def test_one_bad_record_keeps_no_good_one_out() -> None:
-    records = [{"body": {"stringValue": "one"}}, {"timeUnixNano": "x"}, 7, {"body": {}}]
+    records = [{"body": {"stringValue": "one"}}, "text", 7, {"body": {}}]
     body = {"resourceLogs": [{"scopeLogs": [{"logRecords": records}]}]}
     found = items(parse, json.dumps(body).encode(), headers=JSON)
     assert [isinstance(each, Problem) for each in found] == [False, True, True, False]
@@ -188,7 +199,217 @@ def test_one_bad_record_keeps_no_good_one_out() -> None:
     logs = message("ResourceLogs")(scope_logs=[scope.SerializeToString()])
     export = message("Export")(resource_logs=[logs.SerializeToString()])
     found = items(parse, export.SerializeToString(), headers=PROTOBUF)
-    assert [isinstance(each, Problem) for each in found] == [False, True, True]
+    assert [isinstance(each, Problem) for each in found] == [False, True, False]
+    assert isinstance(found[2], Event)
+    assert found[2].message == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("given", "metadata"),
+    [
+        ({"timeUnixNano": "x"}, {"time_unix_nano": "x"}),
+        ({"timeUnixNano": True, "flags": "x"}, {"time_unix_nano": "true", "flags": "x"}),
+        ({"observedTimeUnixNano": {}}, {"observed_time_unix_nano": "{}"}),
+        ({"severityText": ["x"]}, {}),
+        ({"severityNumber": 18.0}, {"severity_number": 18}),
+        ({"severityNumber": [1]}, {"severity_number": "[1]"}),
+        ({"traceId": 5, "spanId": ["x"]}, {"trace_id": "5", "span_id": '["x"]'}),
+        ({"flags": 1.0, "droppedAttributesCount": "2"},
+         {"trace_flags": 1, "dropped_attributes_count": 2}),
+        ({"attributes": {"a": 1, "b": "x"}}, {"a": 1, "b": "x"}),
+        ({"attributes": "text"}, {"attribute.0": "text"}),
+        ({"attributes": [7, None, {"key": "k", "value": {"intValue": "1"}}]},
+         {"attribute.0": 7, "attribute.1": None, "k": 1}),
+        ({"attributes": [{"key": 7, "value": {"intValue": 1}}, {"key": "a", "value": "plain"}]},
+         {"7": 1, "a": "plain"}),
+        ({"attributes": [{"key": "a", "value": [1, {"b": 2}]}]}, {"a": '[1,{"b":2}]'}),
+        ({"attributes": [{"key": "a", "value": {"newValue": 1}}, 1]},
+         {"a": '{"newValue":1}', "attribute.1": 1}),
+        ({"attributes": [
+            {"key": "a", "value": {"arrayValue": {"values": [{"intValue": "n"}, 2]}}}]},
+         {"a": ["n", 2]}),
+        ({"attributes": [{"key": "a", "value": {"arrayValue": [1]}}]}, {"a": "[1]"}),
+        ({"attributes": [{"key": "a", "value": {"kvlistValue": {"values": {"x": 1}}}}]},
+         {"a": {"x": 1}}),
+        ({"attributes": [{"key": "a", "value": v} for v in (
+            {"boolValue": "x"}, )]}, {"a": "x"}),
+        ({"attributes": [{"key": "a", "value": {"doubleValue": []}}]}, {"a": "[]"}),
+        ({"attributes": [{"key": "a", "value": {"bytesValue": 7}}]}, {"a": "7"}),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_kept(given: Any, metadata: dict[str, Any]) -> None:
+    found = record_of(body={"stringValue": "m"}, **given)
+    assert found.message == "m"
+    assert found.metadata == metadata
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [("plain", "plain"), (7, "7"), ([1], "[1]"), (True, "true"), ({"intValue": "n/a"}, "n/a"),
+     ({"stringValue": {"a": 1}}, '{"a":1}'), ({"kvlistValue": 7}, "7")],
+)  # fmt: skip
+def test_a_body_that_is_no_value_is_a_text(body: Any, text: str) -> None:
+    assert record_of(body=body).message == text
+
+
+@pytest.mark.parametrize(
+    "time", [1.71e18, "1.71e18", "1710000000000000000", 1_710_000_000_000_000_000]
+)
+def test_a_time_may_be_written_in_other_ways(time: Any) -> None:
+    found = record_of(timeUnixNano=time)
+    assert (found.ts_unix_ms, found.metadata) == (1_710_000_000_000, {})
+
+
+def logs_of(text: str, **resource_logs: Any) -> dict[str, Any]:
+    return {"scopeLogs": [{"logRecords": [{"body": {"stringValue": text}}]}], **resource_logs}
+
+
+@pytest.mark.parametrize(
+    ("shop", "metadata"),
+    [
+        ({"resource": {"attributes": [{"key": "process.pid", "value": {"intValue": "n/a"}}]}},
+         {"process.pid": "n/a"}),
+        ({"resource": {"attributes": [{"key": "a", "value": "plain"}]}}, {"a": "plain"}),
+        ({"resource": "shop"}, {"resource": "shop"}),
+        ({"resource": {"attributes": 7}}, {"attribute.0": 7}),
+        ({"schemaUrl": 7}, {"schema_url": "7"}),
+        ({"scopeLogs": [{"scope": "lib", "logRecords": [{"body": {"stringValue": "shop"}}]}]},
+         {"scope": "lib"}),
+        ({"scopeLogs": [{"scope": {"name": 7}, "logRecords": [{"body": {"stringValue": "shop"}}]}]},
+         {"otel.scope.name": "7"}),
+    ],
+)  # fmt: skip
+def test_an_odd_value_of_a_resource_or_scope_costs_nothing(
+    shop: dict[str, Any], metadata: dict[str, Any]
+) -> None:
+    body = {"resourceLogs": [logs_of("good"), logs_of("shop", **shop), logs_of("good")]}
+    found = events(parse, json.dumps(body).encode(), headers=JSON)
+    assert [each.message for each in found] == ["good", "shop", "good"]
+    assert [each.metadata for each in found] == [{}, metadata, {}]
+
+
+@pytest.mark.parametrize(
+    "shop",
+    [7, "x", [], {"scopeLogs": 7}, {"scopeLogs": [7]}, {"scopeLogs": [{"logRecords": "x"}]},
+     {"scopeLogs": [{"logRecords": [7]}]}],
+)  # fmt: skip
+def test_what_cannot_be_read_of_a_resource_is_rejected_alone(shop: Any) -> None:
+    body = json.dumps({"resourceLogs": [logs_of("a"), shop, logs_of("b")]}).encode()
+    before, rejected, after = items(parse, body, headers=JSON)
+    assert isinstance(rejected, Problem)
+    assert [isinstance(each, Event) for each in (before, after)] == [True, True]
+
+
+def three_services() -> ExportLogsServiceRequest:
+    export = ExportLogsServiceRequest()
+    for name in ("good", "shop caf!", "good"):
+        logs = export.resource_logs.add(schema_url=f"http://{name}")
+        logs.resource.attributes.add(key="service.name").value.string_value = name
+        logs.resource.attributes.add(key=f"key {name}").value.string_value = name
+        scope_logs = logs.scope_logs.add(schema_url=f"http://{name}")
+        scope_logs.scope.name = scope_logs.scope.version = name
+        record = scope_logs.log_records.add(severity_text=name, event_name=name)
+        record.body.string_value = name
+        record.attributes.add(key="list").value.array_value.values.add().string_value = name
+    return export
+
+
+@pytest.mark.parametrize("kind", ["protobuf", "json"])
+def test_text_that_is_not_utf8_has_replacements(kind: str) -> None:
+    export = three_services()
+    body = export.SerializeToString() if kind == "protobuf" else as_json(export)
+    headers = PROTOBUF if kind == "protobuf" else JSON
+    good, found, again = events(parse, body.replace(b"caf!", b"caf\xe9"), headers=headers)
+    assert good == again
+    text = "shop caf\ufffd"
+    assert (found.source, found.message, found.level) == (text, text, text.upper())
+    assert found.metadata == {
+        "event.name": text, "list": [text], "otel.scope.name": text, "otel.scope.version": text,
+        "otel.scope.schema_url": f"http://{text}", "schema_url": f"http://{text}",
+        "service.name": text, f"key {text}": text,
+    }  # fmt: skip
+
+
+def test_a_resource_or_scope_that_cannot_be_read_costs_its_own_records() -> None:
+    record = LogRecord(severity_text="x").SerializeToString()
+
+    def logs(resource: bytes, *scopes: bytes) -> bytes:
+        scope_logs = [
+            message("ScopeLogs")(scope=scope, log_records=[record, record]).SerializeToString()
+            for scope in scopes
+        ]
+        packed = message("ResourceLogs")(resource=resource, scope_logs=scope_logs)
+        return bytes(packed.SerializeToString())
+
+    export = message("Export")(
+        resource_logs=[logs(b"", b"", b"\xff"), logs(b"\xff", b""), b"\xff", logs(b"", b"")]
+    )
+    found = items(parse, export.SerializeToString(), headers=PROTOBUF)
+    assert [isinstance(each, Event) for each in found] == [
+        True, True, False, False, False, False, False, True, True,
+    ]  # fmt: skip
+
+
+odd = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["key", "value", "attributes", "intValue", "values", "arrayValue", "name"]),
+        inner, max_size=3,
+    ),
+    max_leaves=6,
+)  # fmt: skip
+"""Any JSON, with some names of OTLP's."""
+
+
+@given(st.data())
+def test_all_good_records_of_a_mixture_are_stored_in_order(data: st.DataObject) -> None:
+    """Whatever stands beside and above them."""
+    sent: list[str] = []
+
+    def records() -> list[Any]:
+        made: list[Any] = []
+        for good in data.draw(st.lists(st.booleans(), max_size=3)):
+            if good:
+                sent.append(f"good {len(sent)}")
+                made.append({"body": {"stringValue": sent[-1]}, "attributes": data.draw(odd)})
+            else:
+                made.append(data.draw(odd))
+        return made
+
+    def scopes() -> list[Any]:
+        return [
+            {"scope": data.draw(odd), "schemaUrl": data.draw(odd), "logRecords": records()}
+            if good
+            else data.draw(odd)
+            for good in data.draw(st.lists(st.booleans(), max_size=2))
+        ]
+
+    resources = [
+        {"resource": data.draw(odd), "scopeLogs": scopes()} if good else data.draw(odd)
+        for good in data.draw(st.lists(st.booleans(), max_size=3))
+    ]
+    found = items(parse, json.dumps({"resourceLogs": resources}).encode(), headers=JSON)
+    texts = [each.message for each in found if isinstance(each, Event)]
+    assert [text for text in texts if text.startswith("good ")] == sent
+
+
+@given(st.lists(st.binary(max_size=6) | st.integers(0, 999)))
+def test_all_good_records_of_protobuf_are_stored_in_order(parts: list[bytes | int]) -> None:
+    sent = [part for part in parts if isinstance(part, int)]
+    packed = []
+    for part in parts:
+        records = [b"\xff"]
+        if isinstance(part, int):
+            records.append(otlp_export(str(part)).resource_logs[0].scope_logs[0].log_records[0]
+                           .SerializeToString())  # fmt: skip
+        scope = message("ScopeLogs")(log_records=records)
+        logs = message("ResourceLogs")(scope_logs=[scope.SerializeToString(), b"\xff"])
+        packed.append(part if isinstance(part, bytes) else logs.SerializeToString())
+    export = message("Export")(resource_logs=packed)
+    found = items(parse, export.SerializeToString(), headers=PROTOBUF)
+    good = [each for each in found if isinstance(each, Event) and each.message.isdecimal()]
+    assert [int(each.message) for each in good] == sent
 
 
 def test_fields_of_the_future_are_ignored() -> None:
@@ -215,7 +436,7 @@ def test_many_empty_messages_are_counted_before_they_are_read(level: int) -> Non
         size = len(body)
         varint = bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14])
         body = tag + varint + body
-    with pytest.raises(Problem, match="messages") as caught:
+    with pytest.raises(Problem, match="elements") as caught:
         items(parse, body, headers=PROTOBUF)
     assert caught.value.status == 413
 
@@ -311,4 +532,27 @@ async def test_redis_away_is_a_status_that_exporters_retry() -> None:
 
 def test_the_twins_for_json_have_the_names_of_protobuf() -> None:
     described = {field.name for field in LogRecord.DESCRIPTOR.fields}
-    assert set(otlp.LogRecord.__struct_fields__) <= described
+    assert set(otlp_json.LogRecord.__struct_fields__) <= described
+
+
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("Export", ExportLogsServiceRequest), ("ResourceLogs", ResourceLogs),
+        ("ScopeLogs", ScopeLogs), ("Resource", Resource), ("Scope", InstrumentationScope),
+        ("LogRecord", LogRecord), ("AnyValue", AnyValue), ("ArrayValue", ArrayValue),
+        ("KeyValueList", KeyValueList), ("KeyValue", KeyValue),
+        ("ExportResponse", ExportLogsServiceResponse), ("PartialSuccess", ExportLogsPartialSuccess),
+    ],
+)  # fmt: skip
+def test_the_messages_are_those_of_opentelemetry(name: str, official: Any) -> None:
+    """With texts and what is read later as bytes, and enums as numbers."""
+    fields = official.DESCRIPTOR.fields_by_name
+    for field in message(name).DESCRIPTOR.fields:
+        same = fields[field.name]
+        assert (field.number, field.is_repeated) == (same.number, same.is_repeated)
+        if field.type == field.TYPE_BYTES:
+            assert same.type in (same.TYPE_BYTES, same.TYPE_STRING, same.TYPE_MESSAGE)
+        else:
+            assert field.type == same.type or same.type == same.TYPE_ENUM
+        assert (field.containing_oneof is None) == (same.containing_oneof is None)

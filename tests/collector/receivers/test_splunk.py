@@ -2,11 +2,13 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from logpipe.collector.receivers.splunk import parse, parse_raw
-from logpipe.problems import Problem
+from logpipe.event import Event
 from tests.collector.receivers.parsing import event, events, items
-from tests.collector.receivers.samples import TOKEN, basic, collecting, stored, texts
+from tests.collector.receivers.samples import TOKEN, basic, collecting, outcomes, stored, texts
 from tests.helpers import wait_until
 from tests.servers import Valkey, serving
 
@@ -94,11 +96,11 @@ def test_raw_lines_are_events_of_which_parameters_tell_the_origin() -> None:
         (b"", 5, None),
         (b" \n", 5, None),
         (b"nonsense", 6, 0),
-        (b'{"event":"a"}{"event":', 6, 1),
-        (b'{"event":"a"}[7]', 6, 1),
-        (b'{"event":"a"}{"x":1}', 12, 1),
+        (b'{"event":', 6, 0),
+        (b"[7]", 6, 0),
+        (b'{"x":1}{"event":""}', 12, 0),
         (b'{"event":null}', 12, 0),
-        (b'{"event":"a"}{"event":"b"}{"event":""}', 13, 2),
+        (b'{"event":""}', 13, 0),
         (b"[" * 100_000, 6, 0),
     ],
     ids=range(9),
@@ -113,7 +115,7 @@ async def test_what_is_wrong_has_splunks_number_and_that_of_the_event(
         assert told["code"] == code
         assert told["text"]
         assert told.get("invalid-event-number") == number
-        assert stored(valkey) == []  # all or nothing: the sender sends the batch again
+        assert stored(valkey) == []
 
 
 @pytest.mark.parametrize(
@@ -175,6 +177,33 @@ async def test_redis_away_is_server_busy() -> None:
         assert (answer.status_code, answer.json()["code"]) == (503, 9)
 
 
-def test_a_bad_event_is_found_before_anything_is_stored() -> None:
-    with pytest.raises(Problem):
-        items(parse, b'{"event":"a"}{"event":""}')
+BAD = (b'{"x":1}', b'{"event":null}', b'{"event":""}', b"7", b'"text"', b"{broken}")
+
+
+@given(st.lists(st.one_of(st.integers(0, 999), st.sampled_from(BAD))))
+def test_all_good_events_of_a_mixture_are_stored_in_order(parts: list[int | bytes]) -> None:
+    """By lines, where the end of a malformed one is known."""
+    body = b"\n".join(p if isinstance(p, bytes) else b'{"event":"%d"}' % p for p in parts)
+    found = items(parse, body)
+    good = [each.message for each in found if isinstance(each, Event)]
+    assert good == [str(part) for part in parts if isinstance(part, int)]
+    assert len(found) == len(parts)
+
+
+def test_what_a_rejected_envelope_says_of_its_origin_holds_for_those_after_it() -> None:
+    _, found = items(parse, b'{"event":"","host":"h"}{"event":"a"}')
+    assert isinstance(found, Event)
+    assert found.metadata == {"host.name": "h"}
+
+
+async def test_good_events_are_stored_and_rejected_ones_counted(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b'{"event":"a"}{"event":""}\n{broken}\n{"event":"b"}{"time":1}'
+    async with collecting(valkey) as service:
+        answer = await service.http.post(BASE, content=body)
+        assert (answer.status_code, answer.content) == (200, b'{"text":"Success","code":0}')
+        assert texts(valkey) == ("a", "b")
+        assert await outcomes(service, "splunk") == {"accepted": 2, "rejected": 3}
+    told = [each for each in caplog.messages if "rejected" in each]
+    assert told == ["splunk: events rejected: 3; the first: Event field cannot be blank"]

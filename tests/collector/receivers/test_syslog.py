@@ -104,10 +104,27 @@ def test_one_regular_expression_does_not_take_for_ever() -> None:
 
 
 def test_both_framings_are_told_apart_message_by_message() -> None:
-    body = counted(b"<14>a\nb") + b"<14>c\r\n\n" + counted(b"d") + b"\ne\0g\n5 f"
+    body = counted(b"<14>a\nb") + b"<14>c\r\n\n" + counted(b"<1>d") + b"\ne\0g\n5 <1>f"
     assert [each.data for each in frames_of(body, 100)] == [
-        b"<14>a\nb", b"<14>c\r", b"d", b"e", b"g", b"f",
+        b"<14>a\nb", b"<14>c\r", b"<1>d", b"e", b"g", b"<1>f",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "500000 rows imported in 3 s", "5000 rows", "99999999 x", "2024 was a good year",
+        "404 not found", "20 items imported", "12 Jan 2024 00:00:00 x", "3 frames omitted",
+        "54 <1 minute elapsed", "54 <1", "54 <", "54 ", "54", "54 <1234>x", "54 <>x", "54  <14>x",
+        "54 <x>y", "1 <14>shorter than its priority", "0 <14>x", "1234567890 <14>x",
+    ],
+)  # fmt: skip
+def test_a_number_without_a_priority_behind_it_begins_a_line(line: str) -> None:
+    text = line.encode()
+    for before, after in ((b"", b""), (b"", b"\n"), (counted(b"<14>a\n"), b"\n<14>c\n")):
+        frames = list(frames_of(before + text + after, 1000))
+        assert Frame(text) in frames
+        assert len(frames) == (3 if before else 1)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +136,12 @@ def test_both_framings_are_told_apart_message_by_message() -> None:
         (b"x" * 10, [(10, False)]),
         (b"x" * 11, [(10, True)]),
         (b"x" * 100 + b"\nyy\n", [(10, True), (2, False)]),
-        (b"10 " + b"x" * 10, [(10, False)]),
-        (b"11 " + b"x" * 11, [(10, True)]),
-        (b"100 " + b"x" * 100 + b"2 yy", [(10, True), (2, False)]),
-        (b"11 " + b"x" * 5, [(5, True)]),
-        (b"5 xx", [(2, True)]),
+        (b"10 <1>" + b"x" * 7, [(10, False)]),
+        (b"11 <1>" + b"x" * 8, [(10, True)]),
+        (b"100 <1>" + b"x" * 97 + b"5 <1>yy", [(10, True), (5, False)]),
+        (b"11 <1>" + b"x" * 2, [(5, True)]),
+        (b"5 <1>", [(3, True)]),
+        (b"5 xx", [(4, False)]),
         (b"123", [(3, False)]),
         (b"1234567890 x", [(10, True)]),
         (b"0 x\n", [(3, False)]),
@@ -136,7 +154,7 @@ def test_a_message_over_the_limit_is_cut_and_says_so(
     assert one("x", cut=True).metadata == {"log.truncated": True}
 
 
-PARTS = [b"3 abc", b"\n", b"x", b"12 ", b"\0", b"<1>y\n", b"9", b" ", b"z" * 30]
+PARTS = [b"6 <9>abc", b"\n", b"x", b"12 ", b"\0", b"<1>y\n", b"9", b" ", b"z" * 30, b"<", b">"]
 
 
 @given(st.lists(st.sampled_from(PARTS)), st.lists(st.integers(1, 7), min_size=1))
@@ -152,10 +170,31 @@ def test_it_does_not_matter_in_which_pieces_a_stream_comes(
     assert got + frames.end() == whole
 
 
-@given(st.lists(st.binary(min_size=1, max_size=20)))
-def test_counted_messages_come_back_as_they_went(messages: list[bytes]) -> None:
-    kept = [each for each in messages if each.strip(b"\r\n \0")]
-    assert [each.data for each in frames_of(counted(*messages), 100)] == kept
+@given(st.lists(st.binary(max_size=20)))
+def test_counted_messages_come_back_as_they_went(texts: list[bytes]) -> None:
+    messages = [b"<14>" + text for text in texts]
+    assert [each.data for each in frames_of(counted(*messages), 100)] == messages
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(), st.from_regex(rb"\d{0,4} ?(<\d{0,2})?[a-z ]{0,9}[a-z]", fullmatch=True)
+        )
+    ),
+    st.integers(1, 5),
+)
+def test_lines_and_counted_messages_may_follow_in_any_order(
+    messages: list[tuple[bool, bytes]], size: int
+) -> None:
+    """Whatever number a line begins with, and wherever the reads of the stream end."""
+    body = b"".join(
+        counted(b"<14>%b\n" % text) if by_count else text + b"\n" for by_count, text in messages
+    )
+    frames = Frames(100)
+    found = [each for at in range(0, len(body), size) for each in frames.feed(body[at : at + size])]
+    found += frames.end()
+    assert [each.data.removeprefix(b"<14>").rstrip() for each in found] == [t for _, t in messages]
 
 
 def test_no_more_than_one_message_is_held() -> None:
@@ -187,3 +226,18 @@ async def test_success_is_204_also_for_nothing(valkey: Valkey) -> None:
             answer = await service.http.post("/syslog", content=body)
             assert (answer.status_code, answer.content) == (204, b"")
         assert texts(valkey) == ("m",)
+
+
+async def test_lines_that_begin_with_a_number_are_whole(valkey: Valkey) -> None:
+    async with collecting(valkey) as service:
+        for body in (
+            b"404 not found here\n500 error\nplain\n",
+            b"10 items processed\nother line\n",
+        ):
+            answer = await service.http.post(
+                "/syslog", content=body, headers={"Content-Type": "text/plain"}
+            )
+            assert answer.status_code == 204
+        assert texts(valkey) == (
+            "404 not found here", "500 error", "plain", "10 items processed", "other line",
+        )  # fmt: skip

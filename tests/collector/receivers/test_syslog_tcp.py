@@ -4,6 +4,7 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from logpipe.listening import PortTakenError
 from logpipe.problems import Problem
 from logpipe.settings import load
 from logpipe.stream import Append
-from tests.collector.receivers.samples import collecting, counted, stored, texts
+from tests.collector.receivers.samples import collecting, counted, outcomes, stored, texts
 from tests.helpers import wait_until
 from tests.raw import Connection
 from tests.servers import Service, Valkey, free_port, serving, spawned
@@ -42,10 +43,8 @@ async def sent(port: int, data: bytes) -> None:
         await connection.send(data)
 
 
-async def metric(service: Service, outcome: str) -> float:
-    name = f'logpipe_receiver_events_total{{outcome="{outcome}",protocol="syslog-tcp"}} '
-    lines = (await service.http.get("/metrics")).text.splitlines()
-    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+async def rejected(service: Service, count: int) -> bool:
+    return await outcomes(service, "syslog-tcp") == {"rejected": count}
 
 
 async def test_both_framings_come_in_over_one_port(valkey: Valkey) -> None:
@@ -56,10 +55,61 @@ async def test_both_framings_come_in_over_one_port(valkey: Valkey) -> None:
         await sent(port, counted(b"<14>1 - h a - - - th\nree", b"<14>four") + b"<14>five")
         await wait_until(lambda: len(stored(valkey)) == 5, "counted ones are stored")
         assert texts(valkey) == ("one", "two", "th\nree", "four", "five")
-        assert await metric(service, "accepted") == 5
+        assert await outcomes(service, "syslog-tcp") == {"accepted": 5}
         first, *_, last = stored(valkey)
         assert first["metadata"]["host.name"] == "h"
         assert last["metadata"]["host.name"] == "127.0.0.1"  # the message says nothing of it
+
+
+async def test_a_line_that_begins_with_a_number_takes_no_other_along(valkey: Valkey) -> None:
+    errors = b"".join(
+        b"<11>1 2024-05-02T10:00:00Z h app - - - error number %d\n" % n for n in range(5_000)
+    )
+    async with collecting(valkey, syslog_tcp=0, trim_maxlen=10_000) as service:
+        await sent(listener_of(service).port, b"500000 rows imported in 3 s\n" + errors)
+        await wait_until(lambda: len(stored(valkey)) >= 5_001, "all are stored")
+        numbers = tuple(f"error number {n}" for n in range(5_000))
+        assert texts(valkey) == ("500000 rows imported in 3 s", *numbers)
+        assert all("log.truncated" not in event["metadata"] for event in stored(valkey))
+
+
+async def test_a_read_may_end_within_a_count_or_a_number(valkey: Valkey) -> None:
+    async with collecting(valkey, syslog_tcp=0) as service, to(listener_of(service).port) as sender:
+
+        def seen() -> tuple[tuple[str, ...], bytes]:
+            """What is stored, and what is held until more of it comes."""
+            held = [bytes(each._frames._kept) for each in listener_of(service)._open]
+            return texts(valkey), b"".join(held)
+
+        for piece, *expected in (
+            (b"a\n5", ("a",), b"5"),
+            (b"4 <", ("a",), b"54 <"),
+            (b"1 minute\n5 <1", ("a", "54 <1 minute"), b"5 <1"),
+            (b"4>b7 x", ("a", "54 <1 minute", "b"), b"7 x"),
+            (b"\n", ("a", "54 <1 minute", "b", "7 x"), b""),
+        ):
+            await sender.send(piece)
+            await wait_until(partial(lambda e: seen() == tuple(e), expected), "it was read")
+
+
+async def test_half_a_count_at_the_end_is_a_line(valkey: Valkey) -> None:
+    async with collecting(valkey, syslog_tcp=0) as service:
+        for piece in (b"54", b"54 <1", b"54 <14>part"):
+            before = len(stored(valkey))
+            await sent(listener_of(service).port, piece)
+            await wait_until(partial(lambda n: len(stored(valkey)) > n, before), "it is stored")
+        assert texts(valkey) == ("54", "54 <1", "part")
+
+
+async def test_a_message_without_any_room_is_rejected_and_counted(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with collecting(valkey, syslog_tcp=0, max_message_bytes=64) as service:
+        async with to(listener_of(service).port) as sender:
+            for count in (1, 2):
+                await sender.send(b"x\n")
+                await wait_until(partial(rejected, service, count), "it is counted")
+        assert "syslog-tcp: events rejected: 1; the first: The event has" in caplog.text
 
 
 async def test_it_is_off_unless_a_port_is_given(valkey: Valkey) -> None:
