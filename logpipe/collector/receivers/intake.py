@@ -95,8 +95,9 @@ class Receiver:
             began = time.monotonic()
             outcomes = await self._take(batch, packed, once, sender)
             answer = self._answered(request, batch, outcomes)
-            del batch, packed  # nothing but the answer waits
-            if self._protocol.answers_unavailable and any(map(_is_failure, outcomes)):
+            held_back = self._protocol.answers_unavailable and any(map(_is_failure, outcomes))
+            del batch, packed, outcomes  # nothing but the answer waits
+            if held_back:
                 await self._appender.health.recovered(began + HELD_S - time.monotonic())
         except ClientDisconnect:
             return
@@ -162,12 +163,12 @@ class Receiver:
             raise Problem(400, f"The body cannot be read: {error}") from None
 
     async def _store(self, batch: Batch, packed: Packed, once: str | None) -> list[Outcome]:
-        """An outcome for each item. Raises a `Problem` when Redis has taken nothing of them, where
-        the protocol does not answer that itself."""
+        """An outcome for each item. Raises a `Problem` when Redis has taken nothing of them, unless
+        it is unavailable and the protocol answers that itself."""
         taken = [i for i, problem in enumerate(packed.problems) if problem is None]
         keys = [self._key(batch.keys[i]) for i in taken] if batch.keys else ()
         stored = await self._append(list(appends_of(packed.events, keys, once)) if taken else [])
-        if not self._protocol.answers_unavailable:
+        if not (self._protocol.answers_unavailable and any(map(_is_failure, stored))):
             raise_if_none_taken(stored)
         given = iter(stored)
         return [problem or next(given) for problem in packed.problems]
