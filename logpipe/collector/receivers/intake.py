@@ -103,7 +103,7 @@ class Receiver:
             return
         except Problem as problem:
             self._metrics.count_limited(problem.hits)
-            answer = self._protocol.refused(request, problem)
+            answer = self._protocol.refused(request, problem.with_traceback(None))
         except Exception:
             self._metrics.receiver_requests.labels(self._name, 500).inc()
             raise  # to be answered and logged as every fault
@@ -152,7 +152,7 @@ class Receiver:
         try:
             return batch.answer(outcomes)
         except Problem as problem:
-            return self._protocol.refused(request, problem)
+            return self._protocol.refused(request, problem.with_traceback(None))
 
     def _pack(self, request: Request) -> tuple[Batch, Packed]:
         now_ms = time.time_ns() // 1_000_000
@@ -194,7 +194,8 @@ class Receiver:
         try:
             return await self._appender.append(append)
         except Problem as problem:
-            return problem
+            # Its frames would hold the events, and the outcomes it: a cycle.
+            return problem.with_traceback(None)
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
         rejected = failed = repeated = 0
