@@ -75,6 +75,16 @@ async def test_javascripts_helper_has_the_status_429_of_each_item() -> None:
         assert first["_id"] == "1"
 
 
+async def test_a_full_redis_is_as_one_that_is_away(own_valkey: Valkey) -> None:
+    async with collecting(own_valkey) as service:
+        await ready(service)
+        own_valkey.client.config_set("maxmemory", "1")
+        whole, items = await asyncio.gather(*(post(service, TWO, m) for m in ("", JAVASCRIPT)))
+        assert (whole.status_code, statuses(items.content)) == (503, [429, 429])
+        own_valkey.client.config_set("maxmemory", "0")
+        assert not stored(own_valkey)
+
+
 async def test_more_than_wait_together_are_not_all_tried() -> None:
     async with away() as service:
         lines = [part for n in range(2_500) for part in ({"index": {"_id": str(n)}}, {})]
