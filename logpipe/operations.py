@@ -153,6 +153,8 @@ class Spoken(NamedTuple):
     success: int
     told: Mapping[str, Shape]
     refused: Mapping[str, Shape] = PROBLEM
+    also: Mapping[int, str] = {}
+    """What a status says besides what it says in all protocols."""
 
 
 _ERRORS: Schema = {
@@ -214,7 +216,18 @@ SPOKEN: Mapping[str, Spoken] = {
     "otlp": Spoken(
         "OTLP's logs.", {JSON_TYPE: otlp_json.Export, **_PROTOBUF}, 200, _EXPORTED, _OTLP_REFUSED
     ),
-    "elasticsearch": Spoken("Elasticsearch's bulk.", _LINES, 200, {JSON: _BULK}, {JSON: _CAUSE}),
+    "elasticsearch": Spoken(
+        "Elasticsearch's bulk.",
+        _LINES,
+        200,
+        {JSON: _BULK},
+        {JSON: _CAUSE},
+        {
+            200: "To the bulk helper for JavaScript, also where Redis cannot serve now: then items"
+            " have the status 429.",
+            429: "To the bulk helper for Python, Redis cannot serve now.",
+        },
+    ),
     "splunk": Spoken("Splunk's HEC.", {JSON: _HEC}, 200, {JSON: _CODED}, {JSON: _CODED}),
     "splunk-raw": Spoken(
         "Splunk's HEC, lines.", {PLAIN: TEXT}, 200, {JSON: _CODED}, {JSON: _CODED}
@@ -243,16 +256,18 @@ _READY: Mapping[str, Shape] = {"text/plain": TEXT}
 
 def _receivers(settings: Settings) -> Iterator[Operation]:
     for name, protocol in PROTOCOLS.items():
-        says, takes, success, told, refused = SPOKEN[name]
-        replies = {
+        says, takes, success, told, refused, also = SPOKEN[name]
+        replies = {success: Reply("Redis has confirmed what was taken.", told)} | {
             status: Reply(each.says, refused) for status, each in _refusals(settings).items()
         }
+        for status, more in also.items():
+            replies[status] = replies[status]._replace(says=f"{replies[status].says} {more}")
         replies[408] = _refusals(settings)[408]  # the connection's own word
         for path in protocol.paths:
             yield Operation(
                 path,
                 says,
-                {success: Reply("Redis has confirmed what was taken.", told), **replies},
+                replies,
                 protocol.methods,
                 (_KEY,),
                 takes,
@@ -272,6 +287,7 @@ def _asked() -> Iterator[Operation]:
     }
     known = {
         200: Reply("What its clients expect.", {JSON: OBJECT}),
+        503: Reply("Asked for the cluster's health: Redis cannot serve now.", {JSON: _CAUSE}),
         404: Reply("It is none.", {JSON: _CAUSE, **PROBLEM}),
     } | {status: Reply(each.says, {JSON: _CAUSE}) for status, each in _TOKENS.items()}
     for paths, methods, says, replies in (

@@ -36,18 +36,28 @@ async def test_what_refers_to_itself_is_gone_within_a_minute(
         gc.enable()
 
 
-async def test_a_request_that_fails_leaves_no_cycle_behind(own_valkey: Valkey) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/ingest", b'{"source":"a","message":"b"}'),
+        ("/ingest/json", b'{"source":"a","message":"b"}'),
+        ("/elasticsearch/_bulk", b'{"index":{}}\n{"message":"b"}\n'),
+    ],
+)
+async def test_a_request_that_fails_leaves_no_cycle_behind(
+    own_valkey: Valkey, path: str, body: bytes
+) -> None:
     """It would keep its events until the collector looks at everything."""
     async with serving(redis_addr=own_valkey.url, role="collector") as service:
-        assert (await service.post({"source": "a", "message": "b"})).status_code == 202
+        assert (await service.http.post(path, content=body)).is_success
         own_valkey.kill()
-        await service.post({"source": "a", "message": "b"})
+        await service.http.post(path, content=body)
         gc.collect()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
             for _ in range(5):  # other connections meet the loss, too, each at a time of its own
                 gc.garbage.clear()
-                assert (await service.post({"source": "a", "message": "b"})).status_code == 503
+                assert (await service.http.post(path, content=body)).status_code == 503
                 gc.collect()
                 left = [found for found in gc.garbage if isinstance(found, Exception)]
                 if not left:

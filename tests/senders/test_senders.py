@@ -71,6 +71,24 @@ async def test_elasticsearchs_bulk_helper_with_ids_is_stored_once(own_valkey: Va
     assert once(own_valkey)
 
 
+async def test_elasticsearchs_bulk_helper_outlasts_a_restart_by_default(
+    own_valkey: Valkey,
+) -> None:
+    await through_a_restart(own_valkey, python, "elastic_default.py")
+    await at_least_once(own_valkey)
+
+
+@needs_node
+@pytest.mark.parametrize(
+    "program", ["elastic.mjs", "pino.mjs", "winston-elasticsearch.mjs", "bunyan.mjs"]
+)
+async def test_javascripts_bulk_senders_are_stored_at_least_once(
+    own_valkey: Valkey, program: str
+) -> None:
+    await through_a_restart(own_valkey, node, program)
+    await at_least_once(own_valkey)
+
+
 async def test_a_splunk_handler_is_stored_at_least_once(own_valkey: Valkey) -> None:
     await through_a_restart(own_valkey, python, "splunk.py")
     await at_least_once(own_valkey)

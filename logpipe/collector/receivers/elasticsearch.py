@@ -55,21 +55,41 @@ _LICENSE = {
         "expiry_date_in_millis": 4_000_000_000_000,
     }
 }
+HEALTH = "_cluster/health"
 _KNOWN: Mapping[str, Any] = {
     "": _ABOUT,
     "_license": _LICENSE,
-    "_cluster/health": {"cluster_name": "logpipe", "status": "green", "timed_out": False},
+    HEALTH: {"cluster_name": "logpipe", "status": "green", "timed_out": False},
     "_nodes/http": {"_nodes": {"total": 0, "successful": 0, "failed": 0}, "nodes": {}},
 }
 
 
+VERBS = ("index", "create", "update", "delete")
+
+REFUSED_ITEMS = "items"
+"""200, and the status 429 for each item that was not stored."""
+
+REFUSED_REQUEST = "request"
+"""The status 429 for the whole request."""
+
+RETRIED_BY_HELPERS: Mapping[str, str] = {"js": REFUSED_ITEMS, "py": REFUSED_REQUEST}
+"""By language, what the bulk helper of the official client sends again while Redis is unavailable.
+
+The helper for JavaScript ends at any status but 200 and repeats items of status 429. The one for
+Python repeats a request of status 429, and by default raises for an item of any error. All other
+senders have the status 503: Fluent Bit, Filebeat, Logstash, Vector and Fluentd repeat such a
+request; of these, Fluentd and Vector give items of status 429 up, and Fluent Bit those beside an
+item that was stored."""
+
+
 class Action(NamedTuple):
-    """A line of a bulk body with the document that follows it."""
+    """A line of a bulk body with the document that follows it, or what is wrong with the line."""
 
     verb: str
     target: str
-    id: str | None
-    document: bytes | None
+    id: str | None = None
+    document: bytes | None = None
+    problem: Problem | None = None
 
 
 def parse(request: Request) -> Batch:
@@ -77,43 +97,76 @@ def parse(request: Request) -> Batch:
     actions: list[Action] = []
     keys: list[str | None] = []
     items = _items(request, actions, keys)
-    return Batch(items, lambda outcomes: _answer(actions, outcomes), keys)
+    form = _form_while_unavailable(request)
+    return Batch(items, lambda outcomes: _answer(actions, outcomes, form), keys)
+
+
+def _form_while_unavailable(request: Request) -> str | None:
+    """How the sender learns that it has to repeat what was not stored; None for a status 503."""
+    header = request.headers.get("x-elastic-client-meta", "")
+    meta = dict(pair.strip().partition("=")[::2] for pair in header.split(","))
+    if meta.get("h") != "bp":  # the mark of a bulk helper
+        return None
+    return next((form for name, form in RETRIED_BY_HELPERS.items() if name in meta), None)
 
 
 def _items(request: Request, actions: list[Action], keys: list[str | None]) -> Iterator[Item]:
     """The events, and beside each its action and its key, so that no more of these are kept than
-    there may be events."""
+    there may be events. Raises a 400 `Problem` for a body without an action."""
     for action in actions_of(request.body, request.path.get("index", "")):
         actions.append(action)
         keys.append(action.id and f"{action.target}\n{action.id}")
         yield _item(action)
-    if not actions:
-        raise Problem(400, "The request has no body.")
+    if all(action.problem for action in actions):
+        raise (actions and actions[0].problem) or Problem(400, "The request has no body.")
 
 
 def actions_of(body: bytes, index: str) -> Iterator[Action]:
-    """The actions of a body. Raises a 400 `Problem` when a line is none: what follows is then not
-    known to be an action or a document."""
-    lines = (stripped for line in fields.lines_of(body) if (stripped := line.strip()))
-    for line in lines:
-        action = fields.json_value(line)
-        if not isinstance(action, dict) or len(action) != 1:
-            raise Problem(400, "A line that should be an action is none.")
-        verb, given = next(iter(action.items()))
-        told = given if isinstance(given, dict) else {}
-        name, id_ = told.get("_index"), told.get("_id")
-        if verb not in ("index", "create", "update", "delete"):
-            raise Problem(400, f"The action {verb[:64]!r} is not known.")
-        document = None if verb == "delete" else next(lines, None)
-        yield Action(
-            verb,
-            name if isinstance(name, str) else index or "logs",
-            str(id_) if isinstance(id_, str | int) and id_ != "" else None,
-            document,
-        )
+    """The actions of a body. A line that should be an action and is not costs itself and its
+    document: reading continues at the line after it, where that is an action, else behind that."""
+    lines = (
+        (number, stripped)
+        for number, line in enumerate(fields.lines_of(body), 1)
+        if (stripped := line.strip())
+    )
+    default = index or "logs"
+    for number, line in lines:
+        action = _action_in(line, default)
+        if action is None:
+            yield Action("index", default, problem=_no_action(number))
+            action = _action_in(next(lines, (0, b""))[1], default)
+            if action is None:
+                continue
+        if action.verb != "delete":
+            action = action._replace(document=next(lines, (0, None))[1])
+        yield action
+
+
+def _action_in(line: bytes, index: str) -> Action | None:
+    """The action of a line, by its first key; what follows that key counts for nothing, as in
+    Elasticsearch. None where the line is not an action."""
+    value = fields.json_value(line)
+    if not isinstance(value, dict):
+        return None
+    verb, given = next(iter(value.items()), ("", None))
+    if verb not in VERBS or not (given is None or isinstance(given, dict)):
+        return None
+    name, id_ = (given or {}).get("_index"), (given or {}).get("_id")
+    return Action(
+        verb,
+        name if isinstance(name, str) else index,
+        str(id_) if isinstance(id_, str | int) and id_ != "" else None,
+    )
+
+
+def _no_action(number: int) -> Problem:
+    detail = f"Line {number} is not an action, an object whose first key is one of "
+    return Problem(400, f"{detail}{', '.join(VERBS)}.")
 
 
 def _item(action: Action) -> Item:
+    if action.problem is not None:
+        return action.problem
     if action.verb in ("update", "delete"):
         return Problem(400, f"A log is only added to: it takes no {action.verb}.")
     if action.document is None:
@@ -127,29 +180,42 @@ def _item(action: Action) -> Item:
     return event
 
 
-def _answer(actions: Sequence[Action], outcomes: Sequence[Outcome]) -> Answer:
-    """The same for a batch that came before: its documents are there."""
+def _answer(actions: Sequence[Action], outcomes: Sequence[Outcome], form: str | None) -> Answer:
+    """The same for a batch that came before: its documents are there. Raises a `Problem` where
+    Redis has not confirmed all, unless the sender repeats single items."""
+    for outcome in outcomes:
+        if isinstance(outcome, Problem) and outcome.status >= 500 and form != REFUSED_ITEMS:
+            raise _too_many(outcome) if form == REFUSED_REQUEST else outcome
     items = [_told(*each) for each in zip(actions, outcomes, itertools.count())]
     failed = any(isinstance(outcome, Problem) for outcome in outcomes)
     return _json(200, {"took": 1, "errors": failed, "items": items})
 
 
+def _too_many(problem: Problem) -> Problem:
+    """The same as Elasticsearch says it of a full queue."""
+    return Problem(429, problem.detail, headers=problem.headers)
+
+
 def _told(action: Action, outcome: Outcome, number: int) -> dict[str, Any]:
     told: dict[str, Any] = {"_index": action.target, "_id": action.id}
     if isinstance(outcome, Problem):
+        outcome = _too_many(outcome) if outcome.status >= 500 else outcome
         error = {"type": _type(outcome.status), "reason": outcome.detail}
         return {action.verb: {**told, "status": outcome.status, "error": error}}
     told["_id"] = action.id or f"{outcome.first}-{number}"
     return {action.verb: {**told, "result": "created", "status": 201}}
 
 
-def probe(request: Request) -> Answer:
-    """The answer to what is no bulk request.
+def probe(request: Request, unavailable: Problem | None) -> Answer:
+    """The answer to what is no bulk request. The cluster's health is a `Problem` while Redis is
+    `unavailable`: some senders ask for it before they repeat a request, and at once if it is good.
 
     Templates and policies are there when they are asked for and taken when they are sent. Nothing
     that could be a document is taken without being stored.
     """
     method, name = request.method, request.path.get("rest", "").strip("/")
+    if name == HEALTH and unavailable is not None:
+        raise unavailable
     if method == "HEAD":
         return _json(200, None)
     if method == "GET":

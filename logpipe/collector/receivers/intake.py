@@ -11,12 +11,18 @@ from starlette.types import Receive, Scope, Send
 
 from logpipe import auth
 from logpipe.collector.answer import Answer, give
-from logpipe.collector.appender import Appender
+from logpipe.collector.appender import ANSWER_WITHIN_S, Appender
 from logpipe.collector.body import read_body
 from logpipe.collector.inflight import Held
 from logpipe.collector.ingest import MAX_KEY_LENGTH, Bounds
 from logpipe.collector.receivers.packing import Packed, appends_of, pack
-from logpipe.collector.receivers.protocol import Batch, Outcome, Protocol, Request
+from logpipe.collector.receivers.protocol import (
+    Batch,
+    Outcome,
+    Protocol,
+    Request,
+    raise_if_none_taken,
+)
 from logpipe.collector.receivers.rejections import Rejections
 from logpipe.collector.receivers.tokens import token_of
 from logpipe.collector.receivers.unpacking import by_its_first_bytes, from_snappy
@@ -33,6 +39,10 @@ LARGE_BYTES = 64 * 1024
 
 APPENDS_AT_ONCE = 1_000
 """Events with keys of their own that wait for Redis together."""
+
+HELD_S = ANSWER_WITHIN_S
+"""How long after its body a request may be refused at the latest, where the refusal waits for
+Redis: four attempts without a pause, as official clients make, then outlast a restart."""
 
 MAX_PARAMETERS = 100
 """Parameters of a query string."""
@@ -84,12 +94,18 @@ class Receiver:
                 body = await self._body(request, receive, held)
                 batch, packed = await self._packed(request._replace(body=body))
                 del body
-            answer = await self._take(batch, packed, once, sender)
+            began = time.monotonic()
+            outcomes = await self._take(batch, packed, once, sender)
+            answer = self._answered(request, batch, outcomes)
+            held_back = self._protocol.answers_unavailable and any(map(_is_failure, outcomes))
+            del batch, packed, outcomes  # nothing but the answer waits
+            if held_back:
+                await self._appender.health.recovered(began + HELD_S - time.monotonic())
         except ClientDisconnect:
             return
         except Problem as problem:
             self._metrics.count_limited(problem.hits)
-            answer = self._protocol.refused(request, problem)
+            answer = self._protocol.refused(request, problem.with_traceback(None))
         except Exception:
             self._metrics.receiver_requests.labels(self._name, 500).inc()
             raise  # to be answered and logged as every fault
@@ -124,13 +140,21 @@ class Receiver:
         async with self._appender.inflight.reading:
             return await asyncio.to_thread(self._pack, request)
 
-    async def _take(self, batch: Batch, packed: Packed, once: str | None, sender: str) -> Answer:
+    async def _take(
+        self, batch: Batch, packed: Packed, once: str | None, sender: str
+    ) -> list[Outcome]:
         if self._rates is not None:
             self._rates.require(sender)
             self._rates.spend(sender, len(packed.problems))
-        outcomes = await self._store(batch, packed, once and f"{self._name}\n{once}")
+        return await self._store(batch, packed, once and f"{self._name}\n{once}")
+
+    def _answered(self, request: Request, batch: Batch, outcomes: Sequence[Outcome]) -> Answer:
+        """The answer to outcomes, which are counted here, whether or not it refuses the request."""
         self._count(outcomes)
-        return batch.answer(outcomes)
+        try:
+            return batch.answer(outcomes)
+        except Problem as problem:
+            return self._protocol.refused(request, problem.with_traceback(None))
 
     def _pack(self, request: Request) -> tuple[Batch, Packed]:
         now_ms = time.time_ns() // 1_000_000
@@ -141,12 +165,13 @@ class Receiver:
             raise Problem(400, f"The body cannot be read: {error}") from None
 
     async def _store(self, batch: Batch, packed: Packed, once: str | None) -> list[Outcome]:
-        """An outcome for each item. Raises a `Problem` when Redis has taken nothing of them."""
+        """An outcome for each item. Raises a `Problem` when Redis has taken nothing of them, unless
+        it is unavailable and the protocol answers that itself."""
         taken = [i for i, problem in enumerate(packed.problems) if problem is None]
         keys = [self._key(batch.keys[i]) for i in taken] if batch.keys else ()
         stored = await self._append(list(appends_of(packed.events, keys, once)) if taken else [])
-        if stored and all(isinstance(each, Problem) for each in stored):
-            raise next(each for each in stored if isinstance(each, Problem))
+        if not (self._protocol.answers_unavailable and any(map(_is_failure, stored))):
+            raise_if_none_taken(stored)
         given = iter(stored)
         return [problem or next(given) for problem in packed.problems]
 
@@ -171,20 +196,21 @@ class Receiver:
         try:
             return await self._appender.append(append)
         except Problem as problem:
-            return problem
+            # Its frames would hold the events, and the outcomes it: a cycle.
+            return problem.with_traceback(None)
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
+        for problem in {id(each): each for each in outcomes if isinstance(each, Problem)}.values():
+            self._metrics.count_limited(problem.hits)  # once, however many events it is due to
         rejected: list[Problem] = []
         failed = repeated = 0
         for outcome in outcomes:
             if not isinstance(outcome, Problem):
                 repeated += outcome.repeated
-                continue
-            self._metrics.count_limited(outcome.hits)
-            if outcome.status < 500:
-                rejected.append(outcome)
-            else:
+            elif _is_failure(outcome):
                 failed += 1
+            else:
+                rejected.append(outcome)
         self._rejections.add(rejected)
         counted = {"rejected": len(rejected), "failed": failed, "repeated": repeated}
         counted["accepted"] = len(outcomes) - sum(counted.values())
@@ -192,6 +218,11 @@ class Receiver:
             if count:
                 self._metrics.receiver_events.labels(self._name, word).inc(count)
         self._metrics.events_rejected.inc(len(rejected))
+
+
+def _is_failure(outcome: Outcome) -> bool:
+    """Whether it is not due to the item."""
+    return isinstance(outcome, Problem) and outcome.status >= 500
 
 
 def admit(protocol: Protocol, request: Request, tokens: Sequence[str]) -> str | None:

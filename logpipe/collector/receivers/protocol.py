@@ -59,7 +59,9 @@ class Protocol(NamedTuple):
     `parse` raises a `Problem` and nothing else but what msgspec raises for what is no JSON;
     `refused` is a `Problem` in the protocol's own words; `token` and `key` look where the protocol
     has a token or a key of the request besides the usual headers; `tells_packing` says that bodies
-    tell by their first bytes how they are packed, where the header does not.
+    tell by their first bytes how they are packed, where the header does not. `answers_unavailable`
+    says that a batch's `answer` is also asked where Redis has taken nothing, and that senders
+    repeat a refused request at once, a few times: a refusal then waits for Redis (`HELD_S`).
     """
 
     paths: Sequence[str]
@@ -69,6 +71,7 @@ class Protocol(NamedTuple):
     key: Callable[[Request], str | None] = lambda _: None
     methods: Sequence[str] = ("POST",)
     tells_packing: bool = False
+    answers_unavailable: bool = False
 
 
 def always(answer: Answer) -> Callable[[Sequence[Outcome]], Answer]:

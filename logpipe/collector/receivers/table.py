@@ -42,6 +42,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         elasticsearch.parse,
         elasticsearch.refused,
         methods=elasticsearch.METHODS,
+        answers_unavailable=True,
     ),
     "splunk": Protocol(splunk.PATHS, splunk.parse, splunk.refused, splunk.token),
     "splunk-raw": Protocol(splunk.RAW_PATHS, splunk.parse_raw, splunk.refused, splunk.token),
@@ -90,6 +91,9 @@ def _probes(process: Process) -> Iterator[Row]:
     def serves() -> bool:
         return process.appender.health.serves(writes=True)
 
+    def unavailable() -> Problem | None:
+        return None if serves() else process.appender.health.unavailable()
+
     def admitted(name: str, request: Request) -> Request:
         admit(PROTOCOLS[name], request, process.tokens.ingest)
         return request
@@ -110,7 +114,7 @@ def _probes(process: Process) -> Iterator[Row]:
             elasticsearch.OTHER_PATHS,
             ("GET", "PUT", "POST", "DELETE"),
             "elasticsearch",
-            lambda request: elasticsearch.probe(admitted("elasticsearch", request)),
+            lambda request: elasticsearch.probe(admitted("elasticsearch", request), unavailable()),
         ),
     ):
         probe = Probe(asked, PROTOCOLS[name].refused)

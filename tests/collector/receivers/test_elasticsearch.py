@@ -4,13 +4,12 @@ from typing import Any
 import httpx
 import pytest
 
-from logpipe.collector.appender import Appender
 from logpipe.collector.receivers.elasticsearch import actions_of, parse
-from logpipe.problems import Problem, Unavailable
-from logpipe.stream import Append, Appended
+from logpipe.problems import Problem
 from tests.collector.receivers.parsing import event, items
 from tests.collector.receivers.samples import TOKEN, basic, collecting, texts
-from tests.servers import Service, Valkey, serving
+from tests.helpers import wait_until
+from tests.servers import Service, Valkey
 
 BULK = "/elasticsearch/_bulk"
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -22,6 +21,13 @@ def bulk(*lines: Any) -> bytes:
 
 async def post(service: Service, *lines: Any, path: str = BULK) -> httpx.Response:
     return await service.http.post(path, content=bulk(*lines), headers=NDJSON)
+
+
+async def ready(service: Service) -> None:
+    async def is_ready() -> bool:
+        return (await service.http.get("/healthz")).status_code == 200
+
+    await wait_until(is_ready, "Redis serves")
 
 
 def one(document: dict[str, Any], action: dict[str, Any] | None = None) -> Any:
@@ -64,23 +70,54 @@ def test_the_index_comes_from_the_action_or_the_path_or_is_logs() -> None:
     assert c.target == "logs"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"\n\n",
-        b"nonsense\n",
-        b"[]\n{}\n",
-        b'{"index":{},"create":{}}\n{}\n',
-        b'{"upsert":{}}\n{}\n',
-        b"{}\n",
-        b"\xff\n\xff\n",
-    ],
-)
-def test_a_body_whose_actions_cannot_be_told_is_a_400(body: bytes) -> None:
+NO_ACTIONS = (
+    b"nonsense", b"[]", b"{}", b'{"upsert":{}}', b'{"attempts":0,"index":{}}', b'{"index":"x"}',
+    b'{"index":[]}', b"\xff", b"7",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [b"", b"\n\n", *(line + b"\n{}\n" for line in NO_ACTIONS)])
+def test_a_body_without_an_action_is_a_400(body: bytes) -> None:
     with pytest.raises(Problem) as caught:
         items(parse, body)
     assert caught.value.status == 400
+
+
+def test_the_first_key_of_a_line_is_its_action() -> None:
+    """As winston-elasticsearch writes it."""
+    assert one({"message": "m"}, {"index": {"_index": "a", "pipeline": None}, "attempts": 0})
+    (action,) = actions_of(bulk({"create": {"_id": "7"}, "index": {"_id": "8"}}, {}), "p")
+    assert (action.verb, action.id) == ("create", "7")
+
+
+def told(body: bytes) -> list[str]:
+    """The messages of the events of a body, and what is wrong with the rest of it."""
+    return [
+        each.detail if isinstance(each, Problem) else each.message for each in items(parse, body)
+    ]
+
+
+@pytest.mark.parametrize("line", NO_ACTIONS)
+def test_a_line_that_is_no_action_costs_its_document(line: bytes) -> None:
+    good = bulk({"index": {}}, {"message": "one"}), bulk({"index": {}}, {"message": "two"})
+    one, problem, two = told(good[0] + b"\n" + line + b'\n{"message":"lost"}\n' + good[1])
+    assert (one, two) == ("one", "two")
+    assert problem.startswith("Line 4 is not an action")
+
+
+@pytest.mark.parametrize("line", NO_ACTIONS)
+def test_reading_continues_at_the_next_action(line: bytes) -> None:
+    good = bulk({"delete": {}}, {"index": {}}, {"message": "one"})
+    problem, _, one = told(line + b"\n" + good)
+    assert one == "one"
+    assert problem.startswith("Line 1 is not an action")
+    assert told(good + line)[1:] == ["one", problem.replace("Line 1", "Line 4")]
+
+
+def test_a_document_that_is_no_json_costs_itself() -> None:
+    broken = b'{"create":{}}\n{"message":\n'
+    problem, one = told(broken + bulk({"create": {}}, {"message": "one"}))
+    assert (problem[:24], one) == ("The JSON cannot be read:", "one")
 
 
 async def test_each_action_has_its_answer_in_order_and_by_its_own_verb(valkey: Valkey) -> None:
@@ -160,32 +197,6 @@ async def test_a_requests_key_is_never_a_documents(valkey: Valkey) -> None:
         assert texts(valkey) == ("one", "two", "three")
 
 
-async def test_what_redis_took_and_what_it_did_not_is_said_of_each(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append, failing = Appender.append, True
-
-    async def half(self: Appender, request: Append) -> Appended:
-        if failing and request.events[0].find(b'"two"') >= 0:
-            raise Unavailable("away", "no confirmation in time")
-        return await append(self, request)
-
-    monkeypatch.setattr(Appender, "append", half)
-    async with collecting(valkey) as service:
-        lines = [
-            {"index": {"_id": "1"}}, {"message": "one"},
-            {"index": {"_id": "2"}}, {"message": "two"},
-        ]  # fmt: skip
-        answer = await post(service, *lines)
-        assert answer.status_code == 200
-        assert b'"errors":true' in answer.content
-        assert [item["index"]["status"] for item in answer.json()["items"]] == [201, 503]
-        failing = False
-        answer = await post(service, *lines)
-        assert answer.json()["errors"] is False
-        assert texts(valkey) == ("one", "two")
-
-
 async def test_documents_with_and_without_an_id_keep_their_order(valkey: Valkey) -> None:
     async with collecting(valkey) as service:
         lines: list[Any] = []
@@ -251,6 +262,7 @@ async def test_what_clients_ask_first_is_answered(
     valkey: Valkey, method: str, path: str, holds: dict[str, Any] | None
 ) -> None:
     async with collecting(valkey) as service:
+        await ready(service)
         content = b'{"settings":{}}' if method == "PUT" else None
         answer = await service.http.request(method, f"/elasticsearch{path}", content=content)
         assert answer.status_code == 200
@@ -285,17 +297,3 @@ async def test_who_has_no_token_is_told_in_elasticsearchs_words(valkey: Valkey) 
             assert answer.json()["error"]["type"] == "security_exception"
             known = await service.http.get(path, headers=basic("elastic", TOKEN))
             assert known.status_code == 200
-
-
-async def test_redis_away_is_the_answer_to_the_whole_request() -> None:
-    async with serving(redis_addr="unix:///nowhere/v.sock", role="collector") as service:
-        answer = await post(service, {"index": {"_id": "1"}}, {}, {"index": {"_id": "2"}}, {})
-        assert answer.status_code == 503
-        assert answer.json()["status"] == 503
-        assert answer.headers["retry-after"]
-
-
-async def test_more_documents_than_wait_together_while_redis_is_away_are_not_all_tried() -> None:
-    async with serving(redis_addr="unix:///nowhere/v.sock", role="collector") as service:
-        lines = [part for n in range(2_500) for part in ({"index": {"_id": str(n)}}, {})]
-        assert (await post(service, *lines)).status_code == 503
