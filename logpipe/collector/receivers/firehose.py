@@ -13,6 +13,7 @@ from logpipe.collector.receivers import fields, generic
 from logpipe.collector.receivers.protocol import Batch, Item, Request, always
 from logpipe.collector.receivers.unpacking import by_its_first_bytes
 from logpipe.problems import Problem
+from logpipe.stream import digest_of
 
 PATHS = ("/firehose",)
 
@@ -37,7 +38,9 @@ def parse(request: Request) -> Batch:
     """Each log event of CloudWatch, each JSON value and each other line is an event."""
     delivery = fields.decoded(_decode, request.body)
     answer = _told(request, 200, delivery.request_id)
-    return Batch(_items(delivery, request), always(answer))
+    # The time in the body is that of the attempt.
+    digest = digest_of(msgspec.json.encode(delivery.records))
+    return Batch(_items(delivery, request), always(answer), digest=digest)
 
 
 def _items(delivery: Delivery, request: Request) -> Iterator[Item]:

@@ -45,7 +45,7 @@ TOO_DEEP = f"(nested over {MAX_DEPTH} levels)"
 
 Decoded = TypeVar("Decoded")
 
-_CODES = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 429: 8, 503: 14}
+_CODES = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 422: 3, 429: 8, 503: 14}
 """gRPC's codes for HTTP's."""
 
 
