@@ -31,7 +31,6 @@ tenth fewer single events came in and a fifth fewer in batches; a third lane cha
 ANSWER_WITHIN_S = 1.8
 """A request that Redis has not confirmed by then is answered 503."""
 
-
 NO_ROOM_S = 10
 """After a key that had no room: room comes as keys expire, which is a minute's at a time."""
 
