@@ -16,7 +16,7 @@ from logpipe.problems import Problem
 NAMES = (
     "body", "event", "batch", "metadata_keys", "metadata_depth", "head", "head_time", "body_time",
     "inflight", "rate", "subscribers", "subscribers_per_client", "groups", "syslog_connections",
-    "connections", "stream_bytes", "stream_age",
+    "connections", "keys", "stream_bytes", "stream_age",
 )  # fmt: skip
 """What `logpipe_limited_total` tells apart."""
 

@@ -104,7 +104,8 @@ PROBES = (
 
 _KEY = Parameter(
     "Idempotency-Key",
-    "The same request with the same key is stored once within ten minutes.",
+    "The same request with the same key and token is stored once within ten minutes; another body"
+    " with it is 422.",
     {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
     "header",
 )
@@ -118,11 +119,13 @@ def _refusals(settings: Settings) -> dict[int, Reply]:
             s413=f"Over MAX_BODY_BYTES ({settings.max_body_bytes}), MAX_MESSAGE_BYTES"
             f" ({settings.max_message_bytes}) or MAX_BATCH_EVENTS ({settings.max_batch_events}).",
             s415=f"Another media type, or a coding that is not {', '.join(UNPACKERS)}.",
-            s422="No event fits the schema; `errors` lists them.",
+            s422="No event fits the schema (`errors` lists them), or the Idempotency-Key came with"
+            " another body.",
             s429="Over RATE_PER_TOKEN; Retry-After says when to come again.",
+            s503="Redis cannot serve now, or has no room for the Idempotency-Key; Retry-After says"
+            " when to come again.",
         ),
         **_TOKENS,
-        **_AWAY,
     }
 
 

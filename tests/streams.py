@@ -9,7 +9,7 @@ from logpipe.fanout.hub import Hub
 from logpipe.ids import END, StreamId
 from logpipe.metrics import Metrics
 from logpipe.redis_address import RedisAddress
-from logpipe.stream import Append, Stream
+from logpipe.stream import Append, Appended, Once, Rule, Stream, digest_of
 from tests.servers import Valkey
 
 NAME = "logs"
@@ -50,6 +50,19 @@ async def running(stream: Stream, **more: Any) -> AsyncIterator[Hub]:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+async def appended(stream: Stream, *requests: Append) -> list[Appended]:
+    """The outcomes of requests of which none is declined."""
+    outcomes = await stream.append(requests)
+    done = [each for each in outcomes if isinstance(each, Appended)]
+    assert len(done) == len(requests), outcomes
+    return done
+
+
+def once(key: str, body: bytes = b"body", rule: Rule = Rule.REJECT) -> Once:
+    """What makes a request with this body known under a key."""
+    return Once(key, digest_of(body), rule)
 
 
 def plain(stream: Stream) -> Any:

@@ -109,6 +109,17 @@ async def migrate_rest(cluster: Cluster, source: Node, target: Node) -> None:
         node.ask("CLUSTER", "SETSLOT", slot, "NODE", id_of(target))
 
 
+async def test_all_keys_are_in_the_slot_of_the_stream(cluster: Cluster) -> None:
+    async with serving(redis_addr=cluster.url, role=BOTH) as service:
+        await ready(service)
+        for number in range(20):
+            assert (await service.post(EVENT, Idempotency_Key=f"{number}")).status_code == 202
+    owner = owner_of(cluster)
+    keys = {key for node in cluster.primaries for key in node.client.scan_iter()}
+    assert len(keys) > 20
+    assert keys == set(owner.ask("CLUSTER", "GETKEYSINSLOT", cluster.slot, 1000))
+
+
 @pytest.mark.parametrize("move", [migrate, migrate_key_by_key])
 async def test_while_the_slot_moves_under_load_nothing_is_lost_or_doubled(
     cluster: Cluster, move: Any

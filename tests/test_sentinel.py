@@ -78,6 +78,24 @@ async def test_a_primary_that_is_replaced_while_it_lives_is_left_at_once(
     assert new.client.xlen("logs") >= len(load.acknowledged) / 2
 
 
+async def test_what_is_known_of_a_key_outlives_the_primary(replicated: Replicated) -> None:
+    async with serving(redis_addr=replicated.url, role=BOTH) as service:
+        await ready(service)
+        old, new = replicated.data
+        first = await service.post(EVENT, Idempotency_Key="k")
+        assert first.status_code == 202
+        length, counted = old.client.xlen("logs"), old.client.get("{logs}:once:bytes")
+        await wait_until(lambda: new.client.get("{logs}:once:bytes") == counted, "it is replicated")
+        old.kill()
+        await wait_until(said(service, "away"), "the loss is noticed")
+        await wait_until(said(service, "ok"), "the replica is followed")
+        again = await service.post(EVENT, Idempotency_Key="k")
+        assert again.json() == first.json()
+        other = await service.post({**EVENT, "message": "other"}, Idempotency_Key="k")
+        assert other.status_code == 422
+        assert new.client.xlen("logs") == length
+
+
 @contextlib.asynccontextmanager
 async def sure_and_unsure(deployment: Replicated) -> AsyncIterator[tuple[Watched, Watched]]:
     """Load on a logpipe that waits for a replica and on one that does not. At the end, all that the

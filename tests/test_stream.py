@@ -25,11 +25,21 @@ from logpipe.ids import END, START, StreamId, parse_id
 from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream import Append, Appended, NoGroupError, RedisHealth, Stream, connections, gap_of
-from logpipe.stream.append import ONCE_TTL_S
 from logpipe.stream.scripts import companion_key
 from tests.helpers import wait_until
 from tests.servers import Valkey, free_port
-from tests.streams import MAXLEN, NAME, add, address_of, event, events, plain, stream_at
+from tests.streams import (
+    MAXLEN,
+    NAME,
+    add,
+    address_of,
+    appended,
+    event,
+    events,
+    once,
+    plain,
+    stream_at,
+)
 
 GROUP = "workers"
 
@@ -87,7 +97,7 @@ async def real(valkey: Valkey) -> AsyncIterator[Stream]:
 
 
 async def test_an_append_keeps_the_order_of_the_events(stream: Stream) -> None:
-    [done] = await stream.append([Append(events(2500))])
+    [done] = await appended(stream, Append(events(2500)))
     rows = await stream.range(START, END, 5000)
     kept = [entry.event.message for _, entry in rows if entry is not None]
     assert kept == [f"number {n}" for n in range(2500)][-len(kept) :]
@@ -99,12 +109,11 @@ async def test_an_append_keeps_the_order_of_the_events(stream: Stream) -> None:
 
 
 async def test_requests_that_share_a_call_each_get_their_own_answer(stream: Stream) -> None:
-    answers = await stream.append(
-        [
-            Append(events(2), receipt=b"first"),
-            Append(events(1), once="a", receipt=b"second with spaces"),
-            Append(events(3), once="b"),
-        ]
+    answers = await appended(
+        stream,
+        Append(events(2), receipt=b"first"),
+        Append(events(1), once("a"), b"second with spaces"),
+        Append(events(3), once("b")),
     )
     assert [answer.receipt for answer in answers] == [b"first", b"second with spaces", b""]
     ids = [id_ for id_, _ in await stream.range(START, END, 10)]
@@ -117,9 +126,9 @@ async def test_requests_that_share_a_call_each_get_their_own_answer(stream: Stre
 async def test_a_request_that_comes_again_adds_nothing_and_gets_the_first_answer(
     stream: Stream,
 ) -> None:
-    [first] = await stream.append([Append(events(3), once="key", receipt=b"receipt")])
-    [again, other] = await stream.append(
-        [Append(events(1), once="key", receipt=b"another"), Append(events(1))]
+    [first] = await appended(stream, Append(events(3), once("key"), b"receipt"))
+    [again, other] = await appended(
+        stream, Append(events(3), once("key"), b"another"), Append(events(1))
     )
     assert again == msgspec.structs.replace(first, repeated=True)
     assert other.first == other.last > first.last
@@ -127,13 +136,15 @@ async def test_a_request_that_comes_again_adds_nothing_and_gets_the_first_answer
 
 
 async def test_a_request_that_comes_twice_in_one_call_is_appended_once(stream: Stream) -> None:
-    first, second = await stream.append([Append(events(2), once="k"), Append(events(2), once="k")])
+    first, second = await appended(
+        stream, Append(events(2), once("k")), Append(events(2), once("k"))
+    )
     assert second == msgspec.structs.replace(first, repeated=True)
     assert (await stream.bounds()).length == 2
 
 
 async def test_a_request_without_events_harms_no_other_of_its_call(stream: Stream) -> None:
-    one, none, two = await stream.append([Append(events(1)), Append([]), Append(events(1))])
+    one, none, two = await appended(stream, Append(events(1)), Append([]), Append(events(1)))
     assert (await stream.bounds()).length == 2
     assert none == Appended("0-0", "0-0", b"", repeated=False)
     assert one.last < two.last
@@ -144,13 +155,6 @@ async def test_an_append_works_after_redis_has_forgotten_the_script(stream: Stre
     await plain(stream).script_flush()
     await add(stream)
     assert (await stream.bounds()).length == 2
-
-
-async def test_an_idempotency_key_is_kept_for_ten_minutes(stream: Stream) -> None:
-    await stream.append([Append(events(1), once="a key")])
-    [name] = await plain(stream).keys("*once*")
-    assert ONCE_TTL_S == 600
-    assert 595 <= await plain(stream).ttl(name) <= 600
 
 
 @given(st.text(min_size=1), st.sampled_from(["logs", "{a}logs", "my {logs}", "logs:{x}:y"]))
@@ -176,7 +180,7 @@ async def test_the_stream_is_trimmed_to_about_its_length(stream: Stream) -> None
 
 
 async def test_one_append_of_thirty_thousand_events_is_trimmed_too(stream: Stream) -> None:
-    [done] = await stream.append([Append(events(30_000))])
+    [done] = await appended(stream, Append(events(30_000)))
     bounds = await stream.bounds()
     assert bounds.added == 30_000
     assert MAXLEN <= bounds.length <= MAXLEN + 100
@@ -866,10 +870,10 @@ async def test_a_full_redis_refuses_writes_serves_readers_and_recovers(
 async def test_what_a_full_redis_refused_is_not_in_the_stream(valkey: Valkey, real: Stream) -> None:
     valkey.client.config_set("maxmemory", "1mb")
     with pytest.raises(Unavailable):
-        await real.append([Append(events(100), once="a"), Append(events(100))])
+        await real.append([Append(events(100), once("a")), Append(events(100))])
     valkey.client.config_set("maxmemory", "0")
     assert (await real.bounds()).length == 0
-    [done] = await real.append([Append(events(1), once="a")])
+    [done] = await appended(real, Append(events(1), once("a")))
     assert not done.repeated
 
 

@@ -7,6 +7,7 @@ a third more requests go through without either.
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
@@ -16,7 +17,16 @@ from logpipe import auth
 from logpipe.collector.answer import Answer, give, problem_answer
 from logpipe.collector.body import read_body, too_large
 from logpipe.collector.inflight import Held
-from logpipe.collector.ingest import Bounds, Intake, answer_of, append_of, hits_of, take_in
+from logpipe.collector.ingest import (
+    Bounds,
+    Intake,
+    answer_of,
+    append_of,
+    hits_of,
+    require_length,
+    scope_of,
+    take_in,
+)
 from logpipe.collector.receivers import table as receivers
 from logpipe.collector.receivers.generic import PARAMETERS as GENERIC_PARAMETERS
 from logpipe.collector.receivers.intake import Process
@@ -24,10 +34,13 @@ from logpipe.limits import sender_of
 from logpipe.parameters import MAX_NAME_SHOWN, nearest_parameter
 from logpipe.problems import FAULT, Problem, bad_parameter
 from logpipe.request_ids import Identified
+from logpipe.stream import Once, digest_of
 from logpipe.subapp import sub_app
 from logpipe.wire import Wire, wire_of
 
 PATH = "/ingest"
+NAME = "ingest"
+"""In idempotency keys, beside the names of other shippers' protocols."""
 
 LARGE_BYTES = 1024 * 1024
 """A larger body is read in a thread: one of 16 MiB would stop everything else for a fifth of a
@@ -152,7 +165,7 @@ class Ingest:
             else:
                 held = Held(self._appender.inflight)
                 intake = await self._received(headers, receive, held)
-            answer = await self._store(headers, intake, sender)
+            answer = await self._store(intake, sender)
         except ClientDisconnect:
             return
         except Problem as problem:
@@ -175,11 +188,13 @@ class Ingest:
     def _sender(self, scope: Scope, authorization: str | None) -> str:
         """Whose rate this counts for; raises a 429 `Problem` for one who has to wait."""
         assert self._rates is not None
-        guarded = bool(self._tokens.ingest)
-        token = (authorization or "").partition(" ")[2].strip() if guarded else None
-        sender = sender_of(scope, token)
+        sender = sender_of(scope, self._token(authorization))
         self._rates.require(sender)
         return sender
+
+    def _token(self, authorization: str | None) -> str | None:
+        """The token that was admitted; None where none is needed."""
+        return (authorization or "").partition(" ")[2].strip() if self._tokens.ingest else None
 
     async def _received(self, headers: dict[str, str], receive: Receive, held: Held) -> Intake:
         """What is in a body that has still to come, or to be unpacked."""
@@ -197,17 +212,23 @@ class Ingest:
             raise too_large(self._settings.max_body_bytes)
         self._metrics.body_bytes.inc(len(body))
         try:
-            return take_in(body, headers.get("content-type", ""), self._bounds)
+            intake = take_in(body, headers.get("content-type", ""), self._bounds)
         except Problem as problem:
             self._metrics.events_rejected.inc(problem.members.get("rejected", 0))
             raise
+        key = headers.get("idempotency-key")
+        if key is None:
+            return intake
+        require_length(key)
+        scope = scope_of(NAME, self._token(headers.get("authorization")))
+        return msgspec.structs.replace(intake, once=Once(scope + key, digest_of(body)))
 
-    async def _store(self, headers: dict[str, str], intake: Intake, sender: str) -> bytes:
+    async def _store(self, intake: Intake, sender: str) -> bytes:
         if intake.refusals:
             self._metrics.events_rejected.inc(len(intake.refusals))
             self._metrics.count_limited(hits_of(intake.refusals))
         if self._rates is not None:
             self._rates.require(sender)
             self._rates.spend(sender, len(intake.events) + len(intake.refusals))
-        appended = await self._appender.append(append_of(intake, headers.get("idempotency-key")))
-        return answer_of(appended)
+        appended = await self._appender.append(append_of(intake))
+        return answer_of(intake, appended)

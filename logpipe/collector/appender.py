@@ -5,6 +5,8 @@ server: twice the rate at 64 connections, without any delay of its own.
 """
 
 import asyncio
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -13,8 +15,10 @@ from typing import cast
 
 from logpipe.collector.inflight import Inflight
 from logpipe.metrics import Metrics
-from logpipe.problems import Unavailable
-from logpipe.stream import Append, Appended, RedisHealth, Stream
+from logpipe.problems import Problem, Unavailable
+from logpipe.stream import Append, Appended, Declined, RedisHealth, Stream
+
+log = logging.getLogger("logpipe.collector")
 
 MAX_SHARED_BYTES = 256 * 1024
 """One append takes requests up to this size together; a larger request goes alone. Few enough that
@@ -26,6 +30,12 @@ tenth fewer single events came in and a fifth fewer in batches; a third lane cha
 
 ANSWER_WITHIN_S = 1.8
 """A request that Redis has not confirmed by then is answered 503."""
+
+NO_ROOM_S = 10
+"""After a key that had no room: room comes as keys expire, which is a minute's at a time."""
+
+WARNED_EVERY_S = 60.0
+"""Between two lines of the log that say that keys have no room."""
 
 
 class _Waiting:
@@ -79,6 +89,24 @@ def _refuse(future: "asyncio.Future[Appended]", why: str) -> None:
         future.set_exception(Unavailable("away", why))
 
 
+def _no_room() -> Problem:
+    return Problem(
+        503,
+        "There is no room for another Idempotency-Key until some expire, within ten minutes; the"
+        " same without a key would be stored.",
+        headers={"Retry-After": str(NO_ROOM_S)},
+        hits={"keys": 1},
+    )
+
+
+def _other_body() -> Problem:
+    return Problem(
+        422,
+        "This Idempotency-Key came with another body within the last ten minutes: nothing of this"
+        " one is stored. Each request needs a key of its own; only its repetition has the same.",
+    )
+
+
 class Appender:
     """The only writer of a process."""
 
@@ -89,6 +117,7 @@ class Appender:
         self._waiting: deque[_Waiting] = deque()
         self._answers = _Answers()
         self._lanes: set[asyncio.Task[None]] = set()
+        self._warned_at = -math.inf
 
     @property
     def health(self) -> RedisHealth:
@@ -98,8 +127,8 @@ class Appender:
     async def append(self, request: Append) -> Appended:
         """Appends a request's events; returns when Redis has confirmed them.
 
-        Raises `Unavailable` when it has not, within two seconds, and a 503 `Problem` where there is
-        no room for them now.
+        Raises `Unavailable` when it has not, within two seconds, a 503 `Problem` where there is no
+        room for them or for their key now, and a 422 one for a key that is another body's.
         """
         size = sum(map(len, request.events))
         self.inflight.require(size)
@@ -133,21 +162,39 @@ class Appender:
             self._metrics.append_seconds.observe(time.perf_counter() - started)
             for each, outcome in zip(batch, outcomes, strict=True):
                 self.inflight.bytes -= each.size
-                if not each.done.done():
+                if isinstance(outcome, Declined):
+                    self._decline(each, outcome)
+                elif not each.done.done():
                     each.done.set_result(outcome)
             self._answers.forget_given()
             self._count(batch, outcomes)
         # At once: who comes after the last look must not rely on a lane that ends.
         self._lanes.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    def _count(self, batch: Sequence[_Waiting], outcomes: Sequence[Appended]) -> None:
+    def _decline(self, waiting: _Waiting, why: Declined) -> None:
+        if why is Declined.NO_ROOM:
+            self._warn_of_no_room()
+        if not waiting.done.done():
+            waiting.done.set_exception(_no_room() if why is Declined.NO_ROOM else _other_body())
+
+    def _warn_of_no_room(self) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= WARNED_EVERY_S:
+            self._warned_at = now
+            log.warning(
+                "idempotency keys take all the memory that they may (docs/limits.md): requests with"
+                " a new key are answered 503 until some expire"
+            )
+
+    def _count(self, batch: Sequence[_Waiting], outcomes: Sequence[Appended | Declined]) -> None:
         """Once an append, not once a request."""
-        sizes = [len(each.request.events) for each in batch]
-        repeated = sum(
-            size for size, outcome in zip(sizes, outcomes, strict=True) if outcome.repeated
-        )
-        self._metrics.append_events.observe(sum(sizes))
-        self._metrics.events_accepted.inc(sum(sizes) - repeated)
+        added = repeated = 0
+        for each, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Appended):
+                added += len(each.request.events) * (not outcome.repeated)
+                repeated += len(each.request.events) * outcome.repeated
+        self._metrics.append_events.observe(added)
+        self._metrics.events_accepted.inc(added)
         if repeated:
             self._metrics.events_repeated.inc(repeated)
 

@@ -1,5 +1,6 @@
 """What becomes of a body: events to append, refusals to report, and the answer for both."""
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from logpipe.decoding import Refusal, TooManyEventsError, decode_json, decode_nd
 from logpipe.event import Event, encode
 from logpipe.problems import Problem
 from logpipe.settings import Settings
-from logpipe.stream import Append, Appended
+from logpipe.stream import RECEIPT_BYTES, Append, Appended, Once
 
 MAX_REPORTED = 1_000
 """Refusals that one answer spells out; `rejected` counts them all."""
@@ -47,11 +48,13 @@ UNTYPED = frozenset(
 
 
 class Intake(msgspec.Struct, frozen=True, gc=False):
-    """The encoded events of one body, in order, and what was refused of it."""
+    """The encoded events of one body, in order, and what was refused of it; `once` is what the
+    request has as a key."""
 
     events: list[bytes]
     refusals: list[Refusal]
     single: bool
+    once: Once | None = None
 
 
 class Single(msgspec.Struct, frozen=True):
@@ -73,19 +76,21 @@ class Reported(msgspec.Struct, frozen=True, omit_defaults=True):
     unread_from_byte: int | None = None
 
 
-class Receipt(msgspec.Struct, frozen=True):
-    """The answer to a batch: how many are stored, from which id to which, and what was refused,
-    `MAX_REPORTED` of it at the most."""
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer to a batch: how many are stored, from which id to which, and what was refused:
+    `MAX_REPORTED` of it at most, or what was kept of it with an idempotency key."""
 
     accepted: int
     rejected: int
     first_id: str
     last_id: str
     errors: list[Reported]
+    errors_omitted: int = 0
+    """Of those that were refused, how many `errors` does not list."""
 
 
-class _Counted(msgspec.Struct, frozen=True):
-    """What is known of a receipt before there are ids."""
+class _Kept(msgspec.Struct, frozen=True, array_like=True):
+    """What is kept of a receipt with an idempotency key."""
 
     accepted: int
     rejected: int
@@ -209,21 +214,51 @@ def _reported(refusal: Refusal) -> Reported:
     return Reported(refusal.index, refusal.error, refusal.field, refusal.unread_from)
 
 
-def append_of(intake: Intake, idempotency_key: str | None) -> Append:
-    """What is appended, with the part of the answer that is known before. Raises a `Problem`."""
-    if idempotency_key is not None and not 0 < len(idempotency_key) <= MAX_KEY_LENGTH:
+def scope_of(protocol: str, token: str | None) -> str:
+    """What the name of an idempotency key begins with: no two protocols and no two tokens share
+    one. The token goes into it as a digest."""
+    owner = hashlib.sha256(token.encode()).hexdigest() if token else ""
+    return f"{protocol}\n{owner}\n"
+
+
+def require_length(key: str) -> None:
+    """Raises a 400 `Problem` for an Idempotency-Key that is empty or too long."""
+    if not 0 < len(key) <= MAX_KEY_LENGTH:
         raise Problem(400, f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters.")
-    receipt = b""
-    if not intake.single:
-        counted = _Counted(len(intake.events), len(intake.refusals), reported(intake.refusals))
-        receipt = msgspec.json.encode(counted)
-    return Append(intake.events, idempotency_key, receipt)
 
 
-def answer_of(appended: Appended) -> bytes:
-    """The body of the 202. A repeated request gets what the first one was answered."""
-    if not appended.receipt:
+def append_of(intake: Intake) -> Append:
+    """What is appended, and what is kept of its answer where it has a key."""
+    return Append(intake.events, intake.once, b"" if intake.once is None else _kept_of(intake))
+
+
+def _kept_of(intake: Intake) -> bytes:
+    """The answer to a batch without ids, with as many errors as there is room for; of a single
+    event nothing is kept but its id."""
+    if intake.single:
+        return b""
+    counts = len(intake.events), len(intake.refusals)
+    room = RECEIPT_BYTES - len(msgspec.json.encode(_Kept(*counts, [])))
+    errors: list[Reported] = []
+    for error in map(_reported, intake.refusals):
+        room -= len(msgspec.json.encode(error)) + 1
+        if room < 0:
+            break
+        errors.append(error)
+    return msgspec.json.encode(_Kept(*counts, errors))
+
+
+def answer_of(intake: Intake, appended: Appended) -> bytes:
+    """The body of the 202. A repeated request gets what the first one was answered, but for errors
+    that were not kept."""
+    if appended.repeated:
+        if not appended.receipt:
+            return msgspec.json.encode(Single(appended.first))
+        kept = msgspec.json.decode(appended.receipt, type=_Kept)
+    elif intake.single:
         return msgspec.json.encode(Single(appended.first))
-    known = msgspec.json.decode(appended.receipt, type=_Counted)
+    else:
+        kept = _Kept(len(intake.events), len(intake.refusals), reported(intake.refusals))
+    omitted = kept.rejected - len(kept.errors)
     ids = appended.first, appended.last
-    return msgspec.json.encode(Receipt(known.accepted, known.rejected, *ids, known.errors))
+    return msgspec.json.encode(Receipt(kept.accepted, kept.rejected, *ids, kept.errors, omitted))

@@ -24,5 +24,5 @@ class LocalCollector:
         if self._rates is not None:
             self._rates.require(SENDER)
             self._rates.spend(SENDER, len(intake.events) + len(intake.refusals))
-        appended = await self._appender.append(append_of(intake, None))
+        appended = await self._appender.append(append_of(intake))
         return Stored(len(intake.events), appended.first, appended.last)

@@ -1,20 +1,27 @@
 """The Redis Stream: the only package that speaks to Redis, and the names of its keys."""
 
-from logpipe.stream.append import Append, Appended
+from logpipe.stream.append import Append, Appended, Declined
 from logpipe.stream.connections import NoGroupError
 from logpipe.stream.group_scripts import gap_of
 from logpipe.stream.groups import Claimed
 from logpipe.stream.health import WRITES_ONLY, RedisHealth
+from logpipe.stream.once import RECEIPT_BYTES, KeyLimits, Once, Rule, digest_of
 from logpipe.stream.stream import Page, Stream
 
 __all__ = [
+    "RECEIPT_BYTES",
     "WRITES_ONLY",
     "Append",
     "Appended",
     "Claimed",
+    "Declined",
+    "KeyLimits",
     "NoGroupError",
+    "Once",
     "Page",
     "RedisHealth",
+    "Rule",
     "Stream",
+    "digest_of",
     "gap_of",
 ]

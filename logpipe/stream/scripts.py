@@ -53,6 +53,11 @@ def companion_key(stream: str, kind: str, text: str) -> str:
     The text is hashed, so that no client's words become part of a key's name; with the stream's
     hash tag, so that a Cluster keeps both in one slot.
     """
+    return f"{companions(stream, kind)}:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def companions(stream: str, kind: str) -> str:
+    """What the names of all keys of a kind begin with, before a colon."""
     tagged = "{" in stream and "}" in stream.partition("{")[2]
     prefix = stream if tagged else f"{{{stream}}}"
-    return f"{prefix}:{kind}:{hashlib.sha256(text.encode()).hexdigest()}"
+    return f"{prefix}:{kind}"

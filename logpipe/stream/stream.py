@@ -18,6 +18,7 @@ from logpipe.stream.append import (
     APPEND,
     Append,
     Appended,
+    Declined,
     Transaction,
     arguments,
     ids_of,
@@ -30,6 +31,7 @@ from logpipe.stream.exchange import exchange
 from logpipe.stream.failovers import KEPT, NOTE, Failovers, gap_before, note_keys
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
+from logpipe.stream.once import KEY_LIMITS, KeyLimits
 from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas
 from logpipe.stream.trimming import StreamTrimming
@@ -59,11 +61,13 @@ class Stream:
         maxlen: int,
         block_ms: int = 1000,
         ack_replicas: int = 0,
+        keys: KeyLimits = KEY_LIMITS,
         trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.name = name
         self._maxlen = maxlen
         self._block_ms = block_ms
+        self._keys = keys
         self._transaction = Transaction(name, maxlen)
         self._redis = Connections(address, name, block_ms, ack_replicas, trouble)
         self._failovers = Failovers()
@@ -100,12 +104,12 @@ class Stream:
 
     # -- writing ------------------------------------------------------------------------------
 
-    async def append(self, requests: Sequence[Append]) -> list[Appended]:
+    async def append(self, requests: Sequence[Append]) -> list[Appended | Declined]:
         """Appends the events of all requests in one step, each request whole or not at all.
 
-        Returns only after Redis has confirmed. Raises `Unavailable`; then the events of this call
-        are not in the stream, unless the connection was lost while Redis worked, or too few
-        replicas have confirmed them (of the kind `replicas`).
+        Returns an outcome for each, only after Redis has confirmed. Raises `Unavailable`; then the
+        events of this call are not in the stream, unless the connection was lost while Redis
+        worked, or too few replicas have confirmed them (of the kind `replicas`).
         """
         replicas = self._redis.replicas
         if replicas is not None and self.health.kind == "replicas":
@@ -119,7 +123,10 @@ class Stream:
                 else:
                     ids = ids_of(await self._redis.appending.exchange([packed], count))
             return list(outcomes(requests, ids))
-        keys, rest = arguments(self.name, self._maxlen, requests, waits=replicas is not None)
+        most = self._keys.bound(self.memory.limit)
+        keys, rest = arguments(
+            self.name, self._maxlen, requests, self._keys.ttl_ms, most, waits=replicas is not None
+        )
         async with self._redis.translated():
             if replicas is None:
                 answers = await APPEND.run_directly(self._redis.appending, keys, *rest)

@@ -11,7 +11,7 @@ import msgspec
 from logpipe import listening
 from logpipe.cli import main
 from logpipe.collector.appender import Appender
-from logpipe.stream import Append, Appended, Stream
+from logpipe.stream import Append, Appended, Declined, Stream
 
 DEAD_READER_MS = 3_000
 
@@ -38,7 +38,7 @@ def _keyless() -> None:
     """The collector forgets the keys."""
     whole = Stream.append
 
-    async def append(self: Stream, requests: Sequence[Append]) -> Sequence[Appended]:
+    async def append(self: Stream, requests: Sequence[Append]) -> Sequence[Appended | Declined]:
         return await whole(self, [msgspec.structs.replace(each, once=None) for each in requests])
 
     Stream.append = append  # type: ignore[method-assign,assignment]

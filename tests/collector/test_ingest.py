@@ -2,6 +2,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from logpipe.collector.ingest import (
     MAX_KEY_LENGTH,
@@ -10,11 +12,14 @@ from logpipe.collector.ingest import (
     Intake,
     answer_of,
     append_of,
+    require_length,
+    scope_of,
     take_in,
 )
 from logpipe.decoding import Refusal
 from logpipe.problems import Problem
-from logpipe.stream import Appended
+from logpipe.stream import RECEIPT_BYTES, Appended
+from tests.streams import once
 
 LIMIT = 65_536
 A = b'{"source":"a","message":"1"}'
@@ -193,28 +198,52 @@ def test_the_refusals_that_an_answer_spells_out_are_bounded_and_all_are_counted(
     problem = refused(b"[" + b",".join([BAD] * count) + b"]")
     assert len(problem.members["errors"]) == MAX_REPORTED
     assert problem.members["rejected"] == count
-    intake = take_in(b"[" + b",".join([A] + [BAD] * count) + b"]", "", bounds(LIMIT))
-    receipt = json.loads(append_of(intake, None).receipt)
-    assert receipt["rejected"] == count
-    assert len(receipt["errors"]) == MAX_REPORTED
+    told = answer(take_in(b"[" + b",".join([A] + [BAD] * count) + b"]", "", bounds(LIMIT)))
+    assert told["rejected"] == count
+    assert len(told["errors"]) == MAX_REPORTED
+    assert told["errors_omitted"] == 500
 
 
 @pytest.mark.parametrize("key", ["", "k" * (MAX_KEY_LENGTH + 1)])
 def test_an_idempotency_key_has_a_length(key: str) -> None:
     with pytest.raises(Problem) as caught:
-        append_of(Intake([A], [], True), key)
+        require_length(key)
     assert caught.value.status == 400
     assert "Idempotency-Key" in caught.value.detail
 
 
-@pytest.mark.parametrize("key", [None, "k", "k" * MAX_KEY_LENGTH, "\xe9 \x7f"])
-def test_an_idempotency_key_is_handed_on_as_it_came(key: str | None) -> None:
-    assert append_of(Intake([A], [], True), key).once == key
+@pytest.mark.parametrize("key", ["k", "k" * MAX_KEY_LENGTH, "\xe9 \x7f"])
+def test_an_idempotency_key_may_have_any_characters(key: str) -> None:
+    require_length(key)
+
+
+@given(st.lists(st.tuples(st.text(), st.sampled_from(["a", "b"]), st.text()), unique=True))
+def test_two_senders_or_protocols_share_no_key(senders: list[tuple[str, str, str]]) -> None:
+    assert len({scope_of(*sender[1:]) + sender[0] for sender in senders}) == len(senders)
+
+
+@given(st.lists(st.builds(Refusal, st.integers(0, 10**6), st.text(max_size=9), st.text())))
+def test_what_is_kept_of_an_answer_has_room(refusals: list[Refusal]) -> None:
+    intake = Intake([A] * 200_000, refusals, False, once("k"))
+    receipt = append_of(intake).receipt
+    assert len(receipt) <= RECEIPT_BYTES
+    first = json.loads(answer_of(intake, Appended("1-0", "1-1", b"", False)))
+    again = json.loads(answer_of(intake, Appended("1-0", "1-1", receipt, True)))
+    listed = again.pop("errors")
+    assert listed == first.pop("errors")[: len(listed)]
+    assert again.pop("errors_omitted", 0) == len(refusals) - len(listed)
+    first.pop("errors_omitted", None)
+    assert again == first
+
+
+def test_a_key_of_a_single_event_keeps_no_receipt() -> None:
+    intake = Intake([A], [], True, once("k"))
+    assert append_of(intake).receipt == b""
+    assert json.loads(answer_of(intake, Appended("1-0", "1-0", b"", True))) == {"id": "1-0"}
 
 
 def answer(intake: Intake) -> Any:
-    receipt = append_of(intake, None).receipt
-    return json.loads(answer_of(Appended("1-0", "1-1", receipt, False)))
+    return json.loads(answer_of(intake, Appended("1-0", "1-1", b"", False)))
 
 
 def test_one_stored_object_is_answered_with_its_id() -> None:

@@ -19,7 +19,7 @@ from logpipe.stream.scripts import companion_key
 from tests.deployments import Deployment, Replicated
 from tests.helpers import wait_until
 from tests.servers import Process, Reader, Service, Valkey, free_port, serving, spawned, subscribed
-from tests.streams import NAME, events, stream_at
+from tests.streams import NAME, events, once, stream_at
 from tests.test_redis_faults import said
 
 TEXT = (Path(__file__).parents[2] / "docs/security.md").read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ async def write(stream: Stream) -> None:
     await stream._redis.check()
     await stream.append([Append(events(100))])
     for _ in range(2):
-        await stream.append([Append(events(2), once="key", receipt=b"r")])
+        await stream.append([Append(events(2), once("key"), b"r")])
     await stream.trimming.size()
     await stream.trimming.keep_newest(50, 10_000)
     await stream.trimming.drop_older(3_600_000)

@@ -10,6 +10,7 @@ from logpipe.collector.answer import Answer
 from logpipe.collector.receivers import fields, generic
 from logpipe.collector.receivers.protocol import Batch, Item, Outcome, Request
 from logpipe.problems import Problem
+from logpipe.stream import Appended, Once, Rule, digest_of
 
 BASE = "/elasticsearch"
 PATHS = (f"{BASE}/_bulk", f"{BASE}/{{index}}/_bulk", f"{BASE}/{{index}}/{{type}}/_bulk")
@@ -95,7 +96,7 @@ class Action(NamedTuple):
 def parse(request: Request) -> Batch:
     """Each document is an event; each action has an answer, in order."""
     actions: list[Action] = []
-    keys: list[str | None] = []
+    keys: list[Once | None] = []
     items = _items(request, actions, keys)
     form = _form_while_unavailable(request)
     return Batch(items, lambda outcomes: _answer(actions, outcomes, form), keys)
@@ -110,12 +111,12 @@ def _form_while_unavailable(request: Request) -> str | None:
     return next((form for name, form in RETRIED_BY_HELPERS.items() if name in meta), None)
 
 
-def _items(request: Request, actions: list[Action], keys: list[str | None]) -> Iterator[Item]:
+def _items(request: Request, actions: list[Action], keys: list[Once | None]) -> Iterator[Item]:
     """The events, and beside each its action and its key, so that no more of these are kept than
     there may be events. Raises a 400 `Problem` for a body without an action."""
     for action in actions_of(request.body, request.path.get("index", "")):
         actions.append(action)
-        keys.append(action.id and f"{action.target}\n{action.id}")
+        keys.append(_once(action))
         yield _item(action)
     if all(action.problem for action in actions):
         raise (actions and actions[0].problem) or Problem(400, "The request has no body.")
@@ -164,6 +165,15 @@ def _no_action(number: int) -> Problem:
     return Problem(400, f"{detail}{', '.join(VERBS)}.")
 
 
+def _once(action: Action) -> Once | None:
+    """The document's own key: to create one that is there is a conflict, to index one with another
+    content is an event of its own."""
+    if action.id is None:
+        return None
+    rule = Rule.IGNORE if action.verb == "create" else Rule.STORE
+    return Once(f"{action.target}\n{action.id}", digest_of(action.document or b""), rule)
+
+
 def _item(action: Action) -> Item:
     if action.problem is not None:
         return action.problem
@@ -181,11 +191,12 @@ def _item(action: Action) -> Item:
 
 
 def _answer(actions: Sequence[Action], outcomes: Sequence[Outcome], form: str | None) -> Answer:
-    """The same for a batch that came before: its documents are there. Raises a `Problem` where
-    Redis has not confirmed all, unless the sender repeats single items."""
+    """The same for a batch that came before, but for what cannot be created twice. Raises a
+    `Problem` where Redis has not confirmed all, unless the sender repeats single items."""
     for outcome in outcomes:
         if isinstance(outcome, Problem) and outcome.status >= 500 and form != REFUSED_ITEMS:
             raise _too_many(outcome) if form == REFUSED_REQUEST else outcome
+    outcomes = [_conflict_of(*each) for each in zip(actions, outcomes, strict=True)]
     items = [_told(*each) for each in zip(actions, outcomes, itertools.count())]
     failed = any(isinstance(outcome, Problem) for outcome in outcomes)
     return _json(200, {"took": 1, "errors": failed, "items": items})
@@ -194,6 +205,13 @@ def _answer(actions: Sequence[Action], outcomes: Sequence[Outcome], form: str | 
 def _too_many(problem: Problem) -> Problem:
     """The same as Elasticsearch says it of a full queue."""
     return Problem(429, problem.detail, headers=problem.headers)
+
+
+def _conflict_of(action: Action, outcome: Outcome) -> Outcome:
+    known = isinstance(outcome, Appended) and outcome.repeated
+    if known and action.verb == "create" and action.id is not None:
+        return Problem(409, f"[{action.id}]: version conflict, document already exists")
+    return outcome
 
 
 def _told(action: Action, outcome: Outcome, number: int) -> dict[str, Any]:
@@ -237,6 +255,8 @@ def refused(_: Request, problem: Problem) -> Answer:
 def _type(status: int) -> str:
     if status in (401, 403):
         return "security_exception"
+    if status == 409:
+        return "version_conflict_engine_exception"
     return "es_rejected_execution_exception" if status >= 429 else "illegal_argument_exception"
 
 

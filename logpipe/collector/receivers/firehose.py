@@ -16,6 +16,7 @@ from logpipe.collector.receivers.repeated import Array, elements
 from logpipe.collector.receivers.unpacking import by_its_first_bytes
 from logpipe.event import Event
 from logpipe.problems import Problem
+from logpipe.stream import digest_of
 
 PATHS = ("/firehose",)
 
@@ -39,7 +40,9 @@ def parse(request: Request) -> Batch:
     delivery = fields.decoded(_decode, request.body)
     records = elements(delivery.records)
     answer = _told(request, 200, fields.text_of(delivery.request_id))
-    return Batch(_items(records, request), _whole(answer))
+    # Not of the body: the time in it is that of the attempt.
+    digest = digest_of(bytes(delivery.records))
+    return Batch(_items(records, request), _whole(answer), digest=digest)
 
 
 def _whole(answer: Answer) -> Callable[[Sequence[Outcome]], Answer]:

@@ -208,7 +208,8 @@ def _answer(outcomes: Sequence[Outcome]) -> Answer:
             errors=msgspec.to_builtins(errors),
         ) from None
     stored = [each for each in outcomes if not isinstance(each, Problem)]
-    told = Receipt(len(stored), len(problems), stored[0].first, stored[-1].last, errors)
+    omitted = len(problems) - len(errors)
+    told = Receipt(len(stored), len(problems), stored[0].first, stored[-1].last, errors, omitted)
     return Answer(202, "application/json", msgspec.json.encode(told))
 
 

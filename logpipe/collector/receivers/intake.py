@@ -14,7 +14,7 @@ from logpipe.collector.answer import Answer, give
 from logpipe.collector.appender import ANSWER_WITHIN_S, Appender
 from logpipe.collector.body import read_body
 from logpipe.collector.inflight import Held
-from logpipe.collector.ingest import MAX_KEY_LENGTH, Bounds
+from logpipe.collector.ingest import Bounds, require_length, scope_of
 from logpipe.collector.receivers.packing import Packed, appends_of, pack
 from logpipe.collector.receivers.protocol import (
     Batch,
@@ -31,7 +31,7 @@ from logpipe.limits import Rates, sender_of
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
 from logpipe.settings import Settings
-from logpipe.stream import Append
+from logpipe.stream import Append, Once, Rule, digest_of
 from logpipe.tokens import Tokens
 
 LARGE_BYTES = 64 * 1024
@@ -73,6 +73,28 @@ def request_of(scope: Scope, limit: int) -> Request:
     return Request(headers, dict(reversed(query)), parameters, b"", limit, scope["method"])
 
 
+class _Admitted(NamedTuple):
+    """A request that may be read: its token, None where none is needed, and whose rate it is."""
+
+    token: str | None
+    sender: str
+
+
+class _Key(NamedTuple):
+    """An idempotency key of a request, and what another body means under it."""
+
+    text: str
+    rule: Rule
+
+
+class _Read(NamedTuple):
+    """A request whose body was read: its items, and its idempotency key."""
+
+    batch: Batch
+    packed: Packed
+    once: Once | None
+
+
 class Receiver:
     """The endpoint of one protocol, as an ASGI application."""
 
@@ -88,17 +110,17 @@ class Receiver:
         request = request_of(scope, self._settings.max_body_bytes)
         held = Held(self._appender.inflight)
         try:
-            sender = self._admitted(scope, request)
-            once = _once(self._protocol, request)
+            admitted = self._admitted(scope, request)
+            key = _key_of(self._protocol, request)
             with held:
                 body = await self._body(request, receive, held)
-                batch, packed = await self._packed(request._replace(body=body))
+                read = await self._read(request._replace(body=body), key)
                 del body
             began = time.monotonic()
-            outcomes = await self._take(batch, packed, once, sender)
-            answer = self._answered(request, batch, outcomes)
+            outcomes = await self._take(read, admitted)
+            answer = self._answered(request, read.batch, outcomes)
             held_back = self._protocol.answers_unavailable and any(map(_is_failure, outcomes))
-            del batch, packed, outcomes  # nothing but the answer waits
+            del read, outcomes  # nothing but the answer waits
             if held_back:
                 await self._appender.health.recovered(began + HELD_S - time.monotonic())
         except ClientDisconnect:
@@ -112,14 +134,14 @@ class Receiver:
         self._metrics.receiver_requests.labels(self._name, answer.status).inc()
         await give(answer, receive, send, body_read=held.complete)
 
-    def _admitted(self, scope: Scope, request: Request) -> str:
-        """Who sends, where that counts; raises a `Problem` for one who may not now."""
+    def _admitted(self, scope: Scope, request: Request) -> _Admitted:
+        """Who sends; raises a `Problem` for one who may not now."""
         token = admit(self._protocol, request, self._tokens.ingest)
         if self._rates is None:
-            return ""
+            return _Admitted(token, "")
         sender = sender_of(scope, token)
         self._rates.require(sender)
-        return sender
+        return _Admitted(token, sender)
 
     async def _body(self, request: Request, receive: Receive, held: Held) -> bytes:
         coding = request.headers.get("content-encoding", "").strip().lower()
@@ -133,20 +155,18 @@ class Receiver:
         body = await read_body(receive, coding, length, limit, held)
         return by_its_first_bytes(body, limit) if told else body
 
-    async def _packed(self, request: Request) -> tuple[Batch, Packed]:
+    async def _read(self, request: Request, key: _Key | None) -> _Read:
         self._metrics.body_bytes.inc(len(request.body))
         if len(request.body) <= LARGE_BYTES:
-            return self._pack(request)
+            return self._pack(request, key)
         async with self._appender.inflight.reading:
-            return await asyncio.to_thread(self._pack, request)
+            return await asyncio.to_thread(self._pack, request, key)
 
-    async def _take(
-        self, batch: Batch, packed: Packed, once: str | None, sender: str
-    ) -> list[Outcome]:
+    async def _take(self, read: _Read, admitted: _Admitted) -> list[Outcome]:
         if self._rates is not None:
-            self._rates.require(sender)
-            self._rates.spend(sender, len(packed.problems))
-        return await self._store(batch, packed, once and f"{self._name}\n{once}")
+            self._rates.require(admitted.sender)
+            self._rates.spend(admitted.sender, len(read.packed.problems))
+        return await self._store(read, admitted.token)
 
     def _answered(self, request: Request, batch: Batch, outcomes: Sequence[Outcome]) -> Answer:
         """The answer to outcomes, which are counted here, whether or not it refuses the request."""
@@ -156,35 +176,39 @@ class Receiver:
         except Problem as problem:
             return self._protocol.refused(request, problem.with_traceback(None))
 
-    def _pack(self, request: Request) -> tuple[Batch, Packed]:
+    def _pack(self, request: Request, key: _Key | None) -> _Read:
         now_ms = time.time_ns() // 1_000_000
         try:
             batch = self._protocol.parse(request)
-            return batch, pack(batch.items, self._bounds, self._settings.max_body_bytes, now_ms)
+            packed = pack(batch.items, self._bounds, self._settings.max_body_bytes, now_ms)
         except NOT_DECODED as error:
             raise Problem(400, f"The body cannot be read: {error}") from None
+        if key is None:
+            return _Read(batch, packed, None)
+        digest = batch.digest or digest_of(request.body)
+        return _Read(batch, packed, Once(key.text, digest, key.rule))
 
-    async def _store(self, batch: Batch, packed: Packed, once: str | None) -> list[Outcome]:
+    async def _store(self, read: _Read, token: str | None) -> list[Outcome]:
         """An outcome for each item. Raises a `Problem` when Redis has taken nothing of them, unless
         it is unavailable and the protocol answers that itself."""
+        batch, packed, once = read
+        scope = scope_of(self._name, token)
         taken = [i for i, problem in enumerate(packed.problems) if problem is None]
-        keys = [self._key(batch.keys[i]) for i in taken] if batch.keys else ()
+        keys = [_within(f"{scope}item\n", batch.keys[i]) for i in taken] if batch.keys else ()
+        once = _within(scope, once)
         stored = await self._append(list(appends_of(packed.events, keys, once)) if taken else [])
         if not (self._protocol.answers_unavailable and any(map(_is_failure, stored))):
             raise_if_none_taken(stored)
         given = iter(stored)
         return [problem or next(given) for problem in packed.problems]
 
-    def _key(self, key: str | None) -> str | None:
-        return None if key is None else f"{self._name}\nitem\n{key}"
-
     async def _append(self, appends: Sequence[Append]) -> list[Outcome]:
-        """An outcome for each event; once Redis has refused some, the rest is not tried."""
+        """An outcome for each event; once some had to be put off, the rest is not tried."""
         outcomes: list[Outcome] = []
         for at in range(0, len(appends), APPENDS_AT_ONCE):
             some = appends[at : at + APPENDS_AT_ONCE]
             failed = outcomes[-1] if outcomes else None
-            if isinstance(failed, Problem):
+            if isinstance(failed, Problem) and failed.status >= 500:
                 results: list[Outcome] = [failed] * len(some)
             else:
                 results = list(await asyncio.gather(*map(self._append_one, some)))
@@ -237,16 +261,19 @@ def admit(protocol: Protocol, request: Request, tokens: Sequence[str]) -> str | 
     return token
 
 
-def _once(protocol: Protocol, request: Request) -> str | None:
+def _within(scope: str, once: Once | None) -> Once | None:
+    return once and Once(scope + once.key, once.digest, once.rule)
+
+
+def _key_of(protocol: Protocol, request: Request) -> _Key | None:
     """The request's idempotency key: the protocol's own, else the header's. Raises a 400 `Problem`.
 
     The word before it keeps the kinds apart: a header's line end would have been refused.
     """
     if own := protocol.key(request):
-        return f"own\n{own}"
+        return _Key(f"own\n{own}", Rule.STORE)
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
-    if not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise Problem(400, f"Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters.")
-    return f"key\n{key}"
+    require_length(key)
+    return _Key(f"key\n{key}", Rule.REJECT)

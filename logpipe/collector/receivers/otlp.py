@@ -32,7 +32,7 @@ TOO_DEEP = f"(nested over {MAX_DEPTH} levels)"
 
 Read = TypeVar("Read")
 
-_CODES = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 429: 8, 503: 14}
+_CODES = {400: 3, 401: 16, 403: 7, 413: 3, 415: 3, 422: 3, 429: 8, 503: 14}
 """gRPC's codes for HTTP's."""
 
 

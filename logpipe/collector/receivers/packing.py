@@ -12,7 +12,7 @@ from logpipe.collector.receivers.protocol import Item
 from logpipe.decoding import has_more_keys
 from logpipe.event import Event, encode
 from logpipe.problems import Problem
-from logpipe.stream import Append
+from logpipe.stream import Append, Once
 
 MAX_GROWTH = 4
 """Times MAX_BODY_BYTES that the events of a request may have together: what many share, such as
@@ -112,17 +112,22 @@ def _fitting(text: str, room: int) -> str:
 
 
 def appends_of(
-    events: Sequence[bytes], keys: Sequence[str | None], once: str | None
+    events: Sequence[bytes], keys: Sequence[Once | None], once: Once | None
 ) -> Iterator[Append]:
     """An append for each event with a key of its own, and one for each run of events without.
 
-    `keys` is empty or has one an event; `once` is the request's, which the runs have among them.
+    `keys` is empty or has one an event; `once` is the request's, which the runs have among them,
+    each by its number.
     """
     if not any(keys):
         yield Append(events, once)
         return
+    runs = 0
     for keyed, run in groupby(range(len(events)), key=lambda i: keys[i] is not None):
         places = list(run)
-        for part in ([i] for i in places) if keyed else (places,):
-            key = keys[part[0]] if keyed else once and f"{once}\n{part[0]}"
-            yield Append(events[part[0] : part[-1] + 1], key)
+        if keyed:
+            yield from (Append([events[i]], keys[i]) for i in places)
+            continue
+        part = once and once._replace(key=f"{once.key}\n{runs}")
+        yield Append(events[places[0] : places[-1] + 1], part)
+        runs += 1

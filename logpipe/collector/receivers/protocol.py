@@ -7,7 +7,7 @@ from typing import NamedTuple
 from logpipe.collector.answer import Answer
 from logpipe.event import Event
 from logpipe.problems import Problem
-from logpipe.stream import Appended
+from logpipe.stream import Appended, Once
 
 Item = Event | Problem
 """One event of a request, or why that one was not taken."""
@@ -45,12 +45,14 @@ class Batch(NamedTuple):
 
     `items` are made as they are asked for, so that their sum can be bounded. `answer` gets an
     outcome for each, in order, and may raise a `Problem`. `keys`, where there are any: one an
-    item, by which this very item is appended once.
+    item, by which this very item is appended once. `digest` is that of what a repetition has in
+    common with the request, where that is not the whole body.
     """
 
     items: Iterable[Item]
     answer: Callable[[Sequence[Outcome]], Answer]
-    keys: Sequence[str | None] = ()
+    keys: Sequence[Once | None] = ()
+    digest: bytes = b""
 
 
 class Protocol(NamedTuple):
@@ -58,10 +60,12 @@ class Protocol(NamedTuple):
 
     `parse` raises a `Problem` and nothing else but what msgspec raises for what is no JSON;
     `refused` is a `Problem` in the protocol's own words; `token` and `key` look where the protocol
-    has a token or a key of the request besides the usual headers; `tells_packing` says that bodies
-    tell by their first bytes how they are packed, where the header does not. `answers_unavailable`
-    says that a batch's `answer` is also asked where Redis has taken nothing, and that senders
-    repeat a refused request at once, a few times: a refusal then waits for Redis (`HELD_S`).
+    has a token or a key of the request besides the usual headers. A key of the protocol's own with
+    another body is another request: such keys are made by programs, and what senders do with a
+    refusal loses the events. `tells_packing` says that bodies tell by their first bytes how they
+    are packed, where the header does not. `answers_unavailable` says that a batch's `answer` is also
+    asked where Redis has taken nothing, and that senders repeat a refused request at once, a few
+    times: a refusal then waits for Redis (`HELD_S`).
     """
 
     paths: Sequence[str]

@@ -21,7 +21,7 @@ from logpipe.collector.receivers.rejections import Rejections
 from logpipe.event import Event
 from logpipe.limits import client_of
 from logpipe.problems import Problem
-from logpipe.stream import Append
+from logpipe.stream import Append, Once, Rule, digest_of
 
 log = logging.getLogger("logpipe.syslog")
 
@@ -197,8 +197,9 @@ class _Connection(asyncio.Protocol):
         if not packed.events:
             return True
         self._appends += 1
-        append = Append(packed.events, f"{self._key}\n{self._appends}")
-        while not await self._append(append):
+        once = Once(self._key, digest_of(b"%d" % self._appends), Rule.STORE)
+        append = Append(packed.events, once)
+        while not await self._appended(append):
             if self._listener.stopping.is_set():
                 return False
             await asyncio.sleep(PAUSE_S)
@@ -220,12 +221,16 @@ class _Connection(asyncio.Protocol):
         self._rates.spend(sender, events)
         return True
 
-    async def _append(self, append: Append) -> bool:
-        """By a key: an append whose confirmation was lost is not made twice."""
+    async def _appended(self, append: Append) -> bool:
+        """Whether it was: by the connection's key, so that one whose confirmation was lost is not
+        made twice; without it where it has no room, so that keys of others hold up nothing."""
         try:
             await self._appender.append(append)
-        except Problem:
-            return False
+        except Problem as problem:
+            if "keys" not in problem.hits:
+                return False
+            self._metrics.count_limited(problem.hits)
+            return await self._appended(Append(append.events))
         return True
 
     def _tell_lost(self, count: int) -> None:

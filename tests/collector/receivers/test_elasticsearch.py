@@ -165,7 +165,7 @@ async def test_a_batch_that_comes_again_adds_no_document_that_has_an_id(valkey: 
         lines = [
             part
             for number in range(50)
-            for part in ({"create": {"_index": "i", "_id": str(number)}}, {"message": str(number)})
+            for part in ({"index": {"_index": "i", "_id": str(number)}}, {"message": str(number)})
         ]
         first = await post(service, *lines)
         again = await post(service, *lines)
@@ -173,7 +173,7 @@ async def test_a_batch_that_comes_again_adds_no_document_that_has_an_id(valkey: 
         assert again.json()["errors"] is False
         assert texts(valkey) == tuple(str(number) for number in range(50))
         # An id belongs to its index, and what follows the known ones is new.
-        await post(service, *lines, {"create": {"_index": "i", "_id": "50"}}, {"message": "50"})
+        await post(service, *lines, {"index": {"_index": "i", "_id": "50"}}, {"message": "50"})
         await post(service, {"create": {"_index": "j", "_id": "50"}}, {"message": "other"})
         assert texts(valkey)[50:] == ("50", "other")
 

@@ -4,6 +4,7 @@ from logpipe.collector.ingest import Bounds
 from logpipe.collector.receivers.packing import appends_of, pack
 from logpipe.event import Event
 from logpipe.problems import Problem
+from tests.streams import once
 
 EVENT = Event("a", "b")
 SMALL = 65_536
@@ -47,12 +48,13 @@ def test_a_cut_event_fits_whatever_is_escaped_in_it(text: str) -> None:
 
 def test_runs_without_a_key_are_appended_together() -> None:
     events = [b"%d" % number for number in range(6)]
-    keys = [None, None, "x", "y", None, "z"]
+    x, y, z, k = map(once, "xyzk")
+    keys = [None, None, x, y, None, z]
     found = [(list(each.events), each.once) for each in appends_of(events, keys, None)]
     assert found == [
-        ([b"0", b"1"], None), ([b"2"], "x"), ([b"3"], "y"), ([b"4"], None), ([b"5"], "z"),
+        ([b"0", b"1"], None), ([b"2"], x), ([b"3"], y), ([b"4"], None), ([b"5"], z),
     ]  # fmt: skip
-    keyed = [each.once for each in appends_of(events, keys, "k")]
-    assert keyed == ["k\n0", "x", "y", "k\n4", "z"]
-    (together,) = appends_of(events, (), "k")
-    assert (list(together.events), together.once) == (events, "k")
+    keyed = [each.once for each in appends_of(events, keys, k)]
+    assert keyed == [once("k\n0"), x, y, once("k\n1"), z]
+    (together,) = appends_of(events, (), k)
+    assert (list(together.events), together.once) == (events, k)

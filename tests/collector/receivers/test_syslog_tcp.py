@@ -210,6 +210,19 @@ async def test_an_append_whose_confirmation_was_lost_is_not_made_twice(
         assert texts(valkey) == ("once",)
 
 
+def has(valkey: Valkey, count: int) -> bool:
+    return len(texts(valkey)) == count
+
+
+async def test_the_appends_of_a_connection_share_a_key(valkey: Valkey) -> None:
+    async with collecting(valkey, syslog_tcp=0) as service:
+        async with to(listener_of(service).port) as sender:
+            for count in range(1, 6):
+                await sender.send(b"same\n")
+                await wait_until(partial(has, valkey, count), "it is stored")
+        assert len(valkey.client.keys("*:once:*")) == 2  # that, and what is counted
+
+
 async def test_what_was_read_and_not_stored_at_the_end_is_told(
     own_valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
