@@ -25,7 +25,8 @@ NOTHING = Filter("message:nowhere")
 class Pipe:
     """A `live.Writer` that keeps what it is written; `room` is how many more writes it takes."""
 
-    def __init__(self, room: int = 1_000_000) -> None:
+    def __init__(self, room: int = 1_000_000, *, chunked: bool = True) -> None:
+        self.chunked = chunked
         self.encoder: Encoder = NDJSON
         self.passed: StreamId | None = None
         self.written_at = 0.0
@@ -33,9 +34,11 @@ class Pipe:
         self.room = room
 
     def write(self, chunk: bytes) -> bool:
-        size, _, rest = chunk.partition(b"\r\n")
-        assert int(size, 16) == len(rest) - 2
-        self.chunks.append(rest[:-2])
+        if self.chunked:
+            size, _, chunk = chunk.partition(b"\r\n")
+            assert int(size, 16) == len(chunk) - 2
+            chunk = chunk[:-2]
+        self.chunks.append(chunk)
         return len(self.chunks) < self.room
 
     @property
@@ -46,9 +49,16 @@ class Pipe:
 class Follower:
     """A subscription that has been greeted, and its pipe."""
 
-    def __init__(self, hub: Hub, chosen: Filter = EVERYTHING, room: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        chosen: Filter = EVERYTHING,
+        room: int = 1_000_000,
+        *,
+        chunked: bool = True,
+    ) -> None:
         self.subscription = HubSubscription(hub, Start(), chosen)
-        self.pipe = Pipe(room)
+        self.pipe = Pipe(room, chunked=chunked)
         self.task: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -158,6 +168,19 @@ async def test_an_idle_live_reader_has_heartbeats(valkey: Valkey) -> None:
         await follower.begin()
         await wait_until(lambda: len(follower.pipe.chunks) >= 2, "two heartbeats")
         assert set(follower.pipe.chunks) == {NDJSON.heartbeat}
+
+
+async def test_readers_with_and_without_chunks_have_the_same_bytes(valkey: Valkey) -> None:
+    async with a_hub(valkey) as hub:
+        readers = [Follower(hub, chunked=chunked) for chunked in (True, False, True)]
+        for each in readers:
+            await each.begin()
+        await add(hub.stream, 3)
+        await wait_until(lambda: all(each.pipe.events == 3 for each in readers), "all have it")
+        written = [b"".join(each.pipe.chunks) for each in readers]
+        assert len({each.replace(NDJSON.heartbeat, b"") for each in written}) == 1
+        # The chunks are HTTP's and not counted; heartbeats are.
+        assert hub.metrics.delivered_bytes._value.get() == sum(map(len, written))
 
 
 async def test_after_a_flush_each_goes_on_by_itself_and_is_told(valkey: Valkey) -> None:
