@@ -449,6 +449,21 @@ async def test_a_parameter_with_an_id_that_the_stream_never_had_is_refused(
         assert await refused(service, "/subscribe", last_event_id=ids[1]) == "last_event_id"
 
 
+async def test_a_polyfill_goes_on_where_it_was_wherever_it_had_begun(valkey: Valkey) -> None:
+    ids = add(valkey, 5)
+    async with distributing(valkey) as service:
+        for name in ("lastEventId", "lastEventID"):
+            query = {name: ids[2], "last_event_id": ids[0]}
+            async with subscribed(service.url, **query) as reader:
+                assert [event["message"] for event in await reader.until(2)] == ["3", "4"]
+            assert await refused(service, "/subscribe", **{name: "x"}) == name
+        # An error status would end it for good, as it ends an EventSource.
+        valkey.client.flushall()
+        add(valkey, 5, first=50)
+        async with subscribed(service.url, lastEventId=ids[2]) as reader:
+            assert (await reader.named("gap"))["reason"] == "reset"
+
+
 async def test_a_since_a_little_ahead_of_the_server_s_clock_is_latest(valkey: Valkey) -> None:
     add(valkey, 1)
     async with distributing(valkey) as service:
