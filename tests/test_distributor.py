@@ -454,7 +454,7 @@ async def test_a_polyfill_goes_on_where_it_was_wherever_it_had_begun(valkey: Val
     async with distributing(valkey) as service:
         for name in ("lastEventId", "lastEventID"):
             query = {name: ids[2], "last_event_id": ids[0]}
-            async with subscribed(service.url, **query) as reader:
+            async with subscribed(service.url, None, **query) as reader:
                 assert [event["message"] for event in await reader.until(2)] == ["3", "4"]
             assert await refused(service, "/subscribe", **{name: "x"}) == name
         # An error status would end it for good, as it ends an EventSource.
