@@ -17,7 +17,7 @@ MAX_NAME_SHOWN = 64
 """Characters of an unknown parameter's name that an error repeats."""
 
 HEADER_PARAMETERS = ("lastEventId", "lastEventID")
-"""What stands for the Last-Event-ID header: of polyfills of EventSource, and of Mercure's clients."""
+"""What stands for the Last-Event-ID header: of EventSource polyfills, and of Mercure's clients."""
 
 SUBSCRIBE = (
     *FILTER_PARAMETERS,

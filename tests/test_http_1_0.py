@@ -164,7 +164,7 @@ async def test_head_ends_with_the_head(valkey: Valkey, path: str) -> None:
         assert await connection.rest() == b""
 
 
-async def test_too_many_subscribers_are_told_without_chunks(valkey: Valkey) -> None:
+async def test_a_subscriber_too_many_gets_a_bye_without_chunks(valkey: Valkey) -> None:
     async with (
         serving(redis_addr=valkey.url, max_subscribers=1) as service,
         service.http.stream("GET", "/subscribe") as first,
@@ -176,7 +176,7 @@ async def test_too_many_subscribers_are_told_without_chunks(valkey: Valkey) -> N
         assert (await connection.rest()).startswith(b"event: bye\nretry: ")
 
 
-async def test_a_sender_of_http_1_0_is_answered_without_an_interim_response(
+async def test_a_sender_gets_no_interim_response(
     valkey: Valkey,
 ) -> None:
     """It would take `100 Continue` for the answer."""

@@ -72,7 +72,7 @@ def test_the_header_wins() -> None:
         assert last_event_id({"lastEventId": "1-0", "lastEventID": "?"}, value) == value
 
 
-def test_without_any_there_is_none() -> None:
+def test_a_request_may_have_no_last_event_id() -> None:
     assert last_event_id({}, None) is None
     assert last_event_id({"lastEventId": "", "last_event_id": "1-0"}, None) is None
 

@@ -42,8 +42,8 @@ class BoundedState(ServerState):
 
 class UnframedCycle(RequestResponseCycle):
     """Answers HTTP/1.0, which knows neither chunks (RFC 9112, 6.1) nor `100 Continue` (RFC 9110,
-    10.1.1): a body without a Content-Length ends with the connection; one that breaks off, with a
-    reset of it, so that nobody takes it for whole."""
+    10.1.1): a body without a Content-Length ends with the connection. One that breaks off ends with
+    a reset, because an orderly end would say that it is complete."""
 
     _unsized = False
 
@@ -190,7 +190,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._open.append(self.cycle)
         # The request's task has been made and has not begun.
         if self.parser.get_http_version() != "1.1":
-            self.cycle.__class__ = UnframedCycle  # uvicorn makes it, and of one class only
+            self.cycle.__class__ = UnframedCycle  # uvicorn creates it, of its own class
             self.cycle.keep_alive = self.cycle.waiting_for_100_continue = False
         wire = Wire(self.cycle, self.transport)
         self.cycle.transport = wire  # type: ignore[assignment]

@@ -136,7 +136,7 @@ class Traffic:
 
 
 async def heartbeats(url: str, wanted: int) -> None:
-    """Returns when a connection of its own has had so many heartbeats."""
+    """Returns when a connection of its own has had that number of heartbeats."""
     beats = 0
     async with (
         httpx.AsyncClient(trust_env=False) as http,

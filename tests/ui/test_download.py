@@ -184,7 +184,7 @@ async def test_a_download_that_redis_cuts_short_is_cut_off_and_not_taken_for_who
 
 
 @PAGES
-async def test_without_chunks_a_download_that_is_cut_short_ends_with_a_reset(
+async def test_a_cut_download_without_chunks_ends_with_a_reset(
     valkey: Valkey, composition: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To HTTP/1.0 an orderly end of the connection would be the end of the file."""
