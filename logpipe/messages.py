@@ -62,21 +62,14 @@ def goodbye(reason: str) -> Bye:
     return Bye(reason, random.randint(*BYE_RETRY_MS))  # noqa: S311
 
 
-class Full(NamedTuple):
-    """The stream ends as soon as it has begun, because too much is asked here; `retry_ms` is when
-    to try again. An error status would end an EventSource for good."""
-
-    reason: str
-    retry_ms: int
-
-
 FULL_RETRY_MS = (2_000, 10_000)
 """When those who found no room are asked to try again."""
 
 
-def full(reason: str) -> Full:
-    """A `Full` that asks to come back after a while that differs from one reader to the next."""
-    return Full(reason, random.randint(*FULL_RETRY_MS))  # noqa: S311
+def full(reason: str) -> Bye:
+    """A `Bye` that ends a stream as soon as it has begun, because too much is asked here: an error
+    status would end an EventSource for good."""
+    return Bye(reason, random.randint(*FULL_RETRY_MS))  # noqa: S311
 
 
 class Notice(NamedTuple):
@@ -85,11 +78,11 @@ class Notice(NamedTuple):
     reason: str
 
 
-Message = Hello | Gap | Progress | Bye | Full | Notice
+Message = Hello | Gap | Progress | Bye | Notice
 
 
 def named(
-    message: Hello | Gap | Progress | Bye | Full,
+    message: Hello | Gap | Progress | Bye,
 ) -> tuple[str, StreamId | None, dict[str, Any]]:
     """The name of a message, the cursor that it moves to, and its data."""
     match message:
@@ -106,7 +99,7 @@ def named(
             return "gap", resume, told
         case Progress(id):
             return "progress", id, {"id": str(id)}
-        case Bye(reason, retry_ms) | Full(reason, retry_ms):
+        case Bye(reason, retry_ms):
             return "bye", None, {"reason": reason, "retry_ms": retry_ms}
 
 
@@ -145,11 +138,6 @@ class Encoder(Protocol):
     def heartbeat(self) -> bytes: ...
     def entries(self, entries: Sequence[Entry]) -> bytes: ...
     def message(self, message: Message) -> bytes: ...
-
-
-def framed(data: bytes) -> bytes:
-    """One chunk of a body whose transfer coding is chunked (RFC 9112, 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 MAX_FILTERS = 128
@@ -209,11 +197,6 @@ class Batch:
         self._chunk_bytes += len(chunk)
         while len(self._chunks) > MAX_FILTERS or self._chunk_bytes > MAX_CHUNK_BYTES:
             self._chunk_bytes -= len(self._chunks.pop(next(iter(self._chunks))))
-
-    def framed(self, encoder: Encoder, chosen: Filter) -> bytes:
-        """As `chunk`, framed for HTTP."""
-        chunk = self.chunk(encoder, chosen)
-        return framed(chunk) if chunk else b""
 
     def forget_chunks(self) -> None:
         """Gives the memory of the shared chunks back."""

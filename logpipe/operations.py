@@ -36,7 +36,7 @@ from logpipe.event import Event, ReadEvent
 from logpipe.fanout.streaming import NDJSON
 from logpipe.metrics import MEDIA_TYPE as METRICS_TYPE
 from logpipe.openapi import BYTES, TEXT, Guard, Operation, Parameter, Reply, Schema, Shape
-from logpipe.parameters import MAX_LIMIT, MAX_TAIL
+from logpipe.parameters import HEADER_PARAMETERS, MAX_LIMIT, MAX_TAIL
 from logpipe.problems import MEDIA_TYPE as PROBLEM_TYPE
 from logpipe.problems import Document
 from logpipe.settings import Role, Settings
@@ -331,6 +331,8 @@ def _distributor(settings: Settings) -> Iterator[Operation]:
     start = (
         Parameter("last_event_id", "Resume right after this id."),
         Parameter("Last-Event-ID", "The same, and it wins.", place="header"),
+        *(Parameter(name, "As the header, for clients that set none.")
+          for name in HEADER_PARAMETERS),
         Parameter("since", f"Where to begin: {_TIME}", {**TEXT, "default": "latest"}),
         Parameter("tail", "First so many of the newest that match.", _whole(0, MAX_TAIL)),
         Parameter("on_lag", "What happens to a reader that is too slow.",

@@ -16,13 +16,14 @@ MAX_LIMIT = 5_000
 MAX_NAME_SHOWN = 64
 """Characters of an unknown parameter's name that an error repeats."""
 
+HEADER_PARAMETERS = ("lastEventId", "lastEventID")
+"""What stands for the Last-Event-ID header: of EventSource polyfills, and of Mercure's clients."""
+
 SUBSCRIBE = (
     *FILTER_PARAMETERS,
-    *("last_event_id", "lastEventId", "lastEventID"),
-    *("since", "tail", "on_lag", "delivery", "group"),
+    *("last_event_id", *HEADER_PARAMETERS, "since", "tail", "on_lag", "delivery", "group"),
 )
-"""Parameters of `/subscribe`. Polyfills of EventSource send `lastEventId`, Mercure's clients
-`lastEventID`."""
+"""Parameters of `/subscribe`."""
 
 EVENTS = (*FILTER_PARAMETERS, "from", "to", "limit", "order", "cursor")
 """Parameters of `/events`."""
@@ -92,6 +93,26 @@ def chosen_filter(query: Mapping[str, str]) -> Filter:
             f"{place}{error}{remedy}",
             **{name: value for name, value in members.items() if value not in (None, "")},
         ) from None
+
+
+def last_event_id(query: Mapping[str, str], header: str | None) -> str | None:
+    """The Last-Event-ID of a request: the header, or what polyfills of EventSource, which can set
+    no header in some browsers, send as a parameter when they reconnect.
+
+    `last_event_id` of the same request, where their first connection began, is then out of date.
+    Raises a 400 `Problem` for a parameter that is no id, and for two that differ.
+    """
+    given = {name: query[name].strip() for name in HEADER_PARAMETERS if query.get(name)}
+    if header or not given:
+        return header
+    name, value = next(iter(given.items()))
+    if len(set(given.values())) > 1:
+        raise bad_parameter(name, f"must not differ from {' and '.join([*given][1:])}")
+    try:
+        parse_id(value)
+    except ValueError as error:
+        raise bad_parameter(name, str(error)) from None
+    return value
 
 
 def chosen_start(query: Mapping[str, str], last_event_id: str | None) -> Start:

@@ -1,12 +1,16 @@
-"""The framing of Server-Sent Events and its inverse, after the WHATWG's HTML standard, 9.2."""
+"""The framing of Server-Sent Events and its inverse, after the WHATWG's HTML standard, 9.2.
+
+Several clients dispatch an event at every blank line, data or not. So every block that is sent has
+`data:`; what has none is a comment, which is one line and ends no block.
+"""
 
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 MEDIA_TYPE = "text/event-stream"
-HEARTBEAT = b":\n\n"
-"""A comment, which clients skip."""
+HEARTBEAT = b":\n"
+"""An empty comment."""
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _RETRY = re.compile(r"[0-9]{1,15}")
@@ -20,24 +24,28 @@ class ServerSentEvent(NamedTuple):
     id: str = ""
 
 
-def frame(data: bytes, *, id: bytes = b"", event: bytes = b"") -> bytes:  # noqa: A002
-    """One event on the wire. The caller vouches that `id` and `event` hold no line end."""
+def frame(
+    data: bytes,
+    *,
+    id: bytes = b"",  # noqa: A002
+    event: bytes = b"",
+    retry_ms: int | None = None,
+) -> bytes:
+    """One event on the wire; `retry_ms` is how long the client shall wait before it reconnects.
+    The caller vouches that `id` and `event` hold no line end."""
     if b"\n" in data or b"\r" in data:
         data = b"\ndata: ".join(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))
     head = b"id: " + id + b"\n" if id else b""
     if event:
         head += b"event: " + event + b"\n"
+    if retry_ms is not None:
+        head += b"retry: %d\n" % retry_ms
     return head + b"data: " + data + b"\n\n"
 
 
 def comment(text: str) -> bytes:
     """A line that clients skip and people read."""
-    return b": " + " ".join(_LINE_END.split(text)).encode() + b"\n\n"
-
-
-def retry(milliseconds: int) -> bytes:
-    """Tells the client how long to wait before it reconnects."""
-    return b"retry: %d\n\n" % milliseconds
+    return b": " + " ".join(_LINE_END.split(text)).encode() + b"\n"
 
 
 class Parser:

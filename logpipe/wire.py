@@ -6,6 +6,8 @@ an ASGI extension; who finds none, as in a test or under another server, uses th
 """
 
 import asyncio
+import socket
+import struct
 from typing import cast
 
 from starlette.types import Scope
@@ -16,6 +18,14 @@ EXTENSION = "logpipe.wire"
 TLS_RECORD_BYTES = 16 * 1024
 """The most that TLS encrypts as one (RFC 8446, 5.1)."""
 
+RESET = struct.pack("ii", 1, 0)
+"""For SO_LINGER: to close is to reset (socket(7))."""
+
+
+def framed(data: bytes) -> bytes:
+    """One chunk of a body whose transfer coding is chunked (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
 
 def wire_of(scope: Scope) -> "Wire | None":
     """The wire of a request, where the server has one."""
@@ -25,7 +35,7 @@ def wire_of(scope: Scope) -> "Wire | None":
 class Wire:
     """One request and its response; stands between uvicorn's cycle and the transport."""
 
-    __slots__ = ("_corked", "_cycle", "_head", "_transport")
+    __slots__ = ("_corked", "_cycle", "_head", "_transport", "unfinished")
 
     def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
         self._cycle = cycle
@@ -33,6 +43,9 @@ class Wire:
         # The response to HEAD ends with its head.
         self._corked = cycle.scope["method"] != "HEAD"
         self._head = b""
+        self.unfinished = False
+        """Whether the end of the connection would be taken for the end of a body that goes on: to
+        close is then to reset."""
 
     # -- what uvicorn's cycle does with a transport -------------------------------------------
 
@@ -53,6 +66,9 @@ class Wire:
         """Closes the connection, once what was written has gone."""
         if not self._transport.is_closing():
             self._uncork()
+            if self.unfinished:
+                connection = self._transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._transport.close()
 
     def is_closing(self) -> bool:
@@ -126,9 +142,15 @@ class Wire:
         """Whether the kernel has all that was written, and would take more."""
         return not self._transport.is_closing() and self._transport.get_write_buffer_size() == 0
 
-    def send_chunk(self, chunk: bytes) -> bool:
-        """Writes a chunk as `messages.framed` makes it; False when the kernel left some of it."""
+    @property
+    def chunked(self) -> bool:
+        """Whether the body is sent in chunks, as `framed` makes them; not with HTTP/1.0."""
+        return bool(self._cycle.chunked_encoding)
+
+    def send(self, part: bytes) -> bool:
+        """Writes a part of the body, framed where it is `chunked`; False when the kernel left some
+        of it."""
         if self._transport.is_closing():
             return False
-        self._transport.write(chunk)
+        self._transport.write(part)
         return self._transport.get_write_buffer_size() == 0

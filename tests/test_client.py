@@ -434,16 +434,37 @@ async def test_what_cannot_be_read_does_not_move_the_cursor(broken: str) -> None
             assert parse_id(other.header(1, "Last-Event-ID") or "") < taken.ids[0]
 
 
-async def test_a_reader_that_is_asked_to_come_back_later_waits() -> None:
+BYE = 'event: bye\nretry: 600\ndata: {"reason":"too many","retry_ms":600}\n\n'
+
+
+@pytest.mark.parametrize(
+    "farewell",
+    [BYE, "retry: 600\n\n: too many\n\n"],
+    ids=["a bye", "as older distributors say it"],
+)
+async def test_a_reader_that_is_asked_to_come_back_later_waits(farewell: str) -> None:
     async with (
-        Impostor(f"{SSE_HEAD}retry: 600\n\n", f"{SSE_HEAD}{HELLO}[wait]") as other,
+        Impostor(f"{SSE_HEAD}{farewell}", f"{SSE_HEAD}{HELLO}[wait]") as other,
         remote(other.url) as distributor,
     ):
         with reading(distributor) as taken:
             await wait_until(lambda: other.heads, "the first attempt")
             began = asyncio.get_running_loop().time()
+            assert "too many" in (await taken.until(Notice)).reason
             await taken.until(Hello)
             assert asyncio.get_running_loop().time() - began > 0.5
+
+
+async def test_heartbeats_old_and_new_are_no_items() -> None:
+    beats = ":\n" * 3 + ":\n\n" * 3
+    event = 'id: 7-0\ndata: {"id":"7-0","source":"t","message":"good"}\n\n'
+    async with (
+        Impostor(f"{SSE_HEAD}{HELLO}{beats}{event}{beats}[wait]") as other,
+        remote(other.url) as distributor,
+    ):
+        with reading(distributor) as taken:
+            await taken.until_count(1)
+            assert [type(item) for item in taken.items] == [Hello, Batch]
 
 
 async def test_a_distributor_that_falls_silent_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,11 +206,14 @@ async def test_one_subscriber_too_many_is_told_why_and_to_come_back_and_the_othe
         async with reading(service, 2) as readers:
             answer = await turned_away(service)
             assert answer.headers["content-type"].startswith("text/event-stream")
-            told = re.fullmatch(r"retry: (\d+)\n\n: (.+)\n\n", answer.text)
+            told = re.fullmatch(r"event: bye\nretry: (\d+)\ndata: (.+)\n\n", answer.text)
             assert told
             low, high = messages.FULL_RETRY_MS
             assert low <= int(told[1]) <= high
-            assert told[2] == "2 subscribers are connected here already (MAX_SUBSCRIBERS)"
+            assert json.loads(told[2]) == {
+                "reason": "2 subscribers are connected here already (MAX_SUBSCRIBERS)",
+                "retry_ms": int(told[1]),
+            }
             await service.post({"source": "a", "message": "on"})
             for reader in readers:
                 assert (await reader.until(1))[0]["message"] == "on"
@@ -245,7 +248,7 @@ async def test_lines_and_the_page_are_told_in_their_own_words(valkey: Valkey) ->
         assert "MAX_SUBSCRIBERS" in bye["reason"]
         assert bye["retry_ms"] >= messages.FULL_RETRY_MS[0]
         page = await turned_away(service, "/ui/stream")
-        assert page.text.startswith("event: bye\ndata: ")
+        assert re.match(r"event: bye\nretry: \d+\ndata: ", page.text)
         assert "MAX_SUBSCRIBERS" in page.text
 
 

@@ -25,7 +25,8 @@ NOTHING = Filter("message:nowhere")
 class Pipe:
     """A `live.Writer` that keeps what it is written; `room` is how many more writes it takes."""
 
-    def __init__(self, room: int = 1_000_000) -> None:
+    def __init__(self, room: int = 1_000_000, *, chunked: bool = True) -> None:
+        self.chunked = chunked
         self.encoder: Encoder = NDJSON
         self.passed: StreamId | None = None
         self.written_at = 0.0
@@ -33,10 +34,17 @@ class Pipe:
         self.room = room
 
     def write(self, chunk: bytes) -> bool:
-        size, _, rest = chunk.partition(b"\r\n")
-        assert int(size, 16) == len(rest) - 2
-        self.chunks.append(rest[:-2])
+        if self.chunked:
+            size, _, chunk = chunk.partition(b"\r\n")
+            assert int(size, 16) == len(chunk) - 2
+            chunk = chunk[:-2]
+        self.chunks.append(chunk)
         return len(self.chunks) < self.room
+
+    @property
+    def news(self) -> list[bytes]:
+        """What it was written beside heartbeats, which may be due at any time."""
+        return [chunk for chunk in self.chunks if chunk != NDJSON.heartbeat]
 
     @property
     def events(self) -> int:
@@ -46,9 +54,16 @@ class Pipe:
 class Follower:
     """A subscription that has been greeted, and its pipe."""
 
-    def __init__(self, hub: Hub, chosen: Filter = EVERYTHING, room: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        chosen: Filter = EVERYTHING,
+        room: int = 1_000_000,
+        *,
+        chunked: bool = True,
+    ) -> None:
         self.subscription = HubSubscription(hub, Start(), chosen)
-        self.pipe = Pipe(room)
+        self.pipe = Pipe(room, chunked=chunked)
         self.task: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -146,10 +161,10 @@ async def test_rejected_entries_behind_a_match_are_told_with_the_next_beat(
         follower = Follower(hub, Filter('"number 0"'))
         await follower.begin()
         await hub.stream.append([Append(events(3))])
-        await wait_until(lambda: len(follower.pipe.chunks) >= 2, "event and progress")
+        await wait_until(lambda: len(follower.pipe.news) >= 2, "event and progress")
         assert follower.pipe.events == 1
-        assert b'"event":"progress"' in follower.pipe.chunks[1]
-        assert str(hub.window.end.id).encode() in follower.pipe.chunks[1]
+        assert b'"event":"progress"' in follower.pipe.news[1]
+        assert str(hub.window.end.id).encode() in follower.pipe.news[1]
 
 
 async def test_an_idle_live_reader_has_heartbeats(valkey: Valkey) -> None:
@@ -158,6 +173,19 @@ async def test_an_idle_live_reader_has_heartbeats(valkey: Valkey) -> None:
         await follower.begin()
         await wait_until(lambda: len(follower.pipe.chunks) >= 2, "two heartbeats")
         assert set(follower.pipe.chunks) == {NDJSON.heartbeat}
+
+
+async def test_readers_with_and_without_chunks_have_the_same_bytes(valkey: Valkey) -> None:
+    async with a_hub(valkey) as hub:
+        readers = [Follower(hub, chunked=chunked) for chunked in (True, False, True)]
+        for each in readers:
+            await each.begin()
+        await add(hub.stream, 3)
+        await wait_until(lambda: all(each.pipe.events == 3 for each in readers), "all have it")
+        written = [b"".join(each.pipe.chunks) for each in readers]
+        assert len({each.replace(NDJSON.heartbeat, b"") for each in written}) == 1
+        # The chunks are HTTP's and not counted; heartbeats are.
+        assert hub.metrics.delivered_bytes._value.get() == sum(map(len, written))
 
 
 async def test_after_a_flush_each_goes_on_by_itself_and_is_told(valkey: Valkey) -> None:
@@ -185,5 +213,5 @@ async def test_one_that_leaves_is_forgotten(valkey: Valkey) -> None:
         await asyncio.wait((follower.task,))
         await add(hub.stream)
         await wait_until(lambda: other.pipe.events == 1, "the other goes on")
-        assert not follower.pipe.chunks
+        assert not follower.pipe.news
         assert follower.subscription.cursor != Cursor(hub.window.end.id)

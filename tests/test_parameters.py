@@ -14,6 +14,7 @@ from logpipe.parameters import (
     SUBSCRIBE,
     chosen_filter,
     chosen_start,
+    last_event_id,
     moment,
     nearest_parameter,
     number,
@@ -54,6 +55,37 @@ def test_a_query_that_cannot_be_read_is_refused_with_the_position_and_a_hint() -
     assert problem.members["position"] == 13
     assert problem.members["hint"] in problem.detail
     assert "at position 13: " in problem.detail
+
+
+# -- the id of the last event ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lastEventId", "lastEventID"])
+def test_what_polyfills_send_is_the_last_event_id(name: str) -> None:
+    query = {name: " 1710000000000-3 "}
+    assert last_event_id(query, None) == str(ID)
+    assert last_event_id({**query, "last_event_id": "1-0"}, "") == str(ID)
+
+
+def test_the_header_wins() -> None:
+    for value in (str(ID), "no id"):
+        assert last_event_id({"lastEventId": "1-0", "lastEventID": "?"}, value) == value
+
+
+def test_a_request_may_have_no_last_event_id() -> None:
+    assert last_event_id({}, None) is None
+    assert last_event_id({"lastEventId": "", "last_event_id": "1-0"}, None) is None
+
+
+def test_two_names_may_say_the_same_and_not_two_things() -> None:
+    assert last_event_id({"lastEventID": str(ID), "lastEventId": str(ID)}, None) == str(ID)
+    problem = refused(last_event_id, {"lastEventID": "1-0", "lastEventId": "2-0"}, None)
+    assert problem.members["parameter"] == "lastEventId"
+    assert "lastEventID" in problem.detail
+
+
+def test_what_is_no_id_is_refused_by_the_name_that_was_sent() -> None:
+    assert refused(last_event_id, {"lastEventID": "x"}, None).members["parameter"] == "lastEventID"
 
 
 # -- where a subscription begins ---------------------------------------------------------------

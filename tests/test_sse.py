@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from logpipe.sse import HEARTBEAT, Parser, ServerSentEvent, comment, frame, retry
+from logpipe.sse import HEARTBEAT, Parser, ServerSentEvent, comment, frame
 
 
 def parse(*chunks: str) -> list[ServerSentEvent]:
@@ -161,6 +161,14 @@ def test_unknown_fields_and_other_spellings_are_skipped() -> None:
     assert parse("Data: a\nDATA: b\n data: c\nfoo: d\ndata : e\ndata: f\n\n")[0].data == "f"
 
 
+def test_a_heartbeat_is_a_colon_and_one_line_end() -> None:
+    assert HEARTBEAT == b":\n"
+
+
+def test_heartbeats_of_older_distributors_are_skipped() -> None:
+    assert parse(":\n\n: away\n\nretry: 5\n\ndata: a\n\n:\n\n") == [ServerSentEvent("a")]
+
+
 def test_comments_and_heartbeats_are_skipped() -> None:
     parser = Parser()
     assert list(parser.feed(HEARTBEAT.decode() + comment("hi: there").decode())) == []
@@ -171,13 +179,14 @@ def test_comments_and_heartbeats_are_skipped() -> None:
 def test_a_comment_is_one_line_whatever_it_holds(text: str) -> None:
     sent = comment(text)
     assert sent.startswith(b": ")
-    assert re.findall(rb"\r|\n", sent) == [b"\n", b"\n"]
+    assert re.findall(rb"\r|\n", sent) == [b"\n"]
     assert parse(sent.decode()) == []
 
 
 def test_retry_is_kept_for_the_reconnect() -> None:
     parser = Parser()
-    assert list(parser.feed(retry(2500).decode())) == []
+    sent = frame(b"{}", event=b"bye", retry_ms=2500)
+    assert list(parser.feed(sent.decode())) == [ServerSentEvent("{}", "bye")]
     assert parser.retry_ms == 2500
 
 
@@ -190,7 +199,7 @@ def test_a_retry_that_is_no_number_is_ignored(value: str) -> None:
 
 def test_the_last_comment_with_words_is_kept_for_people_until_an_event_comes() -> None:
     parser = Parser()
-    assert list(parser.feed(": Redis is away\n\n:\n\n")) == []
+    assert list(parser.feed(": Redis is away\n:\n")) == []
     assert parser.comment == "Redis is away"
     assert len(list(parser.feed("data: x\n\n"))) == 1
     assert parser.comment == ""

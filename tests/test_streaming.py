@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, cast
 
@@ -88,7 +89,9 @@ def test_named_messages_carry_the_cursor_that_they_move_to() -> None:
 
 def test_a_farewell_sets_the_time_to_come_back_and_moves_no_cursor() -> None:
     parser = sse.Parser()
-    [bye] = parser.feed(SSE.message(Bye("stopping", 1234)).decode())
+    sent = SSE.message(Bye("stopping", 1234))
+    assert sent.count(b"\n\n") == 1
+    [bye] = parser.feed(sent.decode())
     assert (bye.event, bye.id, parser.retry_ms) == ("bye", "", 1234)
     assert json.loads(NDJSON.message(Bye("stopping", 1234))) == {
         "event": "bye",
@@ -98,7 +101,7 @@ def test_a_farewell_sets_the_time_to_come_back_and_moves_no_cursor() -> None:
 
 
 def test_a_notice_is_a_comment_that_clients_skip() -> None:
-    assert SSE.message(Notice("Redis\r\n\nis away")) == b": Redis  is away\n\n"
+    assert SSE.message(Notice("Redis\r\n\nis away")) == b": Redis  is away\n"
     assert parsed(SSE.message(Notice("data: x\n\ndata: y"))) == []
     assert json.loads(NDJSON.message(Notice("away"))) == {"event": "notice", "reason": "away"}
 
@@ -345,8 +348,25 @@ async def test_a_heartbeat_is_sent_when_nothing_comes() -> None:
     browser = Browser()
     source = Source([HELLO], [], [], None)
     await asyncio.wait_for(respond(source, browser), 5)
-    assert browser.body.endswith(b"\n\n:\n\n:\n\n")
+    assert browser.body.endswith(b"\n\n:\n:\n")
     assert [event.event for event in parsed(browser.body)] == ["hello"]
+
+
+async def test_every_block_has_data() -> None:
+    """Several clients dispatch at each blank line, whatever is before it."""
+    browser = Browser()
+    given: list[Any] = [
+        [Notice("Redis is away")], [], [HELLO], [], [a_batch(5)], [], [GAP], [Notice("again")],
+        [a_batch(10, source="db")], [], [], [Bye("stopping", 700)], None,
+    ]  # fmt: skip
+    source = Source(*given)
+    source.filter = Filter("source:api")
+    await asyncio.wait_for(respond(source, browser), 5)
+    *blocks, rest = browser.body.split(b"\n\n")
+    assert rest == b""
+    assert all(re.search(rb"^data: .", block, re.MULTILINE) for block in blocks)
+    events = [event.event for event in parsed(browser.body)]
+    assert events == ["hello", "message", "gap", "progress", "bye"]
 
 
 async def test_progress_is_told_with_the_heartbeat_when_the_filter_rejects_everything() -> None:
@@ -356,7 +376,7 @@ async def test_progress_is_told_with_the_heartbeat_when_the_filter_rejects_every
     await asyncio.wait_for(respond(source, browser), 5)
     events = parsed(browser.body)
     assert [(event.event, event.id) for event in events] == [("hello", "4-0"), ("progress", "7-0")]
-    assert browser.body.endswith(b":\n\n")  # said once; the next time a heartbeat will do
+    assert browser.body.endswith(b"\n\n:\n")  # said once; the next time a heartbeat will do
     assert source.written == 5
 
 

@@ -202,6 +202,9 @@ class RemoteSubscription:
             try:
                 async with aclosing(self._items(parser)) as items:
                     async for item in items:
+                        if isinstance(item, Bye):  # of this connection, not of the subscription
+                            trouble = f"{trouble}: {item.reason}"
+                            break
                         await self._queue.put(item)
                         self._passed(item)
             except Refused as refused:

@@ -8,7 +8,7 @@ from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry, StoredEvent
 from logpipe.ids import StreamId, parse_id
-from logpipe.messages import Batch, Hello, Item, Message, Progress
+from logpipe.messages import Batch, Bye, Hello, Item, Message, Progress
 
 _event = msgspec.json.Decoder(StoredEvent)
 
@@ -34,7 +34,7 @@ def items_of(told: Iterator[sse.ServerSentEvent]) -> Iterator[Item]:
 
 
 def _named(told: sse.ServerSentEvent) -> Message | None:
-    """The message of a named event; None for those that are about the connection alone."""
+    """The message of a named event; None for a name that is not known."""
     data = msgspec.json.decode(told.data)
     match told.event:
         case "gap":
@@ -46,6 +46,8 @@ def _named(told: sse.ServerSentEvent) -> Message | None:
         case "hello":
             first, last = _id(data.get("first_id")), _id(data.get("last_id"))
             return Hello(parse_id(told.id), first, last, "broadcast", data["version"])
+        case "bye":
+            return Bye(data["reason"], msgspec.convert(data["retry_ms"], int))
     return None
 
 

@@ -28,6 +28,7 @@ from logpipe.parameters import (
     SUBSCRIBE,
     chosen_filter,
     chosen_start,
+    last_event_id,
     number,
     one_of,
     reject_unknown,
@@ -84,9 +85,9 @@ class _Distributor:
         encoder = encoder_for(request.headers.get("accept", ""))
         delivery = one_of(query, "delivery", self._settings.delivery, "broadcast", "shared")
         group = self._group(query, delivery)
-        last_event_id = request.headers.get("last-event-id")
-        start = chosen_start(query, last_event_id)
-        if not last_event_id:
+        resumed = last_event_id(query, request.headers.get("last-event-id"))
+        start = chosen_start(query, resumed)
+        if not resumed:
             await self._require_known(start)
         try:
             subscription: Subscription = (

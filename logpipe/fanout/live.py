@@ -8,13 +8,14 @@ told more than entries, goes on by itself from its cursor (`subscription.py`).
 import asyncio
 import time
 from collections.abc import Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from logpipe.continuity import Cursor
 from logpipe.filters import Filter
 from logpipe.ids import StreamId
-from logpipe.messages import Batch, Encoder, Progress, framed
+from logpipe.messages import Batch, Encoder, Progress
 from logpipe.metrics import Metrics
+from logpipe.wire import framed
 
 PROGRESS_S = 5.0
 """While the filter rejects everything, the cursor is told this often."""
@@ -41,8 +42,20 @@ class Writer(Protocol):
     written_at: float
     """When something was written last, by the monotonic clock."""
 
-    def write(self, chunk: bytes) -> bool:
-        """Writes a chunk as `framed` makes it; False when some of it has to wait."""
+    @property
+    def chunked(self) -> bool:
+        """Whether what `write` takes is a chunk, as `wire.framed` makes it."""
+
+    def write(self, part: bytes) -> bool:
+        """Writes a part of the body; False when some of it has to wait."""
+
+
+class _Kind(NamedTuple):
+    """What readers have in common who are written the same bytes."""
+
+    encoder: Encoder
+    chosen: Filter
+    chunked: bool
 
 
 class _Follower:
@@ -53,11 +66,11 @@ class _Follower:
         self.writer = writer
         self.done = done
 
-    def write(self, chunk: bytes, now: float) -> None:
+    def write(self, part: bytes, now: float) -> None:
         writer = self.writer
         writer.written_at = now
         writer.passed = None
-        if not writer.write(chunk):
+        if not writer.write(part):
             self.dismiss()
 
     def dismiss(self) -> None:
@@ -72,49 +85,51 @@ class Live:
     def __init__(self, metrics: Metrics) -> None:
         self.count = 0
         self._metrics = metrics
-        self._followers: dict[tuple[Encoder, Filter], set[_Follower]] = {}
+        self._followers: dict[_Kind, set[_Follower]] = {}
 
     async def follow(self, reader: Reader, writer: Writer) -> None:
         """Returns when the reader has to go on by itself; it has had all of the window."""
         follower = _Follower(reader, writer, asyncio.get_running_loop().create_future())
-        key = (writer.encoder, reader.filter)
-        self._followers.setdefault(key, set()).add(follower)
+        kind = _Kind(writer.encoder, reader.filter, writer.chunked)
+        self._followers.setdefault(kind, set()).add(follower)
         self.count += 1
         try:
             await follower.done
         finally:
             self.count -= 1
-            self._leave(key, follower)
+            self._leave(kind, follower)
 
-    def _leave(self, key: tuple[Encoder, Filter], follower: _Follower) -> None:
-        same = self._followers[key]
+    def _leave(self, kind: _Kind, follower: _Follower) -> None:
+        same = self._followers[kind]
         same.discard(follower)
         if not same:
-            del self._followers[key]
+            del self._followers[kind]
 
     async def carry(self, batch: Batch, number: int) -> None:
         """Writes a batch that the window has just got, as `number`, to all of them."""
-        for (encoder, chosen), followers in list(self._followers.items()):
-            chunk = batch.framed(encoder, chosen)
+        for kind, followers in list(self._followers.items()):
+            chunk = batch.chunk(kind.encoder, kind.chosen)
+            part = framed(chunk) if chunk and kind.chunked else chunk
             waiting = [each for each in followers if each.reader.number == number]
             for at in range(0, len(waiting), WRITES_AT_ONCE):
                 now = time.monotonic()
                 some = [each for each in waiting[at : at + WRITES_AT_ONCE] if not each.done.done()]
-                if chunk:
-                    self._write(some, batch, number, chunk, now)
+                if part:
+                    self._write(some, batch, number, part, now)
+                    self._metrics.delivered_bytes.inc(len(chunk) * len(some))
                 else:
                     self._pass(some, batch, number, now)
                 await asyncio.sleep(0)
 
     def _write(
-        self, followers: list[_Follower], batch: Batch, number: int, chunk: bytes, now: float
+        self, followers: list[_Follower], batch: Batch, number: int, part: bytes, now: float
     ) -> None:
         end, following = batch.end, number + 1
         for each in followers:
             reader = each.reader
             reader.cursor = end
             reader.number = following
-            each.write(chunk, now)
+            each.write(part, now)
         count = len(followers)
         if followers:
             found = batch.matching(followers[0].reader.filter)
@@ -122,7 +137,6 @@ class Live:
                 for each in followers:
                     each.writer.passed = end.id
             self._metrics.delivered_events.inc(len(found) * count)
-            self._metrics.delivered_bytes.inc(len(chunk) * count)
             self._metrics.window_reads.inc(count)
 
     def _pass(self, followers: Iterable[_Follower], batch: Batch, number: int, now: float) -> None:
@@ -147,7 +161,7 @@ class Live:
         """How far it has read, where that is not known, or just a heartbeat."""
         encoder, passed = follower.writer.encoder, follower.writer.passed
         said = encoder.message(Progress(passed)) if passed else encoder.heartbeat
-        follower.write(framed(said), now)
+        follower.write(framed(said) if follower.writer.chunked else said, now)
         self._metrics.delivered_bytes.inc(len(said))
 
     def dismiss(self) -> None:

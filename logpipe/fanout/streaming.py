@@ -21,7 +21,7 @@ from logpipe.messages import (
     Batch,
     Bye,
     Encoder,
-    Full,
+    Hello,
     Item,
     Message,
     Notice,
@@ -57,16 +57,18 @@ class SseEncoder:
         return b"".join([b"id: %d-%d\ndata: %b\n\n" % (*entry.id, entry.json) for entry in entries])
 
     def message(self, message: Message) -> bytes:
-        """The frame of a named event; a `Notice` is a comment, which clients skip, and so is why
-        a stream is `Full`."""
+        """The frame of a named event; a `Notice` is a comment, which clients skip."""
         if isinstance(message, Notice):
             return sse.comment(message.reason)
-        if isinstance(message, Full):
-            return sse.retry(message.retry_ms) + sse.comment(message.reason)
-        name, cursor, data = named(message)
-        id_ = str(cursor).encode() if cursor is not None else b""
-        told = sse.frame(msgspec.json.encode(data), id=id_, event=name.encode())
-        return sse.retry(message.retry_ms) + told if isinstance(message, Bye) else told
+        return named_frame(message)
+
+
+def named_frame(message: Hello | Gap | Progress | Bye) -> bytes:
+    """A message as an event with its name, the cursor that it moves to, and JSON."""
+    name, cursor, data = named(message)
+    id_ = str(cursor).encode() if cursor is not None else b""
+    retry_ms = message.retry_ms if isinstance(message, Bye) else None
+    return sse.frame(msgspec.json.encode(data), id=id_, event=name.encode(), retry_ms=retry_ms)
 
 
 class NdjsonEncoder:
@@ -172,10 +174,15 @@ class StreamResponse(Response):
             self._revoked = True
             pump.cancel()
 
-    def write(self, chunk: bytes) -> bool:
-        """Writes a chunk as `framed` makes it; False when some of it has to wait."""
+    @property
+    def chunked(self) -> bool:
+        """Whether what `write` takes is a chunk, as `wire.framed` makes it."""
+        return self._wire is not None and self._wire.chunked
+
+    def write(self, part: bytes) -> bool:
+        """Writes a part of the body; False when some of it has to wait."""
         assert self._wire is not None
-        return self._wire.send_chunk(chunk)
+        return self._wire.send(part)
 
     def count_gap(self, gap: Gap) -> None:
         """Counts a gap that is told."""

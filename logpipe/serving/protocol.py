@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import httptools
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -37,6 +38,26 @@ class BoundedState(ServerState):
         super().__init__()
         self.limited = limited
         self.most_connections = most_connections
+
+
+class UnframedCycle(RequestResponseCycle):
+    """Answers HTTP/1.0, which knows neither chunks (RFC 9112, 6.1) nor `100 Continue` (RFC 9110,
+    10.1.1): a body without a Content-Length ends with the connection. One that breaks off ends with
+    a reset, because an orderly end would say that it is complete."""
+
+    _unsized = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        goes_on = bool(message.get("more_body"))
+        if message["type"] == "http.response.start":
+            names = [name.lower() for name, _ in message.get("headers", ())]
+            if b"content-length" not in names:
+                self._unsized = goes_on = True
+                self.chunked_encoding = False
+        elif message["type"] == "http.response.body" and self._unsized:
+            self.expected_content_length = len(message.get("body", b""))
+        cast("Wire", self.transport).unfinished = self._unsized and goes_on
+        await super().send(message)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -168,6 +189,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._open.append(self.cycle)
         # The request's task has been made and has not begun.
+        if self.parser.get_http_version() != "1.1":
+            self.cycle.__class__ = UnframedCycle  # uvicorn creates it, of its own class
+            self.cycle.keep_alive = self.cycle.waiting_for_100_continue = False
         wire = Wire(self.cycle, self.transport)
         self.cycle.transport = wire  # type: ignore[assignment]
         self.scope["extensions"] = {EXTENSION: wire}  # type: ignore[dict-item]

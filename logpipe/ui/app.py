@@ -15,7 +15,7 @@ from logpipe.event import LEVELS, Stored
 from logpipe.filters import PARAMETERS, FilterError, parse_filter
 from logpipe.limits import Seats
 from logpipe.metrics import Metrics
-from logpipe.parameters import chosen_start, span
+from logpipe.parameters import chosen_start, last_event_id, span
 from logpipe.problems import Problem
 from logpipe.settings import Settings
 from logpipe.subapp import sub_app
@@ -136,7 +136,7 @@ class Page:
         """The live stream; takes the position and the filters of `/subscribe`."""
         self._require_reader(request)
         query = request.query_params
-        start = chosen_start(query, request.headers.get("last-event-id"))
+        start = chosen_start(query, last_event_id(query, request.headers.get("last-event-id")))
         chosen, view = reading.chosen_view(query)
         return FeedResponse(
             self._log.tail(start, chosen),

@@ -18,7 +18,7 @@ from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry, level_rank
 from logpipe.fanout.live import Writer
-from logpipe.fanout.streaming import Revoking, StreamResponse
+from logpipe.fanout.streaming import Revoking, StreamResponse, named_frame
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import START, StreamId
 from logpipe.limits import Seats
@@ -191,8 +191,7 @@ class RowEncoder:
             return sse.frame(gap_row(message).encode(), id=str(message.resume).encode())
         if isinstance(message, Notice):
             return sse.frame(msgspec.json.encode({"reason": message.reason}), event=b"notice")
-        name, cursor, data = named(message)
-        return self.named(name, data, cursor)
+        return named_frame(message)
 
     def named(self, name: str, data: dict[str, Any], cursor: StreamId | None = None) -> bytes:
         """A named event with JSON; it moves the cursor where it has one."""

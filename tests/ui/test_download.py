@@ -183,6 +183,21 @@ async def test_a_download_that_redis_cuts_short_is_cut_off_and_not_taken_for_who
     assert "Traceback" not in caplog.text
 
 
+@PAGES
+async def test_a_cut_download_without_chunks_ends_with_a_reset(
+    valkey: Valkey, composition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To HTTP/1.0 an orderly end of the connection would be the end of the file."""
+    monkeypatch.setattr(download, "AT_ONCE", 10)
+    async with page_at(composition, valkey) as (page, others):
+        await others.post(numbered(0, 30))
+        _fail_after(monkeypatch, 2)
+        async with connected(page.url) as connection:
+            await connection.send(b"GET /ui/download HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            with pytest.raises(ConnectionResetError):
+                await connection.reader.read(-1)
+
+
 def _fail_after(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
     """Lets so many pages of the history be read."""
     from logpipe.distributor import app

@@ -81,6 +81,7 @@ def test_messages_are_named_events_and_move_the_cursor() -> None:
     assert told(Progress(StreamId(5, 6)))[1:] == ("progress", "5-6")
     assert told(Notice("away\n\nid: 1-1"))[1:] == ("notice", "")
     assert told(Bye("ends", 700))[1:] == ("bye", "")
+    assert b"\nretry: 700\ndata: " in ROWS.message(Bye("ends", 700))
     gap = Gap("slow", StreamId(1, 2), StreamId(3, 4), 1, StreamId(3, 3))
     assert told(gap) == sse.ServerSentEvent(gap_row(gap), "message", "3-3")
     assert next(iter(sse.Parser().feed(ROWS.heartbeat.decode()))).event == "heartbeat"
