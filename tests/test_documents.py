@@ -65,3 +65,47 @@ def test_the_readme_opens_with_how_to_run_and_how_to_test() -> None:
     """The first thing that anyone does."""
     commands = re.findall(r"^    (make \w+)", _text("README.md"), re.MULTILINE)
     assert commands[:2] == ["make run", "make test"]
+
+
+BY_NAME = re.compile(
+    r"""\b(?:pip3?|pipx|uv|uvx|poetry|pdm|conda)\b[^\n\#]*  # a command of an installer,
+        \s["'`]?logpipe(?:\[[^]]*\])?(?:[=<>~!@][^\s]*)?["'`]?(?=[\s.,;:)]|$)  # a bare name""",
+    re.VERBOSE,
+)
+FOLDERS = ("logpipe", "docs", "deploy", "tests")
+FILES = [
+    *(path for path in ROOT.iterdir() if path.suffix in (".md", ".toml", ".yaml", ".lock", "")),
+    *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*")),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{} install logpipe", True),
+        ("# Python: {} install logpipe. It never", True),
+        ("{} install --upgrade 'logpipe[x]>=1'", True),
+        ("{} install ./logpipe", False),
+        ("{} install .                     # `logpipe` on your PATH", False),
+        ("COPY --from=build /opt/logpipe /opt/logpipe", False),
+    ],
+)
+def test_a_command_that_installs_by_name_is_known(text: str, named: bool) -> None:
+    assert bool(BY_NAME.search(text.format("pip"))) is named
+
+
+def test_nothing_installs_logpipe_by_its_name() -> None:
+    """On PyPI that name is another project's."""
+    found = [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in FILES
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".png", ".js")
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if BY_NAME.search(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "docs/python.md"])
+def test_who_installs_is_warned_of_the_other_project(name: str) -> None:
+    assert re.search(r"PyPI[^.]*(?:somebody\s+else|another)", _text(name))

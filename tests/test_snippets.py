@@ -1,7 +1,5 @@
 """`logpipe snippets`: each configuration parses, and names what the collector serves."""
 
-import asyncio
-import os
 import re
 import shutil
 import subprocess
@@ -30,10 +28,6 @@ NAMES = {
     "fluent-bit", "vector", "promtail", "alloy", "filebeat", "logstash", "otel-collector", "docker",
     "rsyslog", "syslog-ng", "python", "node",
 }  # fmt: skip
-
-
-HAS_HTTP = any(Path("/usr/lib/syslog-ng").glob("*/libhttp.so"))
-SYSLOG_NG = (HAS_HTTP and shutil.which("syslog-ng", path=f"{os.environ['PATH']}:/usr/sbin")) or ""
 
 
 def served() -> set[str]:
@@ -128,6 +122,31 @@ def test_fluent_bit_has_host_port_and_tls_apart() -> None:
     assert (plain["host"], plain["port"], plain["tls"]) == ("::1", 80, False)
 
 
+def test_fluent_bit_reads_on_after_a_long_line_and_retries_forever() -> None:
+    pipeline = yaml.safe_load(filled("fluent-bit", URL))["pipeline"]
+    tail, http = pipeline["inputs"][0], pipeline["outputs"][0]
+    assert (tail["buffer_max_size"], tail["skip_long_lines"]) == ("1M", True)
+    assert (tail["storage.type"], http["retry_limit"]) == ("filesystem", "no_limits")
+    assert tail["db"] and tail["read_from_head"]
+
+
+def test_the_collectors_place_and_queue_are_on_disk() -> None:
+    config = yaml.safe_load(filled("otel-collector", URL))
+    (extension,) = config["extensions"]
+    assert config["service"]["extensions"] == [extension]
+    (receiver,), (exporter,) = config["receivers"].values(), config["exporters"].values()
+    assert receiver["storage"] == exporter["sending_queue"]["storage"] == extension
+    assert exporter["sending_queue"]["block_on_overflow"]
+    assert exporter["retry_on_failure"] == {"enabled": True, "max_elapsed_time": "0s"}
+    assert "processors" not in config["service"]["pipelines"]["logs"]
+
+
+def test_promtail_and_alloy_retry_forever() -> None:
+    (client,) = yaml.safe_load(filled("promtail", URL))["clients"]
+    assert client["backoff_config"] == {"max_retries": 0}
+    assert "max_backoff_retries = 0" in filled("alloy", URL)
+
+
 def test_filebeat_is_told_the_port_because_its_own_default_is_9200() -> None:
     hosts = yaml.safe_load(filled("filebeat", "https://logs.example"))["output.elasticsearch"]
     assert hosts["hosts"] == ["https://logs.example:443/elasticsearch"]
@@ -155,30 +174,6 @@ async def test_python_runs_and_its_event_arrives(valkey: Valkey, tmp_path: Path)
 @pytest.mark.skipif(not shutil.which("node"), reason="there is no Node.js")
 async def test_node_runs_and_its_event_arrives(valkey: Valkey, tmp_path: Path) -> None:
     await _runs(valkey, ["node"], tmp_path / "app.mjs", "node")
-
-
-@pytest.mark.skipif(not SYSLOG_NG, reason="there is no syslog-ng with its http module")
-async def test_syslog_ng_takes_it_and_its_lines_arrive(valkey: Valkey, tmp_path: Path) -> None:
-    async with serving(redis_addr=valkey.url, role="collector", ingest_tokens=TOKEN) as service:
-        config, lines = tmp_path / "syslog-ng.conf", tmp_path / "app.log"
-        lines.write_text("<11>Nov 25 10:00:00 web shop[7]: hello from syslog-ng\n")
-        source = f'source s_src {{ file("{lines}" follow-freq(1)); }};\n'
-        config.write_text(
-            '@version: 3.38\n@include "scl.conf"\n'
-            + source
-            + filled("syslog-ng", service.url, TOKEN)
-        )
-        own = [f"--{name}={tmp_path}/{name}" for name in ("persist-file", "pidfile", "control")]
-        running = subprocess.Popen([SYSLOG_NG, "-F", "--no-caps", "-f", config, *own], cwd=tmp_path)
-        try:
-            await wait_until(lambda: stored(valkey), "the line arrives", 20)
-        finally:
-            running.terminate()
-            await asyncio.to_thread(running.wait, 10)
-        (event,) = stored(valkey)
-        assert (event["message"], event["source"], event["level"]) == (
-            "hello from syslog-ng", "shop", "ERROR",
-        )  # fmt: skip
 
 
 async def _runs(valkey: Valkey, command: list[str], program: Path, name: str) -> None:

@@ -1,4 +1,5 @@
-// Node.js 18 or later: events in batches, tried again without doubling, 10,000 kept at the most.
+// Node.js 18 or later: events in batches, sent again without doubling. At most 10,000 wait in memory;
+// beyond that, and when the program is killed, they are lost.
 import { randomUUID } from "node:crypto";
 
 const headers = {
