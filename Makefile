@@ -16,7 +16,7 @@ BUILD_REQUIRES := 'import tomllib; print(*tomllib.load(open("pyproject.toml", "r
 LOCKED := --quiet --require-hashes --only-binary :all:
 
 .DEFAULT_GOAL := help
-.PHONY: help run test senders chaos fuzz soak soak-day bench check lint types lock audit format clean
+.PHONY: help run test newest senders chaos fuzz soak soak-day bench check lint types lock audit format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ run: $(VENV)/.installed ## Set up and start the whole pipeline at http://127.0.0
 
 test: $(VENV)/.developing ## Set up and run all tests, with branch coverage
 	$(BIN)/pytest --cov=logpipe --cov-report=term-missing:skip-covered --cov-fail-under=95 $(PYTEST_FLAGS)
+
+newest: $(VENV)/.developing $(VENV)/.supplying ## Try the newest versions on the tests without servers; only warn
+	$(BIN)/python -m tests.newest
 
 senders: $(VENV)/.python ## Fetch the senders that tests run: Debian's, npm's, Filebeat (as root, on Debian)
 	PYTHON=$(CURDIR)/$(BIN)/python sh tests/senders/fetch.sh .senders
@@ -68,7 +71,7 @@ format: $(VENV)/.developing ## Format the code
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .senders .schemathesis dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest .senders .schemathesis dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit("logpipe needs Python 3.11 or later; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

@@ -1,10 +1,28 @@
-"""A Valkey for all tests that need no other."""
+"""A Valkey for all tests that need no other, and the choice of tests that need no server."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.servers import Valkey
+from tests.without_servers import needs_servers
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without-servers", action="store_true", help="leave out modules that start servers"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    left_out = (
+        config.getoption("--without-servers")
+        and collection_path.suffix == ".py"
+        and collection_path.name.startswith("test_")
+        and needs_servers(collection_path)
+    )
+    return True if left_out else None
 
 
 @pytest.fixture(scope="session")

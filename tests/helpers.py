@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 
 async def wait_until(
@@ -26,3 +27,22 @@ async def wait_until(
 def end_in_order() -> None:
     """SIGTERM ends this program as an exception does: what it has started is ended as well."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def processor_wait_s(task: int | str) -> float:
+    """How long a thread (of a process id: its main thread) was ready to run while other programs
+    had the processor, since it began; 0 where the system does not count that."""
+    try:
+        counted = Path(f"/proc/{task}/schedstat").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return int(counted.split()[1]) / 1e9
+
+
+def fair_time() -> float:
+    """Seconds of a clock that stands still while this thread waits for a processor.
+
+    Upper bounds of durations are measured by it, between two calls of one thread: a busy machine
+    is no fault of what is tested. `processor_wait_s` is what to add for another process.
+    """
+    return time.monotonic() - processor_wait_s("thread-self")

@@ -1,10 +1,9 @@
 """Events sent under faults, and what a subscriber makes of them."""
 
 import contextlib
-import time
 from collections.abc import AsyncIterator
 
-from tests.helpers import wait_until
+from tests.helpers import fair_time, wait_until
 from tests.promise import untold
 from tests.servers import Service, serving
 from tests.test_redis_faults import BOTH, Delivered, Load, following, ready
@@ -17,13 +16,13 @@ class Watched(Load):
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
-        self._last = time.monotonic()
+        self._last = fair_time()
 
     async def send_one(self) -> None:
         before = len(self.acknowledged)
         await super().send_one()
         if len(self.acknowledged) > before:
-            now = time.monotonic()
+            now = fair_time()
             self.outage, self._last = max(self.outage, now - self._last), now
 
 

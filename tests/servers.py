@@ -216,7 +216,7 @@ class Process:
                 stderr=out,
             )
 
-    async def ready(self, timeout: float = 20.0) -> None:
+    async def ready(self, timeout: float = 45.0) -> None:
         """Returns when /healthz says so."""
         deadline = time.monotonic() + timeout
         async with httpx.AsyncClient(trust_env=False) as http:

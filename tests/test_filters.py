@@ -242,9 +242,9 @@ def test_a_regex_made_to_backtrack_does_not_stall_the_process(expression: str) -
     accepts = parse_filter({"q": f"/{expression}/"}).predicate
     assert accepts is not None
     event = StoredEvent(source="a", message="ab" * 32_000)
-    began = time.perf_counter()
+    began = time.thread_time()
     accepts(event)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 # -- properties ------------------------------------------------------------------------------------
@@ -491,10 +491,10 @@ def test_a_pattern_made_to_backtrack_costs_next_to_nothing() -> None:
     accepts = parse_filter({"source": "*a" * 500 + "b"}).predicate
     assert accepts is not None
     event = StoredEvent(source="a" * 256)
-    began = time.perf_counter()
+    began = time.thread_time()
     for _ in range(100):
         assert not accepts(event)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from logpipe.listening import PortTakenError, bind
 from logpipe.serving import process as module
 from logpipe.serving.process import serve_until_stopped
 from logpipe.settings import load
-from tests.helpers import wait_until
+from tests.helpers import fair_time, wait_until
 from tests.raw import Connection, connected, request
 from tests.servers import Process, Valkey, free_port, spawned
 
@@ -51,10 +50,10 @@ async def subscribe(stack: contextlib.AsyncExitStack, url: str, head: bytes) -> 
 
 async def ending(process: Process, number: int = signal.SIGTERM, within: float = 5.0) -> int:
     """Sends a signal; the exit status, which must come in time."""
-    started = time.monotonic()
+    started = fair_time()
     process.popen.send_signal(number)
     status = await process.exit_status()
-    assert time.monotonic() - started < within
+    assert fair_time() - started < within
     return status
 
 

@@ -24,7 +24,7 @@ from logpipe.limits import Seats
 from logpipe.messages import Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
 from logpipe.metrics import Metrics
 from logpipe.stream import Stream
-from tests.helpers import wait_until
+from tests.helpers import fair_time, wait_until
 from tests.servers import Valkey
 from tests.streams import add, address_of, stream_at
 
@@ -260,7 +260,7 @@ async def test_a_client_that_leaves_ends_the_response_and_its_subscription() -> 
     await wait_until(lambda: source.asked == 2, "it waits for more")
     assert source.inside == 1
     browser.left.set()
-    await asyncio.wait_for(response, 1)
+    await asyncio.wait_for(response, 10)
     assert source.inside == 0
 
 
@@ -272,7 +272,7 @@ async def test_a_client_that_leaves_while_it_reads_nothing_ends_the_response_too
     source.queue.put_nowait([a_batch(6)])
     await wait_until(lambda: source.queue.empty(), "it writes")
     browser.left.set()
-    await asyncio.wait_for(response, 1)
+    await asyncio.wait_for(response, 10)
     assert (source.inside, source.written) == (0, 1)
 
 
@@ -301,7 +301,7 @@ async def test_a_client_that_leaves_as_its_token_is_revoked_ends_the_response_to
     await wait_until(lambda: source.asked == 2, "it waits for more")
     browser.left.set()
     ends[0]()
-    await asyncio.wait_for(task, 1)
+    await asyncio.wait_for(task, 10)
     assert source.inside == 0
 
 
@@ -388,19 +388,20 @@ async def test_progress_is_told_in_time_while_rejected_events_keep_coming(
     source.filter = Filter("source:nobody")
     response = respond(source, browser)
     loop = asyncio.get_running_loop()
-    started = loop.time()
+    started, fair = loop.time(), fair_time()
     for ms in range(1, 1000):
         source.queue.put_nowait([a_batch(ms + 4)])
         await asyncio.sleep(0.002)
         if len(parsed(browser.body)) == 4:
             break
-    took = loop.time() - started
+    took, fairly = loop.time() - started, fair_time() - fair
     browser.left.set()
     await response
     told = [event for event in parsed(browser.body) if event.event == "progress"]
     assert len(told) == 3
     assert [event.id for event in told] == sorted({event.id for event in told}, key=_ms)
-    assert 0.14 < took < 1
+    assert took > 0.14
+    assert fairly < 1
 
 
 def _ms(text: str) -> int:
@@ -461,7 +462,7 @@ async def test_clients_that_leave_a_real_hub_are_all_let_go(valkey: Valkey) -> N
             for _ in range(turns):
                 await asyncio.sleep(0)
             browser.left.set()
-            await asyncio.wait_for(response, 1)
+            await asyncio.wait_for(response, 10)
         assert not hub.subscribers
         assert hub.catching_up._value == 8
         for task in tasks:
@@ -497,7 +498,7 @@ async def test_an_event_given_to_a_client_in_the_moment_it_left_goes_to_another(
             for _ in range(turns):
                 await asyncio.sleep(0)
             browser.left.set()
-            await asyncio.wait_for(response, 1)
+            await asyncio.wait_for(response, 10)
             if str(id_).encode() in browser.body:
                 continue
             other = Browser()
@@ -505,10 +506,9 @@ async def test_an_event_given_to_a_client_in_the_moment_it_left_goes_to_another(
             await wait_until(
                 lambda o=other, i=id_: str(i).encode() in o.body,  # type: ignore[misc]
                 "another has it",
-                2,
             )
             other.left.set()
-            await asyncio.wait_for(response, 1)
+            await asyncio.wait_for(response, 10)
 
 
 async def test_what_is_given_as_the_client_leaves_is_not_acknowledged(valkey: Valkey) -> None:
@@ -524,6 +524,6 @@ async def test_what_is_given_as_the_client_leaves_is_not_acknowledged(valkey: Va
         [entry] = [an_entry(5)]
         subscription.share.give([entry], [])
         browser.left.set()
-        await asyncio.wait_for(response, 1)
+        await asyncio.wait_for(response, 10)
         assert [bool(each["body"]) for each in browser.dropped] == [True, False]
         assert subscription.share.entries == [entry]

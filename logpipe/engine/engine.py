@@ -13,6 +13,8 @@ import re
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,7 +52,8 @@ class Engine:
     To be used in the main thread: where the thread that started it ends, so does the engine.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._now = clock
         self._data = DataFolder(folder)
         self._folder = self._data.path
         self._log = self._folder / "engine.log"
@@ -84,13 +87,12 @@ class Engine:
 
     async def supervise(self) -> None:
         """Start the engine again whenever it ends; keep `trouble` true. Cancel it before `stop`."""
-        now = asyncio.get_running_loop().time
         while (process := self._process) is not None:
-            since = now()
+            since = self._now()
             await process.wait()
             if process is not self._process:
                 return  # stopped
-            if now() - since > STEADY_S:
+            if self._now() - since > STEADY_S:
                 self._delay = FIRST_DELAY_S
             self._report(self._why(process))
             await self._revive()
@@ -155,15 +157,14 @@ class Engine:
         await self._wait_until_ready(self._process)
 
     async def _wait_until_ready(self, process: asyncio.subprocess.Process) -> None:
-        now = asyncio.get_running_loop().time
-        deadline = now() + ANSWER_S
+        deadline = self._now() + ANSWER_S
         while process.returncode is None:
             answer = await ask(self.socket, b"PING")
             if answer.startswith(b"+PONG"):
                 return
             if answer.startswith(b"-LOADING"):
-                deadline = now() + ANSWER_S
-            if now() > deadline:
+                deadline = self._now() + ANSWER_S
+            if self._now() > deadline:
                 await _end(process)
                 raise EngineError(f"the engine did not answer within {ANSWER_S:.0f} s")
             await asyncio.sleep(POLL_S)

@@ -33,6 +33,7 @@ class Delivery:
         stop: Event,
         patience_s: float,
         patient_until: Callable[[], float] = lambda: -math.inf,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._post = post
         self._url = url
@@ -41,6 +42,7 @@ class Delivery:
         self._stop = stop
         self._patience_s = patience_s
         self._patient_until = patient_until
+        self._now = clock
         self._backoff = Backoff()
         self._trouble_since: float | None = None
 
@@ -76,20 +78,20 @@ class Delivery:
 
     def _on_trouble(self, verdict: Later) -> None:
         if self._trouble_since is None:
-            self._trouble_since = time.monotonic()
+            self._trouble_since = self._now()
             self._tell(f"{self._url} {verdict.reason}; trying again")
 
     def _on_word(self) -> None:
         self._backoff.reset()
         if self._trouble_since is not None:
-            passed = seconds(time.monotonic() - self._trouble_since)
+            passed = seconds(self._now() - self._trouble_since)
             self._tell(f"{self._url} answers again after {passed}")
             self._trouble_since = None
 
     def _pause_s(self, verdict: Later) -> float:
         """How long to wait: no less than was asked for, and no longer than its patience."""
         began = max(self._trouble_since or 0.0, self._patient_until())
-        left = began + self._patience_s - time.monotonic()
+        left = began + self._patience_s - self._now()
         if left <= 0 or verdict.after_s > left:
             raise UndeliverableError(
                 f"{self._url} {verdict.reason}: given up with a patience of"

@@ -33,7 +33,10 @@ class Log:
         self._current: Reader | None = None
         self._old: list[Reader] = []
         self._past: deque[Position] = deque(maxlen=PAST)
-        self._left_ns: int | None = None
+        self._left: Reader | None = None
+        """The file that lost the name, until the next file of that name is open."""
+        self._left_ns = 0
+        """When `_left` was last written, as of the moment it was left."""
         self._told = ""
         self.ended = False
 
@@ -84,18 +87,18 @@ class Log:
         reader.silent_at = time.monotonic() + ROTATED_S
         self._old.append(reader)
         if left:
-            self._left_ns = reader.written_ns()
+            self._left, self._left_ns = reader, reader.written_ns()
 
     def _retire_unseen(self) -> None:
         """Reads the files between the one that was left and the current one: a log may be renamed
         more than once before anyone looks."""
-        if self._left_ns is None:
+        if self._left is None:
             return
         for path in later(Path(self._path).absolute(), self._left_ns, self.positions()):
             with suppress(OSError):
                 reader = Reader(os.open(path, os.O_RDONLY), self._path, self._source)
                 self._retire(reader)
-        self._left_ns = None
+        self._left = None
 
     def _finish(self, reader: Reader) -> Chunk:
         """The last line of a file that lost its name. That it was read is remembered."""
@@ -142,7 +145,7 @@ class Log:
         now = time.monotonic()
         if chunk:
             reader.silent_at = now + ROTATED_S
-        elif now > reader.silent_at:
+        elif now > reader.silent_at and reader is not self._left:
             rest = self._finish(reader)
             return rest if rest.lines else None
         return chunk
@@ -185,8 +188,13 @@ class Log:
         return True
 
     def positions(self) -> list[Position]:
-        """Of all files, those that lost the name first."""
-        found = [*self._past, *(reader.position(rotated=True) for reader in self._old)]
+        """Of all files, those that lost the name first.
+
+        The one that was left counts as not rotated until its successor is open: a later resume has
+        to look for the files between the two.
+        """
+        found = [*self._past]
+        found += [reader.position(rotated=reader is not self._left) for reader in self._old]
         return [*found, self._current.position(rotated=False)] if self._current else found
 
     def size(self) -> int | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import importlib.metadata
 import re
 import sys
 import tomllib
@@ -13,12 +14,16 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.locks import differences, locked, versions
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCKS = {
     "requirements.lock": PROJECT["project"]["dependencies"],
+    "requirements-dev.lock": PROJECT["dependency-groups"]["dev"],
     "requirements-build.lock": PROJECT["build-system"]["requires"],
 }
+REMEDY = "`make test` installs the locked versions (`make clean` first, if pip was run by hand)."
 IMAGES = (
     {"python_version": minor, "python_full_version": f"{minor}.1", "platform_machine": machine}
     for minor in ("3.11", "3.12", "3.13", "3.14")
@@ -30,20 +35,9 @@ LINUX = [
 ]
 
 
-def locked(name: str) -> list[tuple[Requirement, list[str]]]:
-    """Each requirement of a lock and its hashes."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    lines = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)).splitlines()
-    found = []
-    for line in filter(str.strip, lines):
-        requirement, *hashes = line.split(" --hash=")
-        found.append((Requirement(requirement.strip()), [each.strip() for each in hashes]))
-    return found
-
-
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_requirement_of_a_lock_is_one_version_with_its_hashes(name: str) -> None:
-    rows = locked(name)
+    rows = locked(ROOT / name)
     assert len(rows) > 8
     for requirement, hashes in rows:
         assert re.fullmatch(r"==[\w.!+]+", str(requirement.specifier)), requirement
@@ -57,14 +51,46 @@ def test_every_requirement_of_a_lock_is_one_version_with_its_hashes(name: str) -
 )
 def test_a_lock_holds_what_the_project_asks_for(name: str, image: dict[str, str]) -> None:
     """A dependency that was added, or whose least version rose, needs `make lock`."""
-    there = {
-        canonicalize_name(requirement.name): str(requirement.specifier).removeprefix("==")
-        for requirement, _ in locked(name)
-        if requirement.marker is None or requirement.marker.evaluate(image)
-    }
+    there = versions(name, image)
     for wanted in map(Requirement, LOCKS[name]):
         if wanted.marker is None or wanted.marker.evaluate(image):
             assert there.get(canonicalize_name(wanted.name), "none") in wanted.specifier, wanted
+
+
+@pytest.mark.parametrize(
+    "image", LINUX, ids=lambda each: f"{each['python_version']}-{each['platform_machine']}"
+)
+def test_the_development_lock_repeats_the_runtime_versions(image: dict[str, str]) -> None:
+    runtime = versions("requirements.lock", image)
+    development = versions("requirements-dev.lock", image)
+    both = runtime.keys() & development.keys()
+    assert both
+    assert {name: runtime[name] for name in both} == {name: development[name] for name in both}
+
+
+@pytest.mark.locked
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+def test_the_environment_has_exactly_the_locked_versions(name: str) -> None:
+    found = differences(versions(name), importlib.metadata.version)
+    assert not found, "\n".join(
+        [f"the environment is not the one that {name} describes:", *found, REMEDY]
+    )
+
+
+def test_a_version_that_is_not_the_locked_one_is_named() -> None:
+    installed = {"one": "1.0", "two": "2.1"}
+    expected = {"one": "1.0", "two": "2.0", "three": "3.0"}
+
+    def version(name: str) -> str:
+        try:
+            return installed[name]
+        except KeyError:
+            raise importlib.metadata.PackageNotFoundError(name) from None
+
+    assert differences(expected, version) == [
+        "two: installed is 2.1, locked is 2.0",
+        "three: not installed, locked is 3.0",
+    ]
 
 
 @pytest.mark.parametrize("name", LOCKS)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from logpipe.client.distributor import MAX_REFUSAL
-from tests.helpers import wait_until
+from tests.helpers import fair_time, wait_until
 from tests.impostor import Impostor, refusing
 from tests.servers import Valkey, free_port, serving, spawned
 from tests.terminals import CLEAN, on_terminal
@@ -640,9 +640,9 @@ async def test_it_ends_soon_though_the_collector_is_away(number: int) -> None:
     async with sending("--url", f"http://127.0.0.1:{free_port()}") as send:
         await send.write("a")
         await send.until_told("trying again")
-        started = time.monotonic()
+        started = fair_time()
         assert await send.stop(number) == 1
-        assert time.monotonic() - started < 4
+        assert fair_time() - started < 4
         assert send.told[-1] == "0 lines sent (0 B), 1 not sent"
 
 
@@ -651,9 +651,9 @@ async def test_it_ends_soon_though_the_collector_answers_nothing() -> None:
         await send.write("a")
         await wait_until(lambda: silent.bodies, "the request")
         send.process.send_signal(signal.SIGINT)
-        started = time.monotonic()
+        started = fair_time()
         assert await send.exit_status(8) == 1
-        assert time.monotonic() - started < 5
+        assert fair_time() - started < 5
         assert send.told[-1] == "0 lines sent (0 B), 1 not sent"
 
 

@@ -22,6 +22,12 @@ class Script:
         self.told: list[str] = []
         self.totals = Totals()
         self.stop = threading.Event()
+        self._now = 0.0
+
+    def clock(self) -> float:
+        """A time that goes on by a hundredth of a second with each look."""
+        self._now += 0.01
+        return self._now
 
     def post(self, _body: bytes, key: str, _events: int) -> Verdict:
         self.keys.append(key)
@@ -38,6 +44,7 @@ class Script:
             stop=self.stop,
             patience_s=patience_s,
             patient_until=until,
+            clock=self.clock,
         )
 
 

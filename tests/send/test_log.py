@@ -35,6 +35,12 @@ class Tail:
             self.numbers += range(chunk.first, chunk.first + len(chunk.lines))
         return self.seen
 
+    def close(self) -> None:
+        """Closes the files that are open."""
+        for each in [*self.log._old, self.log._current]:
+            if each is not None:
+                each.close()
+
     def once(self) -> list[str]:
         """All that is there, without following."""
         stop = threading.Event()
@@ -249,6 +255,26 @@ def test_several_rotations_while_nobody_looks_lose_nothing(path: Path, rotate: R
     assert tail.read() == [f"{LONG}{n}" for n in range(11)]
 
 
+@pytest.mark.parametrize("text", ["", LONG])
+def test_restarts_while_no_file_has_the_name_lose_no_lines(path: Path, text: str) -> None:
+    write(path, f"{text}1")
+    tail = Tail(path)
+    tail.read()
+    rename(path)
+    for _ in range(3):
+        tail = Tail(path, tail.log.positions())
+        for old in tail.log._old:
+            old.silent_at = 0
+        assert tail.read() == []
+    write(path, f"{text}2")
+    rename(path)
+    assert Tail(path, tail.log.positions()).read() == []
+    write(path, f"{text}3")
+    again = Tail(path, tail.log.positions())
+    assert again.read() == [f"{text}2", f"{text}3"]
+    assert Tail(path, again.log.positions()).read() == []
+
+
 def test_a_link_is_followed_to_the_folder_of_its_file(path: Path, tmp_path: Path) -> None:
     real = tmp_path / "pods" / "0.log"
     real.parent.mkdir()
@@ -297,7 +323,7 @@ def test_a_finished_file_that_is_written_again_is_read_on(path: Path) -> None:
     assert again.read() == ["late"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(["write", "half", "read", "rename", "restart"]), max_size=25))
 def test_whatever_happens_in_whatever_order_each_line_comes_once(
     tmp_path_factory: pytest.TempPathFactory, steps: list[str]
@@ -323,8 +349,11 @@ def test_whatever_happens_in_whatever_order_each_line_comes_once(
         elif step == "restart" and not renamed:
             tail.read()
             seen += tail.seen
-            tail = Tail(path, tail.log.positions())
+            positions = tail.log.positions()
+            tail.close()
+            tail = Tail(path, positions)
     write(path, "end")
     tail.read()
+    tail.close()
     numbers = [line.replace("half", "").strip() for line in seen + tail.seen]
     assert numbers == [*map(str, range(count)), "end"]
