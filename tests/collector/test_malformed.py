@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from logpipe.collector.receivers import gelf
+from logpipe.collector.receivers import datadog, gelf, splunk
 from tests.collector.receivers.samples import collecting, texts
 from tests.servers import Valkey
 
@@ -36,6 +36,21 @@ async def test_a_malformed_line_costs_itself(valkey: Valkey, path: str, content_
             assert (told["accepted"], told["rejected"]) == (997, 3)
             assert [each["index"] for each in told["errors"]] == [1, 500, 501]
             assert not any("unread_from_byte" in each for each in told["errors"])
+
+
+@pytest.mark.parametrize(("path", "status"), [(splunk.BASE, 200), (datadog.PATHS[0], 202)])
+@pytest.mark.parametrize("between", [b"\n", b""])
+async def test_a_malformed_envelope_costs_itself(
+    valkey: Valkey, path: str, status: int, between: bytes
+) -> None:
+    name = b'"event"' if path == splunk.BASE else b'"message"'
+    bad = BAD[0] if between else b'{"broken"}'
+    lines = [GOOD[0], bad, GOOD[2], GOOD[3]]
+    body = between.join(line.replace(b'"message"', name) for line in lines)
+    async with collecting(valkey) as service:
+        answer = await service.http.post(path, content=body)
+        assert answer.status_code == status
+        assert texts(valkey) == ("line 0", "line 2", "line 3")
 
 
 @pytest.mark.parametrize("path", ["/ingest", "/ingest/json"])

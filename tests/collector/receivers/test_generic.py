@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logpipe.collector.receivers.generic import MAX_NAMES, parse
+from logpipe.collector.receivers.generic import MAX_LOOKED_AT, MAX_NAMES, parse
 from logpipe.event import Event
 from logpipe.problems import Problem
 from tests.collector.receivers.parsing import JSON, event, events, items
@@ -224,6 +224,14 @@ def test_lines_of_text_among_json_are_refused(content_type: str) -> None:
     found = items(parse, b"{\n" + body, headers={"content-type": content_type})
     assert [each.message for each in found if not isinstance(each, Problem)] == ["one", "two"]
     assert len(found) == 5
+
+
+def test_an_object_is_looked_for_in_a_bounded_part_of_a_text() -> None:
+    lines = [b"[error] x"] * (MAX_LOOKED_AT + 1)
+    early = items(parse, b"\n".join([*lines[2:], TWO]))
+    assert [type(each) for each in early[-3:]] == [Problem, Event, Event]
+    late = events(parse, b"\n".join([*lines, TWO]))
+    assert [each.message for each in late[-2:]] == TWO.decode().splitlines()
 
 
 def test_a_byte_order_mark_is_skipped() -> None:
