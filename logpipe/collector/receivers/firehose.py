@@ -14,6 +14,7 @@ from logpipe.collector.receivers.mixed import values_of
 from logpipe.collector.receivers.protocol import Batch, Item, Outcome, Request, problems_of
 from logpipe.collector.receivers.repeated import Array, elements
 from logpipe.collector.receivers.unpacking import by_its_first_bytes
+from logpipe.decoding import is_utf8
 from logpipe.event import Event
 from logpipe.problems import Problem
 from logpipe.stream import digest_of
@@ -86,16 +87,8 @@ def _data(raw: bytes, room: int) -> tuple[bytes, str]:
     except Problem as problem:
         if problem.status != 400:  # it is packed, and too large
             raise
-    return (data, "") if _is_text(data) else (text.encode(), "compression")
-
-
-def _is_text(data: bytes) -> bool:
-    """Whether it is UTF-8: a line may begin with the same bytes as packed data."""
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    # A line may begin with the same bytes as packed data.
+    return (data, "") if is_utf8(data) else (text.encode(), "compression")
 
 
 def _attributes(request: Request) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logpipe.collector.receivers.datadog import parse
@@ -66,6 +66,7 @@ async def test_what_is_no_json_is_a_400(valkey: Valkey, body: bytes) -> None:
         assert stored(valkey) == []
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(st.integers(0, 999), st.sampled_from([b"{broken}", b'{"a":', b"x}"]))))
 def test_all_good_entries_of_a_mixture_are_stored_in_order(parts: list[int | bytes]) -> None:
     body = b"\n".join(p if isinstance(p, bytes) else b'{"message":%d}' % p for p in parts)

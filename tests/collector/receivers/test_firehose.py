@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logpipe.collector.receivers.firehose import parse
@@ -134,6 +134,7 @@ def test_a_line_may_begin_as_packed_data_does() -> None:
     assert event(parse, delivery(b"x^2 + y")).message == "x^2 + y"
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.one_of(

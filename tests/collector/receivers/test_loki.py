@@ -2,7 +2,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logpipe.collector.receivers.loki import labels_of, parse
@@ -145,6 +145,7 @@ odd = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(odd | st.lists(st.integers(0, 999) | odd, max_size=4)))
 def test_all_good_values_of_a_mixture_are_stored_in_order(parts: list[Any]) -> None:
     """A part is anything, or a stream of good values (numbers) and of anything."""

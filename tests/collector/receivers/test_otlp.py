@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 from google.protobuf import json_format
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
     ExportLogsPartialSuccess,
@@ -362,6 +362,7 @@ odd = st.recursive(
 """Any JSON, with some names of OTLP's."""
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_all_good_records_of_a_mixture_are_stored_in_order(data: st.DataObject) -> None:
     """Whatever stands beside and above them."""
@@ -394,6 +395,7 @@ def test_all_good_records_of_a_mixture_are_stored_in_order(data: st.DataObject) 
     assert [text for text in texts if text.startswith("good ")] == sent
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.binary(max_size=6) | st.integers(0, 999)))
 def test_all_good_records_of_protobuf_are_stored_in_order(parts: list[bytes | int]) -> None:
     sent = [part for part in parts if isinstance(part, int)]

@@ -2,7 +2,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logpipe.collector.receivers.splunk import parse, parse_raw
@@ -180,6 +180,7 @@ async def test_redis_away_is_server_busy() -> None:
 BAD = (b'{"x":1}', b'{"event":null}', b'{"event":""}', b"7", b'"text"', b"{broken}")
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(st.integers(0, 999), st.sampled_from(BAD))))
 def test_all_good_events_of_a_mixture_are_stored_in_order(parts: list[int | bytes]) -> None:
     """By lines, where the end of a malformed one is known."""

@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logpipe.collector.receivers import syslog
@@ -157,6 +157,7 @@ def test_a_message_over_the_limit_is_cut_and_says_so(
 PARTS = [b"6 <9>abc", b"\n", b"x", b"12 ", b"\0", b"<1>y\n", b"9", b" ", b"z" * 30, b"<", b">"]
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(PARTS)), st.lists(st.integers(1, 7), min_size=1))
 def test_it_does_not_matter_in_which_pieces_a_stream_comes(
     parts: list[bytes], sizes: list[int]
@@ -170,12 +171,14 @@ def test_it_does_not_matter_in_which_pieces_a_stream_comes(
     assert got + frames.end() == whole
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.binary(max_size=20)))
 def test_counted_messages_come_back_as_they_went(texts: list[bytes]) -> None:
     messages = [b"<14>" + text for text in texts]
     assert [each.data for each in frames_of(counted(*messages), 100)] == messages
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(
