@@ -79,8 +79,8 @@ RETRIED_BY_HELPERS: Mapping[str, str] = {"js": REFUSED_ITEMS, "py": REFUSED_REQU
 The helper for JavaScript ends at any status but 200 and repeats items of status 429. The one for
 Python repeats a request of status 429, and by default raises for an item of any error. All other
 senders have the status 503: Fluent Bit, Filebeat, Logstash, Vector and Fluentd repeat such a
-request; of these, Fluentd and Vector give items of status 429 up, and Fluent Bit those beside an
-item that was stored."""
+request; of these, Fluentd and Vector give items of status 429 up, and some versions of Fluent Bit
+those beside an item that was stored."""
 
 
 class Action(NamedTuple):

@@ -99,7 +99,7 @@ def answered(meta: str, *outcomes: Appended | Problem) -> Any:
 
 
 def test_a_request_stored_in_part_is_repeated_by_all() -> None:
-    """Fluent Bit takes an answer for success where one of its items is."""
+    """Some versions of Fluent Bit take an answer for success where one of its items is."""
     assert statuses(answered(JAVASCRIPT, STORED, AWAY).body) == [201, 429]
     for meta, status in (PYTHON, 429), ("", 503):
         with pytest.raises(Problem) as caught:
