@@ -155,8 +155,10 @@ PARTS = (
             "response_started",
             "response_complete",
             "message_event",
+            "chunked_encoding",
+            "expected_content_length",
         )
-        | {"on_response": ""},
+        | {"on_response": "", "send": "message"},
         (PROTOCOL, WIRE),
     ),
     Part("uvicorn", "httptools_impl", lambda: httptools_impl, {"STATUS_LINE": VALUE}, (WIRE,)),
