@@ -60,5 +60,6 @@ class Impostor:
             task.cancel()
             with contextlib.suppress(Exception, asyncio.CancelledError):
                 await task
+            writer.close()  # a task that is cancelled before its first step closes nothing
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()

@@ -96,7 +96,7 @@ class Sender:
     def at_full_rate(self, seconds: float, tick: Callable[[int], None] = lambda _: None) -> Sent:
         """Each connection sends its next request as soon as the last one is answered.
 
-        `tick` is called now and then with the number of events so far.
+        `tick` is called about ten times a second and at the end, with the number of events so far.
         """
         started = time.monotonic_ns()
         end = started + int(seconds * 1e9)
@@ -109,6 +109,7 @@ class Sender:
             if now - told > 100_000_000:
                 told = now
                 tick(self._sent.events)
+        tick(self._sent.events)
         return self._finish(started)
 
     def at_pace(
@@ -130,6 +131,7 @@ class Sender:
             if now - told > 100_000_000:
                 told = now
                 tick(self._sent.events)
+        tick(self._sent.events)
         return self._finish(started, count / rate if count else 0.0)
 
     def _begin(self, due_ns: int) -> None:

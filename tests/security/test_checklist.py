@@ -27,7 +27,13 @@ def test_each_names_tests_that_exist(number: str, item: str, proofs: str) -> Non
 def test_who_finds_a_hole_is_told_where_to_go_with_it() -> None:
     policy = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.+)$", policy, re.MULTILINE)
-    assert headings == ["Supported versions", "Reporting a vulnerability", "In scope", "Hardening"]
+    assert headings == [
+        "Supported versions",
+        "Reporting a vulnerability",
+        "In scope",
+        "Where logpipe comes from",
+        "Hardening",
+    ]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "(SECURITY.md)" in readme
     assert "(docs/security.md)" in readme
