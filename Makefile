@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two at a time: most of the tests wait for servers.
-PYTEST_FLAGS ?= --numprocesses 2
+# More than two cores have: most of the tests wait for servers. Long ones at the end are shared out.
+PYTEST_FLAGS ?= --numprocesses 3 --dist worksteal
 SECONDS ?= 60
 SEED ?= 1
 CYCLES ?= 200

@@ -179,9 +179,9 @@ async def test_the_stream_is_trimmed_to_about_its_length(stream: Stream) -> None
     assert MAXLEN <= (await stream.bounds()).length <= MAXLEN + 100
 
 
-async def test_one_append_of_thirty_thousand_events_is_trimmed_too(stream: Stream) -> None:
-    [done] = await appended(stream, Append(events(30_000)))
-    bounds = await stream.bounds()
+async def test_one_append_of_thirty_thousand_events_is_trimmed_too(real: Stream) -> None:
+    [done] = await appended(real, Append(events(30_000)))
+    bounds = await real.bounds()
     assert bounds.added == 30_000
     assert MAXLEN <= bounds.length <= MAXLEN + 100
     assert bounds.last == parse_id(done.last)

@@ -249,7 +249,7 @@ async def test_an_id_of_a_stream_that_is_gone_is_told_reset_by_a_replica_that_be
     valkey: Valkey,
 ) -> None:
     """What it has read began after the flush: it must not take the id for one of its own."""
-    async with a_hub(valkey) as hub:
+    async with a_hub(valkey, heartbeat_s=0.1) as hub:
         with reading(hub, Start(resume=StreamId(25, 0))) as reader:
             await reader.hello()
             assert await reader.subscription.next() == []  # nothing to prove the id by
