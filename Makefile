@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# More than two cores have: most of the tests wait for servers. Long ones at the end are shared out.
+# Three at a time, also on two cores: most of the tests wait for servers.
 PYTEST_FLAGS ?= --numprocesses 3 --dist worksteal
 SECONDS ?= 60
 SEED ?= 1

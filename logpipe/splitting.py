@@ -26,7 +26,7 @@ _AFTER_ELEMENT: tuple[bytes, ...] = (b"", b",", b"]")
 _OPENING = bytes.maketrans(b"]}", b"[{")
 
 MAX_INDENT = 100
-"""Columns in which lines are told apart by their indentation."""
+"""Columns of indentation by which lines are distinguished."""
 
 
 class Piece(NamedTuple):

@@ -162,7 +162,7 @@ def test_reading_goes_on_after_malformed_lines_before_the_first_event() -> None:
     assert (events, [refusal.index for refusal in refusals], alone) == ([AB], [0, 1], False)
 
 
-def test_where_no_line_ends_the_refusal_says_from_which_byte_on_nothing_was_read() -> None:
+def test_a_refusal_names_the_first_unread_byte() -> None:
     body = b" " + GOOD + BROKEN + GOOD
     events, refusals, alone = decode_json(body)
     assert events == [AB]
@@ -206,7 +206,7 @@ def test_a_malformed_element_of_a_printed_array_costs_itself(indent: int | str) 
     assert [(each.index, each.status) for each in refusals] == [(1, 400), (4, 400)]
 
 
-def test_an_array_with_an_element_a_line_goes_on_after_a_malformed_one() -> None:
+def test_an_array_is_read_on_after_a_malformed_line() -> None:
     for start, comma, end in ((b"[", b",\n", b"]"), (b"[\n", b"\n,", b"\n]"), (b"[", b",\n", b"")):
         body = start + comma.join([GOOD, BROKEN, GOOD, b"nonsense", GOOD, BROKEN]) + end
         events, refusals, alone = decode_json(body)

@@ -285,7 +285,7 @@ def difference(owner: object, name: str, wanted: str) -> str | None:
     names = wanted.split()
     if missing := [each for each in names if each not in parameters]:
         return f"no longer takes {', '.join(missing)}"
-    # A parameter with a default does not matter; one without is passed by nobody.
+    # A parameter with a default does not matter; one without is never passed.
     added = [
         each.name
         for each in parameters.values()

@@ -103,7 +103,7 @@ def test_objects_one_after_another_are_pieces(
 
 
 @given(st.binary() | st.text(alphabet='{}[]",:\\ \t\n\r1x').map(str.encode))
-def test_any_bytes_are_pieces_that_together_hold_all_but_space_and_commas(body: bytes) -> None:
+def test_the_pieces_of_any_bytes_leave_nothing_out(body: bytes) -> None:
     outside = b" \t\r\n,[]"
     kept = b"".join(piece.text for piece in split(body)).translate(None, outside)
     assert kept == body.translate(None, outside)

@@ -229,9 +229,9 @@ async def test_errors_that_are_not_listed_are_counted(valkey: Valkey) -> None:
     large = [{"msg": "one", "source": "a"}, *[{"source": "b" * 200}] * (MAX_REPORTED + 1)]
     async with collecting(valkey, max_message_bytes=150) as service:
         for path, body in (("/ingest", native), ("/ingest/json", large)):
-            told = (await service.http.post(path, json=body)).json()
-            assert (told["accepted"], told["rejected"]) == (1, MAX_REPORTED + 1)
-            assert (len(told["errors"]), told["errors_omitted"]) == (MAX_REPORTED, 1)
+            answered = (await service.http.post(path, json=body)).json()
+            assert (answered["accepted"], answered["rejected"]) == (1, MAX_REPORTED + 1)
+            assert (len(answered["errors"]), answered["errors_omitted"]) == (MAX_REPORTED, 1)
 
 
 async def test_few_errors_come_again_as_they_were(valkey: Valkey) -> None:
@@ -275,11 +275,11 @@ async def test_another_batch_under_a_key_stores_no_document(valkey: Valkey) -> N
         free = [{"index": {}}, {"message": "one"}]
         own = bulk("index", "1", {"message": "own"})
         for _ in range(2):
-            told = await posted(service, *free, *own, Idempotency_Key="k")
-            assert told == [(201, None), (201, None)]
+            answered = await posted(service, *free, *own, Idempotency_Key="k")
+            assert answered == [(201, None), (201, None)]
         other = [{"index": {}}, {"message": "two"}]
-        told = await posted(service, *other, *own, Idempotency_Key="k")
-        assert told == [(422, "illegal_argument_exception"), (201, None)]
+        answered = await posted(service, *other, *own, Idempotency_Key="k")
+        assert answered == [(422, "illegal_argument_exception"), (201, None)]
         assert texts(valkey) == ("one", "own")
 
 
@@ -321,8 +321,8 @@ async def test_without_room_a_keyed_request_is_put_off(
             assert (await service.post(ONE)).status_code == 202
             assert (await service.http.get("/healthz")).json()["redis"] == "ok"
             assert texts(own_valkey) == ("one",)
-    told = [each for each in caplog.messages if "idempotency keys" in each]
-    assert len(told) == 1
+    answered = [each for each in caplog.messages if "idempotency keys" in each]
+    assert len(answered) == 1
 
 
 async def test_without_room_other_shippers_are_put_off_too(own_valkey: Valkey) -> None:

@@ -32,10 +32,10 @@ async def test_a_malformed_line_costs_itself(valkey: Valkey, path: str, content_
         assert answer.status_code == 202
         assert texts(valkey) == expected
         if path != gelf.PATHS[0]:
-            told = answer.json()
-            assert (told["accepted"], told["rejected"]) == (997, 3)
-            assert [each["index"] for each in told["errors"]] == [1, 500, 501]
-            assert not any("unread_from_byte" in each for each in told["errors"])
+            answered = answer.json()
+            assert (answered["accepted"], answered["rejected"]) == (997, 3)
+            assert [each["index"] for each in answered["errors"]] == [1, 500, 501]
+            assert not any("unread_from_byte" in each for each in answered["errors"])
 
 
 @pytest.mark.parametrize(("path", "status"), [(splunk.BASE, 200), (datadog.PATHS[0], 202)])
@@ -55,7 +55,7 @@ async def test_a_malformed_envelope_costs_itself(
 
 @pytest.mark.parametrize("path", ["/ingest", "/ingest/json"])
 @pytest.mark.parametrize("opening", [b"", b"["])
-async def test_the_answer_says_from_which_byte_on_a_body_without_lines_was_not_read(
+async def test_the_answer_names_the_first_unread_byte(
     valkey: Valkey, path: str, opening: bytes
 ) -> None:
     comma = b"," if opening else b""
@@ -64,9 +64,9 @@ async def test_the_answer_says_from_which_byte_on_a_body_without_lines_was_not_r
         answer = await service.http.post(path, content=body)
         assert answer.status_code == 202
         assert texts(valkey) == ("line 0",)
-        told: Any = answer.json()
-        assert (told["accepted"], told["rejected"]) == (1, 1)
-        (error,) = told["errors"]
+        answered: Any = answer.json()
+        assert (answered["accepted"], answered["rejected"]) == (1, 1)
+        (error,) = answered["errors"]
         start = len(opening) + len(GOOD[0]) + len(comma)
         assert (error["index"], error["unread_from_byte"]) == (1, start)
         assert f"not read from byte {start} on" in error["error"]

@@ -66,9 +66,9 @@ def _items(records: Sequence[msgspec.Raw], request: Request) -> Iterator[Item]:
     for record in records:
         data, undecodable = _data(bytes(record), room)
         room -= len(data)
-        told = fields.present(**{UNDECODABLE: undecodable})
+        found = fields.present(**{UNDECODABLE: undecodable})
         for event in _of_record(data, stream):
-            event.metadata = fields.merge(told | event.metadata, shared, "firehose.")
+            event.metadata = fields.merge(found | event.metadata, shared, "firehose.")
             yield event
 
 
@@ -111,18 +111,18 @@ def _of_record(data: bytes, stream: str) -> Iterator[Event]:
             yield generic.event_of(value, generic.Names(), stream)
 
 
-def _of_cloudwatch(told: dict[str, Any]) -> Iterator[Event]:
+def _of_cloudwatch(batch: dict[str, Any]) -> Iterator[Event]:
     """The log events of one message; there may be several of them in a record."""
-    told.pop("messageType", None)
-    group, stream = told.pop("logGroup", None), told.pop("logStream", None)
+    batch.pop("messageType", None)
+    group, stream = batch.pop("logGroup", None), batch.pop("logStream", None)
     shared = fields.present(
         aws__log__group__names=[group] if group else None,
         aws__log__stream__names=[stream] if stream else None,
-        cloud__account__id=told.pop("owner", None),
-        aws__log__subscription_filters=told.pop("subscriptionFilters", None),
+        cloud__account__id=batch.pop("owner", None),
+        aws__log__subscription_filters=batch.pop("subscriptionFilters", None),
     )
-    entries = told.pop("logEvents")
-    shared |= told
+    entries = batch.pop("logEvents")
+    shared |= batch
     for entry in entries:
         fitting = entry if isinstance(entry, dict) else {"message": entry}
         message = fields.text_of(fitting.pop("message", ""))

@@ -330,7 +330,7 @@ def test_text_that_is_not_utf8_has_replacements(kind: str) -> None:
     }  # fmt: skip
 
 
-def test_a_resource_or_scope_that_cannot_be_read_costs_its_own_records() -> None:
+def test_an_unreadable_resource_costs_only_its_own_records() -> None:
     record = LogRecord(severity_text="x").SerializeToString()
 
     def logs(resource: bytes, *scopes: bytes) -> bytes:

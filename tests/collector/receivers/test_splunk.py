@@ -191,7 +191,7 @@ def test_all_good_events_of_a_mixture_are_stored_in_order(parts: list[int | byte
     assert len(found) == len(parts)
 
 
-def test_what_a_rejected_envelope_says_of_its_origin_holds_for_those_after_it() -> None:
+def test_a_rejected_envelope_passes_on_its_origin() -> None:
     _, found = items(parse, b'{"event":"","host":"h"}{"event":"a"}')
     assert isinstance(found, Event)
     assert found.metadata == {"host.name": "h"}
