@@ -201,6 +201,11 @@ _anywhere = random.SystemRandom()
 """Not `random` itself, which hypothesis seeds: every worker would choose the same ports."""
 
 
+UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
+"""In the environment of a process: it runs without coverage, which may take two thirds of its time. For
+processes that do much and of whose code other tests cover all."""
+
+
 class Process:
     """A `logpipe serve` of its own, with its log in `log`."""
 

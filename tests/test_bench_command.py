@@ -20,7 +20,7 @@ from logpipe import cli
 from logpipe.bench import measures
 from logpipe.cli import bench as bench_command
 from tests.helpers import wait_until
-from tests.servers import Process, Valkey, free_port, serving, spawned
+from tests.servers import UNMEASURED, Process, Valkey, free_port, serving, spawned
 
 TINY = ("--seconds=0.2", "--connections=8", "--batch=10", "--readers=5", "--rate=50")
 
@@ -49,7 +49,7 @@ def invoke(*arguments: str, **environ: str) -> Result:
 
 @pytest.fixture
 async def service(valkey: Valkey, tmp_path: Path) -> AsyncIterator[Process]:
-    async with spawned(tmp_path, REDIS_ADDR=valkey.url) as process:
+    async with spawned(tmp_path, REDIS_ADDR=valkey.url, **UNMEASURED) as process:
         await process.ready()
         yield process
 
@@ -168,7 +168,7 @@ TOKENS = {"INGEST_TOKENS": "in,old", "READ_TOKENS": "out,old"}
 
 @pytest.fixture
 async def guarded(valkey: Valkey, tmp_path: Path) -> AsyncIterator[Process]:
-    async with spawned(tmp_path, REDIS_ADDR=valkey.url, **TOKENS) as process:
+    async with spawned(tmp_path, REDIS_ADDR=valkey.url, **TOKENS, **UNMEASURED) as process:
         await process.ready()
         yield process
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import Valkey, spawned, subscribed
+from tests.servers import UNMEASURED, Valkey, spawned, subscribed
 
 CHECKS = (
     "not_a_server_error",
@@ -15,8 +15,6 @@ CHECKS = (
     "content_type_conformance",
     "response_schema_conformance",
 )
-UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
-"""Coverage would take three times as long."""
 
 SENT_TWICE = "^/insert/"
 """The same endpoints by their other paths."""

@@ -22,7 +22,7 @@ from tests.page.window import (
     subscribers,
     window,
 )
-from tests.servers import Process, Service, Valkey, free_port, serving, spawned
+from tests.servers import UNMEASURED, Process, Service, Valkey, free_port, serving, spawned
 
 pytestmark = BROWSER
 
@@ -107,7 +107,7 @@ async def test_a_distributor_that_is_restarted_under_events_costs_no_row(
         sending: asyncio.Task[None] | None = None
         for _ in range(3):
             before = len(texts)
-            async with spawned(tmp_path, **role) as process:
+            async with spawned(tmp_path, **role, **UNMEASURED) as process:
                 await process.ready()
                 await shown.state("connected")
                 sending = sending or asyncio.create_task(_keep_sending(collector, texts))
@@ -115,7 +115,7 @@ async def test_a_distributor_that_is_restarted_under_events_costs_no_row(
                 getattr(process.popen, signal)()
                 await process.exit_status()
                 await shown.state("waiting")
-        async with spawned(tmp_path, **role) as process:
+        async with spawned(tmp_path, **role, **UNMEASURED) as process:
             await shown.state("connected")
             assert sending is not None
             sending.cancel()
@@ -144,7 +144,7 @@ async def test_a_whole_server_that_is_restarted_costs_no_row_and_is_back_in_seco
 ) -> None:
     environ = {"REDIS_ADDR": own_valkey.url, "PORT": str(free_port())}
     async with contextlib.AsyncExitStack() as stack:
-        process = await stack.enter_async_context(spawned(tmp_path, **environ))
+        process = await stack.enter_async_context(spawned(tmp_path, **environ, **UNMEASURED))
         await process.ready()
         shown = await stack.enter_async_context(window(browser, process.url, quiet=False))
         await shown.state("connected")
@@ -158,7 +158,7 @@ async def test_a_whole_server_that_is_restarted_costs_no_row_and_is_back_in_seco
                 r"|the server is stopping)",
                 await shown["#state"].inner_text(),
             )
-            process = await stack.enter_async_context(spawned(tmp_path, **environ))
+            process = await stack.enter_async_context(spawned(tmp_path, **environ, **UNMEASURED))
             await process.ready()
             back = asyncio.get_running_loop().time()
             texts += await _numbers(process, 100 * round_, 20)

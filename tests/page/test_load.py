@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import Browser
 
 from tests.page.window import BROWSER, Window, window
-from tests.servers import Valkey, free_port, spawned
+from tests.servers import UNMEASURED, Valkey, free_port, spawned
 
 SECONDS = float(os.environ.get("PAGE_LOAD_SECONDS", "10"))
 PER_SECOND = 5_000
@@ -79,7 +79,7 @@ async def test_five_thousand_events_a_second_leave_the_page_quick_and_its_rows_b
     valkey: Valkey, browser: Browser, tmp_path: Path, record_property: Any
 ) -> None:
     environ = {"REDIS_ADDR": valkey.url, "PORT": str(free_port())}
-    async with spawned(tmp_path, **environ) as process:
+    async with spawned(tmp_path, **environ, **UNMEASURED) as process:
         await process.ready()
         async with window(browser, process.url) as shown:
             await shown.state("connected")
@@ -127,7 +127,7 @@ async def test_a_pause_under_load_holds_the_rows_still(
 ) -> None:
     monkeypatch.setattr("tests.page.test_load.SECONDS", 3.0)
     environ = {"REDIS_ADDR": valkey.url, "PORT": str(free_port())}
-    async with spawned(tmp_path, **environ) as process:
+    async with spawned(tmp_path, **environ, **UNMEASURED) as process:
         await process.ready()
         async with window(browser, process.url) as shown:
             await shown.state("connected")

@@ -18,7 +18,7 @@ from aiohttp_sse_client.client import EventSource
 
 from tests.helpers import wait_until
 from tests.senders.crossing import FETCHED
-from tests.servers import Service, Valkey, free_port, serving, spawned
+from tests.servers import UNMEASURED, Service, Valkey, free_port, serving, spawned
 
 pytestmark = [pytest.mark.senders, pytest.mark.timeout(120)]
 
@@ -163,7 +163,7 @@ async def test_every_event_comes_once_and_nothing_is_empty(
         serving(role="collector", redis_addr=own_valkey.url) as collector,
         contextlib.AsyncExitStack() as processes,
     ):
-        process = await processes.enter_async_context(spawned(tmp_path, **environ))
+        process = await processes.enter_async_context(spawned(tmp_path, **environ, **UNMEASURED))
         await process.ready()
         traffic = Traffic(collector)
         async with reading(url) as received:
@@ -191,7 +191,9 @@ async def test_every_event_comes_once_and_nothing_is_empty(
                     await asyncio.sleep(0.1)  # it is in full flow
                     process.popen.send_signal(fault)
                     await process.exit_status()
-                    process = await processes.enter_async_context(spawned(tmp_path, **environ))
+                    process = await processes.enter_async_context(
+                        spawned(tmp_path, **environ, **UNMEASURED)
+                    )
                     await process.ready()
             await all_have_all()
             await heartbeats(url, 3)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers import wait_until
 from tests.senders.printed import PROGRAMS, TOKEN, Write, missing
-from tests.servers import Process, Valkey, free_port, spawned
+from tests.servers import UNMEASURED, Process, Valkey, free_port, spawned
 
 EVENTS = 1000
 REDIS_AWAY_S = 4.0
@@ -52,6 +52,7 @@ async def test_each_printed_configuration_loses_nothing(own_valkey: Valkey, tmp_
             REDIS_ADDR=own_valkey.url,
             PORT=str(port),
             INGEST_TOKENS=TOKEN,
+            **UNMEASURED,
         )
 
     async with contextlib.AsyncExitStack() as stack:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.servers import Valkey, free_port
+from tests.servers import UNMEASURED, Valkey, free_port
 
 
 class Child:
@@ -21,7 +21,7 @@ class Child:
         self.role = role
         self.url = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", module, "serve", "--role", role]
-        self._environ = {**os.environ, **environ, "PORT": str(port)}
+        self._environ = {**os.environ, **UNMEASURED, **environ, "PORT": str(port)}
         self._log = log
         self._popen: subprocess.Popen[bytes] | None = None
 
