@@ -202,8 +202,8 @@ _anywhere = random.SystemRandom()
 
 
 UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
-"""In the environment of a process: it runs without coverage, which may take two thirds of its time. For
-processes that do much and of whose code other tests cover all."""
+"""In the environment of a process: it runs without coverage, which may take two thirds of its time.
+For processes that do much and of whose code other tests cover all."""
 
 
 class Process:
