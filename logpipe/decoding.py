@@ -106,21 +106,35 @@ def decode_json(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list
     pieces = _first(most, split(body))
     events, refusals = _decode_pieces(pieces)
     objects = sum(piece.text[:1] == b"{" for piece in pieces)
-    if not events and objects < 2 and all(refusal.status == 400 for refusal in refusals):
+    malformed = all(refusal.status == 400 for refusal in refusals)
+    if not events and objects < 2 and malformed:
+        if unread := [each for each in refusals if each.unread_from is not None]:
+            return [], unread[:1], True
         return [], [alone], True  # one malformed object, which may have line ends in a text
     return events, refusals, False
 
 
 def decode_ndjson(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list[Refusal]]:
-    """Events and refusals of a body with one object a line; blank lines do not count.
+    """Events and refusals of a body of lines, each an object or several; blank lines do not count.
 
     Raises `TooManyEventsError` for more than `most`.
     """
     try:
         return _no_more_than(most, _decode_lines(body)), []
     except NOT_DECODED:
-        lines = (line.strip() for line in _split_lines(body))
-        return _decode_pieces(_first(most, (Piece(line) for line in lines if line)))
+        return _decode_pieces(_first(most, _pieces_of_lines(body)))
+
+
+def _pieces_of_lines(body: bytes) -> Iterator[Piece]:
+    """The lines, of which one that begins with an object may hold several."""
+    start = 0
+    for line in _split_lines(body):
+        if line.lstrip()[:1] == b"{":
+            for text, unread_from in split(line):
+                yield Piece(text, None if unread_from is None else start + unread_from)
+        elif text := line.strip():
+            yield Piece(text)
+        start += len(line)
 
 
 def _no_more_than(most: int, events: list[Event]) -> list[Event]:

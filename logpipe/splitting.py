@@ -32,22 +32,23 @@ MAX_INDENT = 100
 class Piece(NamedTuple):
     """A value, or text in its place that is malformed.
 
-    `unread_from` is the byte of the body at which malformed text begins that may hold more than one
-    value, because it does not begin its line: it goes to the end of the line.
+    `unread_from` is the byte of the body at which malformed text begins that goes to the end of its
+    line and may hold more than one value: it does not begin its line, or has a second brace.
     """
 
     text: bytes
     unread_from: int | None = None
 
 
-def split(body: bytes) -> Iterator[Piece]:
-    """The elements of an array, or values one after another with or without white space between.
+def split(body: bytes, *, array: bool = True) -> Iterator[Piece]:
+    """The elements of an array, or values one after another with or without white space between;
+    with `array` false, a body that begins with a bracket is taken for the latter.
 
     Malformed text is a piece as well. It ends with its line; where its line has nothing but an
     opening bracket, as printers write one, it goes on in the lines that are indented deeper and
     ends with the closing bracket below it. A value that begins a line is not looked for in another.
     """
-    return _Splitter(body).pieces()
+    return _Splitter(body).pieces(array=array)
 
 
 class _Splitter:
@@ -58,10 +59,12 @@ class _Splitter:
         self._text: str | None = None  # it as text; empty after a value of it was malformed
         self._wasted = 0  # bytes of other lines that were read for values which did not end
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, *, array: bool) -> Iterator[Piece]:
         at = self._after(_SPACE, 0)
-        if self._starts(at, b"["):
+        first_line_end = -1
+        if array and self._starts(at, b"["):
             self._in_array = True
+            first_line_end = self._line_end(at)
             at = self._after(_SPACE, at + 1)
         malformed = False
         while at < len(self._body):
@@ -73,9 +76,13 @@ class _Splitter:
             malformed = end is None
             if end is None:
                 end, resumed = self._end_of_malformed(at)
-                yield Piece(
-                    self._body[at:end].rstrip(b" \t\r\n"), None if self._is_line(at) else at
+                text = self._body[at:end].rstrip(b" \t\r\n")
+                several = not self._is_line(at) or (
+                    end == self._line_end(at) and text.find(b"{", 1) > 0
                 )
+                yield Piece(text, at if several else None)
+                if at < first_line_end and text.endswith(b"]"):
+                    self._in_array = False  # the array began and ended on this line
                 at = self._after(_SPACE, resumed)
             else:
                 yield Piece(self._body[at:end])

@@ -329,8 +329,12 @@ def test_concatenated_objects_give_exactly_the_good_events(
     assert not alone
 
 
+SEVERAL = b'{"a":1}{'
+"""On one line: counted by its objects."""
+
+
 @given(
-    pieces(REFUSED + UNLEXED + NO_JSON),
+    pieces([each for each in REFUSED + UNLEXED + NO_JSON if each != SEVERAL]),
     st.lists(st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\n \t\n"]), min_size=8),
     st.booleans(),
 )
@@ -340,6 +344,34 @@ def test_ndjson_gives_exactly_the_good_events(
     lines = [(good, raw.replace(b"\n", b"")) for good, raw in mix]
     body = b"".join(raw + end for (_, raw), end in zip(lines, ends, strict=False))
     judge(lines, *decode_ndjson(body if ends_its_last_line else body.rstrip(b"\r\n\t ")))
+
+
+def test_a_bad_line_of_ndjson_costs_no_objects_of_another_line() -> None:
+    events, refusals = decode_ndjson(GOOD + GOOD + b"\nbad\n" + GOOD + SEVERAL + b"\n")
+    assert len(events) == 3
+    end = 2 * len(GOOD) + len(b"\nbad\n") + len(GOOD) + len(SEVERAL)
+    assert [(each.index, each.unread_from) for each in refusals] == [
+        (2, None), (4, None), (5, end - 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "start"),
+    [
+        (b'[{"source":"s","message":"b},' + GOOD + b"," + GOOD + b"]", 1),
+        (b'{"source":"s","message":"b}' + GOOD + GOOD, 0),
+        (GOOD + b"," + GOOD + b"," + GOOD, 0),
+    ],
+)
+def test_a_line_that_may_hold_several_events_is_named(body: bytes, start: int) -> None:
+    events, [refusal], _ = decode_json(body)
+    assert (events, refusal.unread_from) == ([], start)
+    assert f"not read from byte {start} on" in refusal.error
+
+
+def test_a_malformed_line_in_brackets_counts_once() -> None:
+    events, refusals, _ = decode_json(b'["x" y]\n' + GOOD + b"\n" + GOOD)
+    assert (len(events), len(refusals)) == (2, 1)
 
 
 tokens = st.lists(
@@ -413,7 +445,8 @@ def test_malformed_lines_between_good_ones_cost_themselves(
     if body[:1] != b"[":  # which would be an array
         events, refusals, _ = decode_json(body)
         judge(lines, events, refusals)
-        assert not any(refusal.unread_from for refusal in refusals)
+        unread = [each for each in refusals if each.unread_from is not None]
+        assert len(unread) == sum(b"{" in line[1:] for good, line in lines if not good)
 
 
 @settings(max_examples=300)

@@ -44,7 +44,7 @@ def test_values_and_malformed_lines_are_pieces_in_order(body: bytes, expected: l
         (b'{}{"a\n{}', [Piece(b"{}"), Piece(b'{"a', 2), Piece(b"{}")]),
         (b'{}\n {"a\n', [Piece(b"{}"), Piece(b'{"a')]),
         (b'{}{"a{}', [Piece(b"{}"), Piece(b'{"a{}', 2)]),
-        (b'\n\n{"a{}', [Piece(b'{"a{}')]),
+        (b'\n\n{"a{}', [Piece(b'{"a{}', 2)]),
         (b'[{},{"a},{}]', [Piece(b"{}"), Piece(b'{"a},{}]', 4)]),
         (b'[{},\n{"a},\n{}]', [Piece(b"{}"), Piece(b'{"a},'), Piece(b"{}")]),
         (b'[{}\n,{"a}\n,{}\n]', [Piece(b"{}"), Piece(b'{"a}'), Piece(b"{}")]),

@@ -197,7 +197,10 @@ def _nothing_taken(refusals: Sequence[Refusal]) -> Problem:
     if len(refusals) > 1:
         detail = f"None of {len(refusals)} events was taken. {detail}"
     hits, errors = hits_of(refusals), msgspec.to_builtins(reported(refusals))
-    return Problem(status, detail, hits=hits, rejected=len(refusals), errors=errors)
+    members = {"rejected": len(refusals), "errors": errors}
+    if omitted := len(refusals) - len(errors):
+        members["errors_omitted"] = omitted
+    return Problem(status, detail, hits=hits, **members)
 
 
 def hits_of(refusals: Sequence[Refusal]) -> Counter[str]:

@@ -171,7 +171,8 @@ def _once(action: Action) -> Once | None:
     if action.id is None:
         return None
     rule = Rule.IGNORE if action.verb == "create" else Rule.STORE
-    return Once(f"{action.target}\n{action.id}", digest_of(action.document or b""), rule)
+    key = msgspec.json.encode([action.target, action.id]).decode()
+    return Once(key, digest_of(action.document or b""), rule)
 
 
 def _item(action: Action) -> Item:

@@ -198,17 +198,15 @@ def _answer(outcomes: Sequence[Outcome]) -> Answer:
         Reported(i, each.detail, None, each.members.get("unread_from_byte"))
         for i, each in problems[:MAX_REPORTED]
     ]
+    omitted = len(problems) - len(errors)
     try:
         raise_if_none_taken(outcomes)
     except Problem as problem:
-        raise Problem(
-            problem.status,
-            problem.detail,
-            rejected=len(problems),
-            errors=msgspec.to_builtins(errors),
-        ) from None
+        members = {"rejected": len(problems), "errors": msgspec.to_builtins(errors)}
+        if omitted:
+            members["errors_omitted"] = omitted
+        raise Problem(problem.status, problem.detail, **members) from None
     stored = [each for each in outcomes if not isinstance(each, Problem)]
-    omitted = len(problems) - len(errors)
     told = Receipt(len(stored), len(problems), stored[0].first, stored[-1].last, errors, omitted)
     return Answer(202, "application/json", msgspec.json.encode(told))
 

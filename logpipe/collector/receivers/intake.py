@@ -157,7 +157,7 @@ class Receiver:
 
     async def _read(self, request: Request, key: _Key | None) -> _Read:
         self._metrics.body_bytes.inc(len(request.body))
-        if len(request.body) <= LARGE_BYTES:
+        if len(request.body) <= LARGE_BYTES and not self._protocol.packs_items:
             return self._pack(request, key)
         async with self._appender.inflight.reading:
             return await asyncio.to_thread(self._pack, request, key)
@@ -203,18 +203,24 @@ class Receiver:
         return [problem or next(given) for problem in packed.problems]
 
     async def _append(self, appends: Sequence[Append]) -> list[Outcome]:
-        """An outcome for each event; once some had to be put off, the rest is not tried."""
-        outcomes: list[Outcome] = []
-        for at in range(0, len(appends), APPENDS_AT_ONCE):
-            some = appends[at : at + APPENDS_AT_ONCE]
-            failed = outcomes[-1] if outcomes else None
-            if isinstance(failed, Problem) and failed.status >= 500:
-                results: list[Outcome] = [failed] * len(some)
-            else:
-                results = list(await asyncio.gather(*map(self._append_one, some)))
-            for append, outcome in zip(some, results, strict=True):
-                outcomes += [outcome] * len(append.events)
-        return outcomes
+        """An outcome for each event; once some had to be put off, the rest is not tried.
+
+        Events without a key come last: where the others are refused for want of room for their
+        keys, the sender repeats the request, which would store events without a key again.
+        """
+        outcomes: dict[int, Outcome] = {}
+        failed: Outcome | None = None
+        for keyed in (True, False):
+            places = [i for i, each in enumerate(appends) if (each.once is not None) == keyed]
+            for at in range(0, len(places), APPENDS_AT_ONCE):
+                some = places[at : at + APPENDS_AT_ONCE]
+                if failed is not None:
+                    outcomes.update(dict.fromkeys(some, failed))
+                    continue
+                results = await asyncio.gather(*(self._append_one(appends[i]) for i in some))
+                outcomes.update(zip(some, results, strict=True))
+                failed = next(filter(_is_failure, results), None)
+        return [outcomes[i] for i, append in enumerate(appends) for _ in append.events]
 
     async def _append_one(self, append: Append) -> Outcome:
         try:

@@ -20,7 +20,7 @@ FACILITIES = (
 CUT = "log.truncated"
 """In the metadata of a message of which only the first of its bytes were kept."""
 
-_COUNT = re.compile(rb"([1-9]\d{0,8}) (?=(<\d{1,3}>))")
+_COUNT = re.compile(rb"([1-9]\d{0,8}) (?=(<(?:\d{1,2}|0\d\d|1[0-8]\d|19[01])>))")
 _MAYBE_COUNT = re.compile(rb"[1-9]\d{0,8}(?: (?:<\d{0,3})?)?\Z")
 _END = re.compile(rb"[\n\0]")
 _PRI = re.compile(r"<(\d{1,3})>")

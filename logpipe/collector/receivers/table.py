@@ -51,7 +51,12 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "gelf": Protocol(gelf.PATHS, gelf.parse, gelf.refused, tells_packing=True),
     "logplex": Protocol(logplex.PATHS, logplex.parse, logplex.refused, key=logplex.key),
     "firehose": Protocol(
-        firehose.PATHS, firehose.parse, firehose.refused, firehose.token, firehose.key
+        firehose.PATHS,
+        firehose.parse,
+        firehose.refused,
+        firehose.token,
+        firehose.key,
+        packs_items=True,
     ),
     "syslog": Protocol(syslog.PATHS, syslog.parse, syslog.refused),
 }

@@ -1,6 +1,7 @@
 import base64
 import gzip
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logpipe.collector.receivers.firehose import parse
+from logpipe.collector.receivers.mixed import values_of
 from logpipe.problems import Problem
 from tests.collector.receivers.parsing import event, events, items
 from tests.collector.receivers.samples import TOKEN, collecting, stored, texts
@@ -206,3 +208,15 @@ async def test_an_error_says_why_in_the_same_form(valkey: Valkey) -> None:
     async with serving(redis_addr="unix:///nowhere/v.sock", role="collector") as service:
         answer = await service.http.post("/firehose", content=delivery(b"a"), headers=headers)
         assert (answer.status_code, answer.json()["requestId"]) == (503, "r1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[[],\n" * 100 + "[]," * 300_000, '{"a":\n' * 100_000, '{"a\n' * 100_000, "[1,\n" * 100_000],
+    ids=range(4),
+)
+def test_text_like_json_takes_linear_time(text: str) -> None:
+    """Each of the lines could be read to the end of the text."""
+    begun = time.process_time()
+    assert len(list(values_of(text))) > 100
+    assert time.process_time() - begun < 4
