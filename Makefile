@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Three at a time, also on two cores: most of the tests wait for servers.
-PYTEST_FLAGS ?= --numprocesses 3 --dist worksteal
+# Four at a time, also on two cores: most of the tests wait for servers.
+PYTEST_FLAGS ?= --numprocesses 4 --dist worksteal
 SECONDS ?= 60
 SEED ?= 1
 CYCLES ?= 200
