@@ -54,7 +54,7 @@ def test_text_is_text_where_that_is_asked_for() -> None:
         (b"hello", "JSON is malformed"),
         (b'{"message":', "too early"),
         (b"[1]", "must be an object, not an array"),
-        (b"{}{}", "JSON is malformed"),
+        (b"{}{}", "source: is required"),
         (b'{"a":' * 2000, "JSON"),
     ],
 )

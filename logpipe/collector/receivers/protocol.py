@@ -64,9 +64,9 @@ class Protocol(NamedTuple):
     another body is another request: such keys are made by programs, and what senders do with a
     refusal loses the events. `tells_packing` says that bodies tell by their first bytes how they
     are packed, where the header does not; `packs_items` that items are packed by themselves, so
-    that a small body may hold much and is read in a thread. `answers_unavailable` says that a batch's `answer` is
-    also asked where Redis has taken nothing, and that senders repeat a refused request at once, a
-    few times: a refusal then waits for Redis (`HELD_S`).
+    that a small body may hold much and is read in a thread. `answers_unavailable` says that a
+    batch's `answer` is also asked where Redis has taken nothing, and that senders repeat a refused
+    request at once, a few times: a refusal then waits for Redis (`HELD_S`).
     """
 
     paths: Sequence[str]
