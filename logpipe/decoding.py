@@ -1,4 +1,4 @@
-"""What a body says: events of JSON, and of each that is none a `Refusal` that names what is wrong.
+"""Bodies of JSON into events, with a `Refusal` for each part that is not an event.
 
 Pure. Large bodies are decoded in pieces, between which other threads have their turn, and nothing
 is kept of what is more than was allowed. A malformed event costs itself (`splitting.py`).
@@ -87,7 +87,7 @@ def decode_json(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list
     """Events and refusals of one object, an array or concatenated objects, in the body's order.
 
     The third value says whether the body was one object, to be answered as such. Raises
-    `TooManyEventsError` for more than `most`, those that are none included.
+    `TooManyEventsError` for more than `most`, with what is refused.
     """
     text = body.strip()
     if text[:1] == b"[":

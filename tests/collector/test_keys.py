@@ -344,6 +344,19 @@ async def test_without_room_documents_with_an_id_are_put_off(own_valkey: Valkey)
         assert texts(own_valkey) == ("free",)
 
 
+async def test_without_room_no_document_is_stored_at_each_retry(own_valkey: Valkey) -> None:
+    """Of a request with an id, those without one."""
+    async with full(own_valkey) as service:
+        before = own_valkey.client.xlen("logs")
+        body = lines({"index": {}}, {"message": "free"}, *bulk("index", "new", {"message": "own"}))
+        for _ in range(3):
+            answer = await service.http.post(
+                "/elasticsearch/_bulk", content=body, headers={"Content-Type": NDJSON}
+            )
+            assert answer.status_code == 503
+        assert own_valkey.client.xlen("logs") == before
+
+
 async def test_without_room_a_connection_of_syslog_goes_on(own_valkey: Valkey) -> None:
     async with full(own_valkey, syslog_tcp=0) as service:
         await sent(listener_of(service).port, b"one\ntwo\n")
