@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -216,9 +217,17 @@ class SharedWork(Schedule):
         self.do(self._work_and_restart(where))
 
     async def _work_and_restart(self, where: int) -> None:
-        with contextlib.suppress(AssertionError):  # or another replica was quicker
-            await wait_until(lambda: self.replicas[where].busy, "it has work", 0.2)
+        with contextlib.suppress(AssertionError):  # a stalled worker may keep all others waiting
+            await wait_until(
+                lambda: self.replicas[where].busy or self._all_is_read(), "it has work", 2.0
+            )
         await self._restart(where)
+
+    def _all_is_read(self) -> bool:
+        """Whether each entry has gone to a consumer: the other replica may have been quicker."""
+        last = str(self.log.all[-1].id).encode()
+        groups: Any = self.valkey.client.xinfo_groups(NAME)
+        return any(group["last-delivered-id"] == last for group in groups)
 
     async def _restart(self, where: int) -> None:
         await self._die(self.replicas[where])
