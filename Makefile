@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Four at a time, also on two cores: most of the tests wait for servers.
-PYTEST_FLAGS ?= --numprocesses 4 --dist worksteal
+# Two at a time: most of the tests wait for servers.
+PYTEST_FLAGS ?= --numprocesses 2 --dist worksteal
 SECONDS ?= 60
 SEED ?= 1
 CYCLES ?= 200

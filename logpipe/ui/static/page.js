@@ -349,7 +349,12 @@ async function ask(url, options) {
 // -- rows ------------------------------------------------------------------------------------------
 
 const lastId = () => [...rows.querySelectorAll(":scope > .row")].at(-1)?.dataset.id ?? "";
-const toEnd = () => (log.scrollTop = log.scrollHeight);
+
+// A reader who scrolls up before the event of this scrolling has scrolled up from here.
+function toEnd() {
+  log.scrollTop = log.scrollHeight;
+  lastTop = log.scrollTop;
+}
 
 function remark(text, ...more) {
   const div = Object.assign(document.createElement("div"), { className: "left-out", role: "note" });
