@@ -16,7 +16,9 @@ from logpipe.problems import Problem
 NAMES = (
     "body", "event", "batch", "metadata_keys", "metadata_depth", "head", "head_time", "body_time",
     "inflight", "rate", "subscribers", "subscribers_per_client", "groups", "syslog_connections",
-    "connections", "keys", "stream_bytes", "stream_age",
+    "connections", "keys", "stream_bytes", "stream_age", "scans", "look_back", "answers",
+    "answer_rate", "filter_steps", "pipeline", "idle_connections", "syslog_time", "body_frames",
+    "redis_connections",
 )  # fmt: skip
 """What `logpipe_limited_total` tells apart."""
 

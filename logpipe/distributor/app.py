@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from logpipe import auth
 from logpipe.continuity import Cursor
-from logpipe.fanout.history import history
+from logpipe.fanout.history import page_of
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.streaming import HEADERS, StreamResponse, encoder_for
 from logpipe.fanout.subscription import HubSubscription
@@ -168,8 +168,9 @@ class _Distributor:
         newest_first = one_of(query, "order", "desc", "asc", "desc") == "desc"
         low, high = _page_span(query, newest_first=newest_first)
         limit = number(query, "limit", 100, 1, MAX_LIMIT) or 100
-        stream, count = self._hub.stream, self._hub.batch_count
-        page = await history(stream, chosen, low, high, limit, count, newest_first=newest_first)
+        self._hub.scan_seats.require()
+        scan = self._hub.scan(chosen, low, high, newest_first=newest_first)
+        page = await page_of(scan, limit)
         body = b",".join([entry.json for entry in page.entries])
         following = b'"%b"' % str(page.next).encode() if page.next else b"null"
         return Response(

@@ -8,9 +8,11 @@ import time
 from contextvars import Context
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
+from logpipe.fanout.history import Scan, ScanSeats
 from logpipe.fanout.live import Live
 from logpipe.fanout.shelf import Shelf
 from logpipe.fanout.window import BATCH_BYTES, Window, cut
+from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
 from logpipe.messages import Subscription
 from logpipe.metrics import Metrics
@@ -77,6 +79,7 @@ class Hub:
         self.closing = False
         self.subscribers: set[Subscription] = set()
         self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
+        self.scan_seats = ScanSeats()
         self._rested_at = 0.0
         self._bounds = NO_STREAM
         self._looking: asyncio.Task[Bounds] | None = None
@@ -194,6 +197,18 @@ class Hub:
         with contextlib.suppress(Unavailable):
             self._bounds = await self.stream.bounds()
         return self._bounds
+
+    def scan(self, chosen: Filter, low: StreamId, high: StreamId, *, newest_first: bool) -> Scan:
+        """A search of the stream that shares this process's seats for scans."""
+        return Scan(
+            self.stream,
+            self.scan_seats,
+            chosen,
+            low,
+            high,
+            self.batch_count,
+            newest_first=newest_first,
+        )
 
     def catchup_page(self) -> int:
         """How many entries one page of a catch-up may have."""

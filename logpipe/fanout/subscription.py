@@ -264,7 +264,11 @@ class HubSubscription:
             self.cursor, gap = await before(self._hub.stream, since)
         if self._start.tail is not None:
             tail = await before_last(
-                self._hub.stream, self.filter, self._start.tail, self._hub.batch_count
+                self._hub.stream,
+                self._hub.scan_seats,
+                self.filter,
+                self._start.tail,
+                self._hub.batch_count,
             )
             if since is None or tail.id > self.cursor.id:
                 self.cursor, gap = tail, None

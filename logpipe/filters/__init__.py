@@ -46,6 +46,12 @@ class Filter(msgspec.Struct, frozen=True):
         """A function that says whether an event matches; None when every event does."""
         return _compiled(self.query)
 
+    @property
+    def may_match(self) -> Callable[[bytes], bool] | None:
+        """A function of an event's JSON as the stream holds it: False only where the predicate
+        would reject the event. None where only the predicate can tell."""
+        return None
+
     def explain(self) -> str:
         """What it takes, in a sentence."""
         node = parse(self.query)

@@ -2,6 +2,7 @@
 
 from logpipe.stream.append import Append, Appended, Declined
 from logpipe.stream.connections import NoGroupError
+from logpipe.stream.entries import RawEntry, event_json
 from logpipe.stream.group_scripts import gap_of
 from logpipe.stream.groups import Claimed
 from logpipe.stream.health import WRITES_ONLY, RedisHealth
@@ -19,9 +20,11 @@ __all__ = [
     "NoGroupError",
     "Once",
     "Page",
+    "RawEntry",
     "RedisHealth",
     "Rule",
     "Stream",
     "digest_of",
+    "event_json",
     "gap_of",
 ]

@@ -1,13 +1,27 @@
 """Entries as Redis sends them."""
 
+from collections.abc import Sequence
+
 from logpipe.event import Entry, read_entry
 from logpipe.ids import StreamId, from_wire
 
 FIELD = b"event"
 """The one field of an entry: the event's JSON."""
 
+RawEntry = tuple[bytes, Sequence[bytes] | None]
+"""An entry as hiredis reads it: its id, then its fields and values in turn (None: deleted)."""
+
 
 def entry_of(id_: bytes, fields: dict[bytes, bytes] | None) -> tuple[StreamId, Entry | None]:
     """An entry as Redis sends it; None for one that holds no event."""
     where = from_wire(id_)
     return where, read_entry(where, fields.get(FIELD) if fields else None)
+
+
+def event_json(fields: Sequence[bytes] | None) -> bytes | None:
+    """The event's JSON in the fields of a `RawEntry`; None where there is none."""
+    if not fields:
+        return None
+    if fields[0] == FIELD:
+        return fields[1]
+    return dict(zip(fields[::2], fields[1::2], strict=True)).get(FIELD)

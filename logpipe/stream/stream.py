@@ -6,12 +6,12 @@ retries: a verb works or raises `Unavailable`, and the loops above decide.
 
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from redis.exceptions import ResponseError
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor, Gap, gap_after
-from logpipe.event import Entry
+from logpipe.event import Entry, read_entry
 from logpipe.ids import START, StreamId, from_wire
 from logpipe.redis_address import RedisAddress
 from logpipe.stream.append import (
@@ -26,7 +26,7 @@ from logpipe.stream.append import (
     outcomes,
 )
 from logpipe.stream.connections import Connections, Keeping, Memory
-from logpipe.stream.entries import entry_of
+from logpipe.stream.entries import RawEntry, entry_of, event_json
 from logpipe.stream.exchange import exchange
 from logpipe.stream.failovers import KEPT, NOTE, Failovers, gap_before, note_keys
 from logpipe.stream.groups import StreamGroups
@@ -315,17 +315,30 @@ class Stream:
         # Not raised: this user can still use the stream, and its Redis is well.
         return math.nan if isinstance(size, ResponseError) else float(size or 0)
 
+    async def raw_range(
+        self, low: StreamId, high: StreamId, count: int, *, newest_first: bool = False
+    ) -> list[RawEntry]:
+        """Up to `count` entries between two ids (inclusive), not decoded."""
+        if newest_first:
+            command = ("XREVRANGE", self.name, str(high), str(low), "COUNT", count)
+        else:
+            command = ("XRANGE", self.name, str(low), str(high), "COUNT", count)
+        async with self._redis.translated():
+            (raw,) = await exchange(self._redis.reading, command)
+            if isinstance(raw, Exception):
+                raise raw
+        return cast("list[RawEntry]", raw)
+
     async def range(
         self, low: StreamId, high: StreamId, count: int, *, newest_first: bool = False
     ) -> list[tuple[StreamId, Entry | None]]:
-        """Up to `count` entries between two ids (inclusive); None stands for an unreadable one."""
-        async with self._redis.translated():
-            raw: Any
-            if newest_first:
-                raw = await self._redis.reading.xrevrange(self.name, str(high), str(low), count)
-            else:
-                raw = await self._redis.reading.xrange(self.name, str(low), str(high), count)
-        return [entry_of(*pair) for pair in raw]
+        """As `raw_range`, decoded; None stands for an entry that holds no event."""
+        rows = await self.raw_range(low, high, count, newest_first=newest_first)
+        ids = [from_wire(id_) for id_, _ in rows]
+        return [
+            (id_, read_entry(id_, event_json(fields)))
+            for id_, (_, fields) in zip(ids, rows, strict=True)
+        ]
 
 
 def _pairs(fields: list[bytes]) -> Iterator[tuple[bytes, bytes]]:

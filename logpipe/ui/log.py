@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from logpipe.fanout.history import HistoryPage, history
+from logpipe.fanout.history import HistoryPage, page_of
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import Filter
@@ -41,12 +41,5 @@ class LocalLog:
         self, chosen: Filter, low: StreamId, high: StreamId, limit: int, *, newest_first: bool
     ) -> HistoryPage:
         """A page of the history of the stream."""
-        return await history(
-            self._hub.stream,
-            chosen,
-            low,
-            high,
-            limit,
-            self._hub.batch_count,
-            newest_first=newest_first,
-        )
+        self._hub.scan_seats.require()
+        return await page_of(self._hub.scan(chosen, low, high, newest_first=newest_first), limit)
