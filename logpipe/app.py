@@ -141,7 +141,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             background.start("tokens", tokens.follow())
         stream = None
         if settings.redis is not None:
-            stream = await open_stream(settings, settings.redis, stack, background)
+            stream = await open_stream(settings, settings.redis, metrics, stack, background)
         parts = await open_parts(settings, tokens, metrics, stream, stack, background)
         background.start("lag", measure_lag(metrics))
         start_canaries(parts, background)

@@ -47,7 +47,11 @@ class Parts(NamedTuple):
 
 
 async def open_stream(
-    settings: Settings, address: RedisAddress, stack: AsyncExitStack, background: Background
+    settings: Settings,
+    address: RedisAddress,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    background: Background,
 ) -> Stream:
     """The stream at an address, and the embedded engine where that is it; `stack` closes both.
 
@@ -68,6 +72,7 @@ async def open_stream(
         block_ms=settings.block_ms,
         ack_replicas=settings.ack_replicas,
         trouble=trouble,
+        count_limited=metrics.count_limited,
     )
     stack.push_async_callback(stream.aclose)
     background.start("monitor", stream.monitor())

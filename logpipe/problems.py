@@ -62,13 +62,17 @@ RETRY_AFTER_S = 1
 """Redis comes back within a second of its restart; sooner would only add to its load."""
 
 
+BUSY = "busy"
+"""The kind of `Unavailable` that is due to this process's own load and says nothing of Redis."""
+
+
 class Unavailable(Problem):
-    """Redis cannot serve right now. `kind` is one word for /healthz, `detail` the sentence."""
+    """Redis cannot serve right now, or cannot be asked because this process is `BUSY`. `kind` is
+    one word for /healthz, `detail` the sentence."""
 
     def __init__(self, kind: str, detail: str, *, retry_after_s: int = RETRY_AFTER_S) -> None:
-        super().__init__(
-            503, f"Redis: {detail}", headers={"Retry-After": str(retry_after_s)}, redis=kind
-        )
+        told = f"Busy: {detail}" if kind == BUSY else f"Redis: {detail}"
+        super().__init__(503, told, headers={"Retry-After": str(retry_after_s)}, redis=kind)
         self.kind = kind
         self.reason = detail
 

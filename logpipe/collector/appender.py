@@ -11,11 +11,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextvars import Context
+from functools import partial
 from typing import cast
 
 from logpipe.collector.inflight import Inflight
 from logpipe.metrics import Metrics
-from logpipe.problems import Problem, Unavailable
+from logpipe.problems import BUSY, Problem, Unavailable
 from logpipe.stream import Append, Appended, Declined, RedisHealth, Stream
 
 log = logging.getLogger("logpipe.collector")
@@ -38,6 +39,12 @@ WARNED_EVERY_S = 60.0
 """Between two lines of the log that say that keys have no room."""
 
 
+LATE_S = 0.1
+"""A timer that runs so much later was held up with everything else."""
+GRACE_S = 0.1
+"""What answers then get: longer than the grace of the append itself."""
+
+
 class _Waiting:
     __slots__ = ("done", "request", "size")
 
@@ -50,7 +57,8 @@ class _Waiting:
 class _Answers:
     """The answers that are owed, each within `ANSWER_WITHIN_S`: one timer, for the oldest."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._owed: deque[tuple[float, asyncio.Future[Appended]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -68,11 +76,17 @@ class _Answers:
         while self._owed and self._owed[0][1].done():
             self._owed.popleft()
 
-    def _refuse_overdue(self) -> None:
+    def _refuse_overdue(self, *, late: bool = False) -> None:
+        """Refuses those whose time is over. A timer that is late itself first leaves the event
+        loop the time to read the confirmations that have come meanwhile."""
         self._timer = None
         now = self._loop.time()
+        if not late and self._owed and now - self._owed[0][0] > LATE_S:
+            self._timer = self._loop.call_later(GRACE_S, partial(self._refuse_overdue, late=True))
+            return
+        kind = BUSY if self._stream.health.kind == "ok" else "away"
         while self._owed and (self._owed[0][1].done() or self._owed[0][0] <= now):
-            _refuse(self._owed.popleft()[1], "no confirmation in time")
+            _refuse(self._owed.popleft()[1], kind, "no confirmation in time")
         if self._owed:
             self._timer = self._loop.call_at(self._owed[0][0], self._refuse_overdue)
 
@@ -81,12 +95,12 @@ class _Answers:
         if self._timer is not None:
             self._timer.cancel()
         for _, future in self._owed:
-            _refuse(future, "no confirmation before the end of this process")
+            _refuse(future, "away", "no confirmation before the end of this process")
 
 
-def _refuse(future: "asyncio.Future[Appended]", why: str) -> None:
+def _refuse(future: "asyncio.Future[Appended]", kind: str, why: str) -> None:
     if not future.done():
-        future.set_exception(Unavailable("away", why))
+        future.set_exception(Unavailable(kind, why))
 
 
 def _no_room() -> Problem:
@@ -115,7 +129,7 @@ class Appender:
         self._stream = stream
         self._metrics = metrics
         self._waiting: deque[_Waiting] = deque()
-        self._answers = _Answers()
+        self._answers = _Answers(stream)
         self._lanes: set[asyncio.Task[None]] = set()
         self._warned_at = -math.inf
 

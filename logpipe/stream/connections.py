@@ -1,4 +1,4 @@
-"""The connections to Redis: their time limits, and what their errors mean.
+"""The connections to Redis: their number, their time limits, and what their errors mean.
 
 Behind Sentinels and in a Cluster, all of them go where `primary` says.
 """
@@ -8,7 +8,8 @@ import contextlib
 import logging
 import math
 import ssl
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from logpipe.problems import Unavailable
+from logpipe.problems import BUSY, Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream.direct import Direct
 from logpipe.stream.failovers import note_command
@@ -47,7 +48,7 @@ from logpipe.stream.following import (
     FollowingConnection,
     FollowingTLSConnection,
 )
-from logpipe.stream.health import Kind, RedisHealth
+from logpipe.stream.health import HeldUp, Kind, RedisHealth
 from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas
 
@@ -58,8 +59,14 @@ WRITE_TIMEOUT_S = 1.5
 """A POST is answered within two seconds, whatever Redis does."""
 READ_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 80
-"""Of each of the three kinds; who needs one more waits for one of these. More than the groups
-that a process reads at the most, each of which holds one."""
+"""Of each kind that requests share; a command that needs one more waits. More than
+`groups.MAX_GROUPS`, each of which holds one to wait for entries, and the feed, which holds another.
+"""
+UPKEEP_CONNECTIONS = 4
+"""For what the process does on its own account, one command after the other each: the monitor, the
+trimmer and the measurements."""
+CONNECTION_WAIT_S = 1.5
+"""How long a command waits for a connection: as long as a write may wait for its answer."""
 MONITOR_S = 1.0
 """Between two looks at a healthy Redis."""
 TROUBLED_S = 0.2
@@ -89,9 +96,12 @@ class Keeping(NamedTuple):
 
 
 class Connections:
-    """The connections to one Redis, apart by use, so that none waits for another's time limit.
+    """The connections to one Redis, apart by use: none waits for another's time limit, and what
+    requests do takes none from appends and from the monitor.
 
-    `trouble` may say why an embedded engine is down, in better words than the connection's error.
+    `trouble` may say why an embedded engine is down, in better words than the connection's error;
+    `count_limited` counts how often a limit was hit; `check_s` is what the monitor leaves Redis for
+    an answer.
     """
 
     def __init__(
@@ -101,6 +111,8 @@ class Connections:
         block_ms: int,
         ack_replicas: int,
         trouble: Callable[[], str | None],
+        count_limited: Callable[[Mapping[str, int]], None],
+        check_s: float = READ_TIMEOUT_S,
     ) -> None:
         self.health = RedisHealth(str(address))
         self.primary = primary = primary_of(address, key)
@@ -109,17 +121,21 @@ class Connections:
         self.writing = _client(address, WRITE_TIMEOUT_S, primary)
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S, primary)
         self.reading = _client(address, READ_TIMEOUT_S, primary)
+        self.upkeep = _client(address, check_s, primary, UPKEEP_CONNECTIONS)
+        self.held_up = HeldUp()
         self.replicas = Replicas(ack_replicas) if ack_replicas else None
         self.memory = Memory()
         """As of the monitor's last look; so is `keeping`."""
         self.keeping = Keeping()
         self._key = key
         self._trouble = trouble
+        self._count_limited = count_limited
+        self._check_s = check_s
         self._warned: set[str] = set()
 
     async def aclose(self) -> None:
         """Closes them all."""
-        for client in (self.appending, self.writing, self.blocking, self.reading):
+        for client in (self.appending, self.writing, self.blocking, self.reading, self.upkeep):
             await client.aclose()
         if self.primary is not None:
             await self.primary.aclose()
@@ -127,6 +143,7 @@ class Connections:
     async def monitor(self) -> None:
         """Looks at Redis for ever, so that `health` is true also when nothing is sent."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.held_up.measure())
             tasks.create_task(self._monitor())
             if self.primary is not None:
                 tasks.create_task(self._watch(self.primary))
@@ -139,18 +156,26 @@ class Connections:
                 await primary.look()
 
     async def _monitor(self) -> None:
+        silent_s = 0.0
         while True:
+            watch = _Stopwatch(self.held_up)
             try:
                 await self.check()
-            except Unavailable:
+            except Unavailable as error:
+                # A check that this process held up tells nothing by itself; several that together
+                # have left Redis the time of one do.
+                silent_s = silent_s + watch.turned_s if error.kind == BUSY else 0.0
+                if silent_s >= self._check_s:
+                    self.health.report("away", NO_ANSWER)
                 await asyncio.sleep(AUTH_RETRY_S if self.health.kind == "auth" else TROUBLED_S)
             else:
+                silent_s = 0.0
                 await asyncio.sleep(MONITOR_S)
 
     async def check(self) -> None:
         """Raises `Unavailable` when Redis cannot do what logpipe needs; sets `health`."""
         async with self.translated(trying=True):
-            async with self.reading.pipeline(transaction=False) as pipe:
+            async with self.upkeep.pipeline(transaction=False) as pipe:
                 pipe.type(self._key)
                 pipe.ping()
                 pipe.info("memory", "replication", "persistence", "server")
@@ -186,10 +211,13 @@ class Connections:
     async def translated(self, *, trying: bool = False) -> AsyncIterator[None]:
         """Turns every error of Redis into `Unavailable` and takes note of it.
 
-        While the login is refused nothing is sent at all, except by the monitor.
+        Where this process has no connection left, or was held up for most of the time that the
+        command had, the error is `BUSY` and no state of Redis. While the login is refused nothing
+        is sent at all, except by the monitor.
         """
         if self.health.kind == "auth" and not trying:
             raise self.health.unavailable()
+        watch = _Stopwatch(self.held_up)
         task = asyncio.current_task()
         cancelled = task.cancelling() if task else 0
         try:
@@ -203,8 +231,19 @@ class Connections:
         except (RedisError, OSError, TimeoutError) as error:
             if str(error).startswith("NOGROUP"):
                 raise NoGroupError(str(error)) from None
+            if why := self._busy(error, watch):
+                raise Unavailable(BUSY, why) from error
             self.health.report(*self._diagnose(error))
             raise self.health.unavailable() from error
+
+    def _busy(self, error: Exception, watch: "_Stopwatch") -> str:
+        """Why this process's own load is to blame for an error; empty where it is not."""
+        if str(error) == _NO_CONNECTION_LEFT:
+            self._count_limited({"redis_connections": 1})
+            return "all connections of this process to Redis are in use"
+        if watch.held_s > watch.turned_s and _timed_out(error):
+            return "this process did not come to read the answer of Redis in time"
+        return ""
 
     def _diagnose(self, error: Exception) -> tuple[Kind, str]:
         """The state that an error means, and a sentence that anyone may read."""
@@ -223,14 +262,46 @@ class Connections:
             return "away", trouble
         if tls := _tls_trouble(error):
             return "away", tls
-        if isinstance(error, (TimeoutError, redis.exceptions.TimeoutError)):
-            return "away", "no answer"
+        if isinstance(error, _TIMEOUTS):
+            return "away", NO_ANSWER
         return "away", "cannot be reached"
+
+
+class _Stopwatch:
+    """The time since it was made, and how much of it the event loop turned."""
+
+    def __init__(self, held_up: HeldUp) -> None:
+        self._held_up = held_up
+        self._began = time.monotonic()
+        self._held_before = held_up.seconds
+
+    @property
+    def held_s(self) -> float:
+        return self._held_up.seconds - self._held_before
+
+    @property
+    def turned_s(self) -> float:
+        return time.monotonic() - self._began - self.held_s
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    """Whether a time limit is what an error goes back to."""
+    while error is not None and not isinstance(error, _TIMEOUTS):
+        error = error.__cause__
+    return error is not None
 
 
 class NoGroupError(Exception):
     """The consumer group is gone, as it is after a flush."""
 
+
+NO_ANSWER = "no answer"
+
+_NO_CONNECTION_LEFT = "No connection available."
+"""What redis-py's pool says, in a plain `ConnectionError`, once the wait for a connection is over.
+"""
+
+_TIMEOUTS = (TimeoutError, redis.exceptions.TimeoutError)
 
 _BY_CLASS: tuple[tuple[type[Exception], Kind, str], ...] = (
     (AuthenticationError, "auth", "the user or password is refused"),
@@ -270,14 +341,19 @@ def _tls_trouble(error: BaseException | None) -> str | None:
     return None
 
 
-def _client(address: RedisAddress, timeout_s: float, primary: Primary | None) -> aioredis.Redis:
+def _client(
+    address: RedisAddress,
+    timeout_s: float,
+    primary: Primary | None,
+    connections: int = MAX_CONNECTIONS,
+) -> aioredis.Redis:
     """A client that never repeats a command by itself: a repeated XADD would double an event.
 
     RESP2, because redis-py 8.1 does not notice closed idle connections over RESP3.
     """
     common: dict[str, Any] = {
-        "max_connections": MAX_CONNECTIONS,
-        "timeout": timeout_s,
+        "max_connections": connections,
+        "timeout": CONNECTION_WAIT_S,
         "db": address.db,
         "username": address.username,
         "password": address.password,

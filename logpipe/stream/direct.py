@@ -7,6 +7,7 @@ command is packed by hiredis, written at once, and its answer is taken by one ca
 
 import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Sequence
 from typing import Any, cast
 
@@ -21,10 +22,18 @@ ARGUMENTS_AT_ONCE = 5_000
 """Packed by one call: some milliseconds."""
 
 
+LATE_S = 0.1
+"""A time limit that is noticed so much later was held up with everything else, and the answer may
+lie unread in the socket."""
+GRACE_S = 0.05
+"""What it then gets, so that the answer is read first."""
+
+
 class _Connection(asyncio.Protocol):
     """One connection; has at most one exchange under way."""
 
     transport: asyncio.Transport
+    _limit: asyncio.TimerHandle
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(InvalidResponse, ResponseError)
@@ -72,7 +81,7 @@ class _Connection(asyncio.Protocol):
         """
         loop = asyncio.get_running_loop()
         self._done, self._answers, self._wanted = loop.create_future(), [], count
-        limit = loop.call_later(timeout_s, self._fail, TimeoutError())
+        self._limit = loop.call_later(timeout_s, self._end_wait, time.monotonic() + timeout_s)
         try:
             self.transport.writelines(packed)
             return await self._done
@@ -80,8 +89,15 @@ class _Connection(asyncio.Protocol):
             self.cut_off()
             raise
         finally:
-            limit.cancel()
+            self._limit.cancel()
             self._done = None
+
+    def _end_wait(self, due: float) -> None:
+        if time.monotonic() - due > LATE_S:
+            loop = asyncio.get_running_loop()
+            self._limit = loop.call_later(GRACE_S, self._fail, TimeoutError())
+        else:
+            self._fail(TimeoutError())
 
 
 async def _packed(command: tuple[Any, ...]) -> list[bytes]:

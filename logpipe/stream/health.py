@@ -1,7 +1,9 @@
-"""What ails Redis, in one word and one sentence, said once a change of state."""
+"""The state of Redis, in one word and one sentence, logged once a change; and how long this
+process was itself held up, which is no fault of Redis."""
 
 import asyncio
 import logging
+import math
 import time
 from typing import Literal
 
@@ -17,6 +19,10 @@ Kind = Literal[
 WRITES_ONLY: frozenset[Kind] = frozenset({"full", "read-only", "disk", "replicas"})
 """States in which Redis still serves readers."""
 
+
+TICK_S = 0.05
+"""Between two looks at the clock of the event loop. Shorter delays are not noticed, and do not make
+a command miss its time limit."""
 
 LINES_AT_ONCE = 10
 """Changes of state that are logged as they come."""
@@ -82,3 +88,30 @@ class RedisHealth:
     def unavailable(self) -> Unavailable:
         """The error that tells this state."""
         return Unavailable(self.kind, self.detail)
+
+
+class HeldUp:
+    """How long this process's event loop could not turn, in seconds since `measure` began.
+
+    An answer of Redis that arrives meanwhile is not read, and a time limit that ends meanwhile
+    expires before the answer is looked at.
+    """
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._due = math.inf
+
+    async def measure(self) -> None:
+        """Looks at the clock for ever."""
+        try:
+            while True:
+                self._due = time.monotonic() + TICK_S
+                await asyncio.sleep(TICK_S)
+                self._before = self.seconds
+        finally:
+            self._due = math.inf
+
+    @property
+    def seconds(self) -> float:
+        """The sum as of now; it stands still where nothing measures."""
+        return self._before + max(0.0, time.monotonic() - self._due)

@@ -5,7 +5,7 @@ retries: a verb works or raises `Unavailable`, and the loops above decide.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from redis.exceptions import ResponseError
@@ -51,7 +51,8 @@ class Page(NamedTuple):
 
 
 class Stream:
-    """One Redis Stream and its consumer groups; `trouble` says why an embedded engine is down."""
+    """One Redis Stream and its consumer groups; `trouble` says why an embedded engine is down,
+    `count_limited` counts how often a limit was hit."""
 
     def __init__(
         self,
@@ -63,13 +64,14 @@ class Stream:
         ack_replicas: int = 0,
         keys: KeyLimits = KEY_LIMITS,
         trouble: Callable[[], str | None] = lambda: None,
+        count_limited: Callable[[Mapping[str, int]], None] = lambda _: None,
     ) -> None:
         self.name = name
         self._maxlen = maxlen
         self._block_ms = block_ms
         self._keys = keys
         self._transaction = Transaction(name, maxlen)
-        self._redis = Connections(address, name, block_ms, ack_replicas, trouble)
+        self._redis = Connections(address, name, block_ms, ack_replicas, trouble, count_limited)
         self._failovers = Failovers()
         self._noted = -1
         """The generation of the primary whose failovers these are."""
@@ -309,7 +311,7 @@ class Stream:
         """The bytes of the stream in Redis, estimated from `SIZE_SAMPLES` of its nodes; NaN where
         the user may not ask."""
         redis = self._redis
-        async with redis.translated(), redis.reading.pipeline(transaction=False) as pipe:
+        async with redis.translated(), redis.upkeep.pipeline(transaction=False) as pipe:
             pipe.memory_usage(self.name, samples=SIZE_SAMPLES)
             (size,) = await pipe.execute(raise_on_error=False)
         # Not raised: this user can still use the stream, and its Redis is well.

@@ -51,7 +51,7 @@ class StreamTrimming:
     async def size(self) -> Size:
         """As of now; estimated from some entries where this user may not ask for MEMORY USAGE."""
         async with self._redis.translated():
-            async with self._redis.reading.pipeline(transaction=False) as pipe:
+            async with self._redis.upkeep.pipeline(transaction=False) as pipe:
                 pipe.xlen(self._key)
                 pipe.xrange(self._key, "-", "+", FRONT_ENTRIES)
                 pipe.memory_usage(self._key, samples=SIZE_NODES)
@@ -76,7 +76,7 @@ class StreamTrimming:
         if not front:
             return 0.0
         first = from_wire(front[0][0]).ms
-        async with self._redis.reading.pipeline(transaction=False) as pipe:
+        async with self._redis.upkeep.pipeline(transaction=False) as pipe:
             pipe.xrevrange(self._key, "+", "-", FRONT_ENTRIES)
             (newest,) = await pipe.execute()
             if not newest:
@@ -96,7 +96,7 @@ class StreamTrimming:
         went. No more at a time than Redis has done in some milliseconds."""
         async with self._redis.translated():
             try:
-                seconds, micros = await self._redis.reading.time()
+                seconds, micros = await self._redis.upkeep.time()
                 now_ms = seconds * 1000 + micros // 1000
             except NoPermissionError:
                 now_ms = time.time_ns() // 1_000_000
@@ -107,7 +107,7 @@ class StreamTrimming:
 
     async def _trim(self, *how: str | int) -> int:
         async with self._redis.translated():
-            redis: Any = self._redis.reading
+            redis: Any = self._redis.upkeep
             return int(await redis.execute_command("XTRIM", self._key, *how))
 
 

@@ -9,7 +9,7 @@ from logpipe.collector.appender import Appender
 from logpipe.collector.inflight import Inflight
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
-from logpipe.stream import Append, Appended, Stream
+from logpipe.stream import Append, Appended, RedisHealth, Stream
 from tests.helpers import wait_until
 
 
@@ -18,6 +18,7 @@ class SlowStream:
 
     def __init__(self) -> None:
         self.calls: list[list[bytes]] = []
+        self.health = RedisHealth("redis://redis")
         self.go = asyncio.Event()
         self.error: Exception | None = None
 
