@@ -89,7 +89,7 @@ async def test_no_connection_left_raises_no_doubt_about_the_primary(valkey: Valk
         assert await client.ping()
         before = primary.generation
         async with all_taken(client):
-            pipe = client.pipeline(transaction=False).type(NAME)
+            pipe: Any = client.pipeline(transaction=False).type(NAME)
             told = await asyncio.gather(client.ping(), pipe.execute(), return_exceptions=True)
             assert list(map(str, told)) == ["No connection available."] * 2
         assert primary.generation == before

@@ -25,6 +25,8 @@ class Inflight:
         self.bytes = 0
         self.limit = limit
         self.reading = asyncio.Semaphore(READ_AT_ONCE)
+        self.unpacking = asyncio.Lock()
+        """The seat of the body that is being unpacked, for one step."""
 
     def require(self, size: int) -> None:
         """Raises a 503 `Problem` for events that are too many now; one that is alone is not."""
@@ -42,6 +44,11 @@ class Held:
         self.complete = False
         """Whether all of its body has come, whatever was in it."""
         self.size = 0
+
+    @property
+    def unpacking(self) -> asyncio.Lock:
+        """As of `Inflight`."""
+        return self._inflight.unpacking
 
     def require(self, size: int) -> None:
         """Raises a 503 `Problem` where so much more has no room besides what others have."""

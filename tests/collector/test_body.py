@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import random
 import sys
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from logpipe.collector.body import DRAIN_BYTES, STEP_BYTES, drain, read_body
+from logpipe.collector.body import (
+    DRAIN_BYTES,
+    MAX_FRAMES,
+    STEP_BYTES,
+    drain,
+    read_body,
+    unpacked,
+)
 from logpipe.collector.inflight import Held, Inflight
 from logpipe.problems import Problem
 
@@ -265,3 +273,100 @@ async def test_a_refused_body_that_stops_coming_is_waited_for_only_a_while(
 
     await drain(silent)
     assert asked == 1
+
+
+def tiny_frames() -> dict[str, tuple[str, bytes]]:
+    """What a frame of few bytes can be: a name, its coding, the frame."""
+    window = b"\x28\xb5\x2f\xfd\x00\x68" + b"\x09\x00\x00x"  # one byte, in a window of 8 MiB
+    return {
+        "empty gzip": ("gzip", gzip.compress(b"")),
+        "one byte of gzip": ("gzip", gzip.compress(b"x")),
+        "empty deflate": ("deflate", zlib.compress(b"")),
+        "empty raw deflate": ("deflate", raw_deflate(b"")),
+        "empty zstd": ("zstd", zstd.compress(b"")),
+        "one byte of zstd": ("zstd", zstd.compress(b"x")),
+        "a large window of zstd": ("zstd", window),
+        "skippable zstd": ("zstd", b"\x50\x2a\x4d\x18\x00\x00\x00\x00"),
+    }
+
+
+@pytest.mark.parametrize("name", tiny_frames())
+async def test_so_many_frames_are_read_and_one_more_is_not(name: str) -> None:
+    coding, frame = tiny_frames()[name]
+    for step in (1_000, 65_536):
+        assert len(await read(frame * MAX_FRAMES, coding, step=step)) in (0, MAX_FRAMES)
+    problem = await refusal(frame * (MAX_FRAMES + 1), coding)
+    assert problem.status == 413
+    assert problem.hits == {"body_frames": 1}
+    assert f"{MAX_FRAMES} frames" in problem.detail
+
+
+class Turns:
+    """What else the event loop does meanwhile: how often, and the most of the processor's time that
+    it did not come to it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.longest_s = 0.0
+
+    async def run(self) -> None:
+        before = time.thread_time()
+        while True:
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            self.longest_s, before = max(self.longest_s, now - before), now
+            self.count += 1
+
+
+def bomb(coding: str, size: int) -> bytes:
+    return PACKERS[coding](bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", bomb("gzip", 16 * MIB)),
+        ("deflate", bomb("deflate", 16 * MIB)),
+        ("gzip", gzip.compress(TEXT * 100)),
+        ("zstd", zstd.compress(NOISE * 50)),
+        ("zstd", zstd.compress(b"x") * MAX_FRAMES),
+    ],
+    ids=["bomb of gzip", "bomb of deflate", "text in gzip", "noise in zstd", "tiny frames"],
+)
+async def test_while_a_body_is_unpacked_everything_else_goes_on(coding: str, body: bytes) -> None:
+    turns = Turns()
+    turning = asyncio.create_task(turns.run())
+    began = time.thread_time()
+    await read(body, coding, limit=16 * MIB, step=256 * 1024)
+    took_s = time.thread_time() - began
+    turning.cancel()
+    assert turns.longest_s < max(0.05, took_s / 2)
+    assert turns.count >= max(2, took_s / 0.02)
+
+
+async def test_many_bodies_are_unpacked_one_step_at_a_time() -> None:
+    """Their steps do not add up: beside twenty the loop turns as often as beside one."""
+    body, inflight = bomb("gzip", 8 * MIB), Inflight(1024 * MIB)
+    turns = Turns()
+
+    async def unpack() -> None:
+        held = Held(inflight)
+        with held:
+            assert len(await unpacked(body, "gzip", 16 * MIB, held)) == 8 * MIB
+
+    turning = asyncio.create_task(turns.run())
+    await asyncio.gather(*(unpack() for _ in range(20)))
+    turning.cancel()
+    assert turns.longest_s < 0.1
+    assert not inflight.unpacking.locked()
+
+
+async def test_a_body_that_is_refused_while_unpacked_gives_its_seat_back() -> None:
+    inflight = Inflight(1024 * MIB)
+    held = Held(inflight)
+    damaged = bomb("gzip", 16 * MIB)[:-8] + bytes(8)
+    for data, limit in ((bomb("gzip", 16 * MIB), 15 * MIB), (damaged, 16 * MIB)):
+        with held, pytest.raises(Problem):
+            await unpacked(data, "gzip", limit, held)
+        assert not inflight.unpacking.locked()
+        assert inflight.bytes == 0

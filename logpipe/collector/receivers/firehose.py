@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from logpipe.collector.answer import Answer
+from logpipe.collector.body import FrameBudget
 from logpipe.collector.receivers import fields, generic
 from logpipe.collector.receivers.mixed import values_of
 from logpipe.collector.receivers.protocol import Batch, Item, Outcome, Request, problems_of
@@ -62,9 +63,9 @@ def _items(records: Sequence[msgspec.Raw], request: Request) -> Iterator[Item]:
     arn = request.text("x-amz-firehose-source-arn")
     stream = arn.rpartition("/")[2] or "firehose"
     shared = _attributes(request) | fields.present(cloud__resource_id=arn)
-    room = request.limit
+    room, frames = request.limit, FrameBudget()
     for record in records:
-        data, undecodable = _data(bytes(record), room)
+        data, undecodable = _data(bytes(record), room, frames)
         room -= len(data)
         found = fields.present(**{UNDECODABLE: undecodable})
         for event in _of_record(data, stream):
@@ -72,7 +73,7 @@ def _items(records: Sequence[msgspec.Raw], request: Request) -> Iterator[Item]:
             yield event
 
 
-def _data(raw: bytes, room: int) -> tuple[bytes, str]:
+def _data(raw: bytes, room: int, frames: FrameBudget) -> tuple[bytes, str]:
     """The data of a record, and what it should have been and is not. Raises a 413 `Problem`."""
     record = fields.json_value(raw)
     text = record.get("data") if isinstance(record, dict) else None
@@ -83,9 +84,9 @@ def _data(raw: bytes, room: int) -> tuple[bytes, str]:
     except (ValueError, binascii.Error):
         return text.encode(errors="replace"), "base64"
     try:
-        return by_its_first_bytes(data, room), ""
+        return by_its_first_bytes(data, room, frames), ""
     except Problem as problem:
-        if problem.status != 400:  # it is packed, and too large
+        if problem.status != 400:  # it is packed, and too much
             raise
     # A line may begin with the same bytes as packed data.
     return (data, "") if is_utf8(data) else (text.encode(), "compression")

@@ -25,7 +25,7 @@ from logpipe.collector.receivers.protocol import (
 )
 from logpipe.collector.receivers.rejections import Rejections
 from logpipe.collector.receivers.tokens import token_of
-from logpipe.collector.receivers.unpacking import by_its_first_bytes, from_snappy
+from logpipe.collector.receivers.unpacking import body_by_its_first_bytes, snappy_body
 from logpipe.event import NOT_DECODED
 from logpipe.limits import Rates, sender_of
 from logpipe.metrics import Metrics
@@ -151,13 +151,13 @@ class Receiver:
         if told and "," in coding:
             coding = ""  # a list of what might be, as one sender has it
         if coding == "snappy":
-            return from_snappy(await read_body(receive, "", length, limit, held), limit)
+            return await snappy_body(await read_body(receive, "", length, limit, held), limit, held)
         body = await read_body(receive, coding, length, limit, held)
-        return by_its_first_bytes(body, limit) if told else body
+        return await body_by_its_first_bytes(body, limit, held) if told else body
 
     async def _read(self, request: Request, key: _Key | None) -> _Read:
         self._metrics.body_bytes.inc(len(request.body))
-        if len(request.body) <= LARGE_BYTES and not self._protocol.packs_items:
+        if len(request.body) <= LARGE_BYTES and not self._protocol.holds_more(request):
             return self._pack(request, key)
         async with self._appender.inflight.reading:
             return await asyncio.to_thread(self._pack, request, key)

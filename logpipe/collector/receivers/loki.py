@@ -93,10 +93,14 @@ def _of_entry(labels: Mapping[str, Any], entry: Any, tenant: str) -> Item:
     return _event(labels, {}, fields.text_of(entry["line"]), fields.ms_of(entry.get("ts")), tenant)
 
 
+def is_packed(request: Request) -> bool:
+    """Whether the body of a push is packed still: by snappy, whether a header says so or not."""
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    return request.media_type != "application/json" and coding in ("", "identity")
+
+
 def _of_protobuf(request: Request, tenant: str) -> Iterator[Item]:
-    body = request.body
-    if request.headers.get("content-encoding", "").strip().lower() in ("", "identity"):
-        body = from_snappy(body, request.limit)  # packed, whether a header says so or not
+    body = from_snappy(request.body, request.limit) if is_packed(request) else request.body
     push = parsed(message("PushRequest"), body)
     for stream in each(message("Stream"), push.streams):
         if isinstance(stream, Problem):

@@ -63,10 +63,10 @@ class Protocol(NamedTuple):
     has a token or a key of the request besides the usual headers. A key of the protocol's own with
     another body is another request: such keys are made by programs, and what senders do with a
     refusal loses the events. `tells_packing` says that bodies tell by their first bytes how they
-    are packed, where the header does not; `packs_items` that items are packed by themselves, so
-    that a small body may hold much and is read in a thread. `answers_unavailable` says that a
-    batch's `answer` is also asked where Redis has taken nothing, and that senders repeat a refused
-    request at once, a few times: a refusal then waits for Redis (`HELD_S`).
+    are packed, where the header does not; `holds_more` says whether a small body may hold much
+    because `parse` unpacks it, or items of it: it is then read in a thread. `answers_unavailable`
+    says that a batch's `answer` is also asked where Redis has taken nothing, and that senders
+    repeat a refused request at once, a few times: a refusal then waits for Redis (`HELD_S`).
     """
 
     paths: Sequence[str]
@@ -76,7 +76,7 @@ class Protocol(NamedTuple):
     key: Callable[[Request], str | None] = lambda _: None
     methods: Sequence[str] = ("POST",)
     tells_packing: bool = False
-    packs_items: bool = False
+    holds_more: Callable[[Request], bool] = lambda _: False
     answers_unavailable: bool = False
 
 

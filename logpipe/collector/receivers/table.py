@@ -35,7 +35,7 @@ SEGMENTS = (
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "json": Protocol(generic.PATHS, generic.parse, generic.refused, methods=("POST", "PUT")),
-    "loki": Protocol(loki.PATHS, loki.parse, loki.refused),
+    "loki": Protocol(loki.PATHS, loki.parse, loki.refused, holds_more=loki.is_packed),
     "otlp": Protocol(otlp.PATHS, otlp.parse, otlp.refused),
     "elasticsearch": Protocol(
         elasticsearch.PATHS,
@@ -56,7 +56,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         firehose.refused,
         firehose.token,
         firehose.key,
-        packs_items=True,
+        holds_more=lambda _: True,
     ),
     "syslog": Protocol(syslog.PATHS, syslog.parse, syslog.refused),
 }
