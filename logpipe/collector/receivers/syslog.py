@@ -23,6 +23,7 @@ CUT = "log.truncated"
 _COUNT = re.compile(rb"([1-9]\d{0,8}) (?=(<(?:\d{1,2}|0\d\d|1[0-8]\d|19[01])>))")
 _MAYBE_COUNT = re.compile(rb"[1-9]\d{0,8}(?: (?:<\d{0,3})?)?\Z")
 _END = re.compile(rb"[\n\0]")
+_TEXT = re.compile(rb"[^\r\n \0]")
 _PRI = re.compile(r"<(\d{1,3})>")
 HEADER = re.compile(
     r"(?P<version>[1-9]\d?) (?P<time>\S+) (?P<host>\S+) (?P<app>\S+) (?P<proc>\S+)"
@@ -56,6 +57,8 @@ class Frames:
         self._kept = bytearray()
         self._skipping = 0  # bytes still to come of a counted message that was too long
         self._skipping_line = False
+        self.ended = 0
+        """Messages that have ended, blank ones among them."""
 
     def feed(self, data: bytes) -> list[Frame]:
         """The messages that are complete now."""
@@ -67,9 +70,15 @@ class Frames:
         at = 0
         while (step := self._next(at)) is not None:
             frame, at = step
+            self.ended += not (self._skipping or self._skipping_line)
             if frame is not None and frame.data.strip(b"\r\n \0"):
                 yield frame
         del self._kept[:at]
+
+    @property
+    def begun(self) -> bool:
+        """Whether a message has begun and not ended, once all of `each` was taken."""
+        return bool(self._skipping or self._skipping_line or _TEXT.search(self._kept))
 
     def end(self, *, cut: bool = False) -> list[Frame]:
         """What is left when the stream ends: a line without its end, or part of a message. `cut`

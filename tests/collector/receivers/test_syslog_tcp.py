@@ -3,6 +3,7 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from logpipe.app import running
-from logpipe.collector.receivers import syslog_tcp
-from logpipe.collector.receivers.syslog_tcp import SyslogListener
-from logpipe.listening import PortTakenError
+from logpipe.collector.receivers.syslog_tcp import EVENTS_AT_ONCE, Limits, SyslogListener
+from logpipe.listening import PortTakenError, bind
 from logpipe.problems import Problem
 from logpipe.settings import load
 from logpipe.stream import Append
@@ -28,8 +28,9 @@ def listener_of(service: Service) -> SyslogListener:
 
 
 @contextlib.asynccontextmanager
-async def to(port: int) -> AsyncIterator[Connection]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def to(port: int, address: str = "127.0.0.1") -> AsyncIterator[Connection]:
+    """A connection from an address of this machine."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
     try:
         yield Connection(reader, writer)
     finally:
@@ -142,26 +143,197 @@ async def test_a_message_over_the_limit_is_cut_and_what_follows_is_whole(
         assert following["message"] == "next"
 
 
+@contextlib.asynccontextmanager
+async def listening(service: Service, **given: float) -> AsyncIterator[SyslogListener]:
+    """Another listener of the same process, with limits of its own."""
+    limits = {"connections": 512, "message_s": 600.0, "sweep_s": 0.02, **given}
+    listener = SyslogListener(
+        listener_of(service).process,
+        bind("127.0.0.1", 0),
+        Limits(**limits),  # type: ignore[arg-type]
+    )
+    await listener.start()
+    try:
+        yield listener
+    finally:
+        await listener.aclose()
+
+
+async def limited(service: Service, limit: str) -> float:
+    """How often a limit was hit."""
+    name = f'logpipe_limited_total{{limit="{limit}"}} '
+    lines = (await service.http.get("/metrics")).text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+async def is_limited(service: Service, limit: str, count: int) -> bool:
+    return await limited(service, limit) == count
+
+
 async def test_one_connection_too_many_is_closed_and_the_others_go_on(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    own_valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(syslog_tcp, "MAX_CONNECTIONS", 2)
-    async with collecting(valkey, syslog_tcp=0) as service:
-        port = listener_of(service).port
-        async with to(port) as one, to(port) as two:
-            await one.send(b"1\n")
-            await two.send(b"2\n")
-            await wait_until(lambda: len(stored(valkey)) == 2, "two are open")
-            for _ in range(2):
-                async with to(port) as third:
-                    assert await third.rest() == b""
-            told = [each for each in caplog.messages if "more are closed" in each]
-            assert len(told) == 1
-            await one.send(b"3\n")
-            await wait_until(lambda: len(stored(valkey)) == 3, "an open one goes on")
-        await wait_until(lambda: not listener_of(service)._open, "both have ended")
-        await sent(port, b"4\n")
-        await wait_until(lambda: len(stored(valkey)) == 4, "there is room again")
+    async with (
+        collecting(own_valkey, syslog_tcp=0) as service,
+        listening(service, connections=2) as listener,
+        to(listener.port) as one,
+        to(listener.port) as two,
+    ):
+        own_valkey.signal(signal.SIGSTOP)  # what waits for Redis is not ended for another
+        await one.send(b"1\n")
+        await two.send(b"2\n")
+        connections = listener._open
+        await wait_until(lambda: len([c for c in connections if c._ready]) == 2, "both wait")
+        for _ in range(2):
+            async with to(listener.port) as third:
+                assert await third.rest() == b""
+        assert len([each for each in caplog.messages if "more are closed" in each]) == 1
+        assert await limited(service, "syslog_connections") == 2
+        own_valkey.signal(signal.SIGCONT)
+        await wait_until(lambda: len(stored(own_valkey)) == 2, "they are stored")
+        await one.send(b"3\n")
+        await wait_until(lambda: len(stored(own_valkey)) == 3, "an open one goes on")
+
+
+async def test_a_message_that_takes_too_long_ends_its_connection(valkey: Valkey) -> None:
+    async with (
+        collecting(valkey, syslog_tcp=0) as service,
+        listening(service, message_s=0.3) as listener,
+        to(listener.port) as slow,
+        to(listener.port) as quiet,
+    ):
+        await quiet.send(b"quiet\n")
+        await slow.send(b"whole\nhal")
+        ended = asyncio.create_task(slow.rest())
+        while not ended.done():  # bytes that come one by one give it no more time
+            with contextlib.suppress(ConnectionError):
+                await slow.send(b"f")
+            await asyncio.sleep(0.02)
+        await wait_until(lambda: len(stored(valkey)) == 3, "what had come is stored")
+        assert sorted(texts(valkey))[1:] == ["quiet", "whole"]
+        assert min(texts(valkey)).startswith("half")
+        half = next(each for each in stored(valkey) if each["message"].startswith("half"))
+        assert half["metadata"]["log.truncated"]
+        assert await limited(service, "syslog_time") == 1
+        await quiet.send(b"later\n")  # to be silent between messages is no fault
+        await wait_until(lambda: len(stored(valkey)) == 4, "the quiet one is still read")
+
+
+@pytest.mark.parametrize("begin", [b"999999999 <14>", b"x" * 3000], ids=["counted", "a line"])
+async def test_a_message_beyond_the_limit_has_to_end_as_well(valkey: Valkey, begin: bytes) -> None:
+    async with (
+        collecting(valkey, syslog_tcp=0, max_message_bytes=1000) as service,
+        listening(service, message_s=0.3) as listener,
+        to(listener.port) as slow,
+    ):
+        await slow.send(begin + b"y" * 3000)
+        await asyncio.wait_for(slow.rest(), 10)
+        assert len(stored(valkey)) == 1
+
+
+async def test_many_messages_in_a_row_may_take_longer_than_one(valkey: Valkey) -> None:
+    async with (
+        collecting(valkey, syslog_tcp=0) as service,
+        listening(service, message_s=1.0) as listener,
+        to(listener.port) as sender,
+    ):
+        await sender.send(b"begin")
+        began = time.monotonic()
+        number = 0
+        while time.monotonic() - began < 2.5:
+            number += 1
+            await sender.send(b" %d\nbegin" % number)
+            await wait_until(partial(has, valkey, number), "it is stored")
+        assert await limited(service, "syslog_time") == 0
+
+
+async def test_time_in_which_a_connection_is_not_read_is_not_counted(own_valkey: Valkey) -> None:
+    async with (
+        collecting(own_valkey, syslog_tcp=0) as service,
+        listening(service, message_s=1.0) as listener,
+        to(listener.port) as sender,
+        to(listener.port) as other,
+    ):
+        own_valkey.signal(signal.SIGSTOP)
+        await sender.send(b"one\nha")
+        await other.send(b"ha")  # which is read, as nothing of it has to be stored
+        await wait_until(partial(is_limited, service, "syslog_time", 1), "it took too long")
+        own_valkey.signal(signal.SIGCONT)
+        await sender.send(b"lf\n")
+        await wait_until(lambda: {"one", "half"} <= set(texts(own_valkey)), "it was read on")
+        assert await limited(service, "syslog_time") == 1
+
+
+async def test_half_messages_of_one_address_lock_out_no_other(valkey: Valkey) -> None:
+    async with (
+        collecting(valkey, syslog_tcp=0) as service,
+        listening(service, connections=20) as listener,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for count in range(40):
+            one = await stack.enter_async_context(to(listener.port))
+            await one.send(b"half")
+            await wait_until(partial(has_begun, listener, min(count + 1, 16)), "it is read")
+        for count in range(1, 4):
+            async with to(listener.port, "127.0.0.2") as honest:
+                await honest.send(b"honest\n")
+                await wait_until(partial(has_of, valkey, "honest", count), "it is stored")
+        assert await limited(service, "syslog_connections") >= 24
+
+
+def has_begun(listener: SyslogListener, count: int) -> bool:
+    return len([each for each in listener._open if each.begun]) >= count
+
+
+def has_of(valkey: Valkey, text: str, count: int) -> bool:
+    return texts(valkey).count(text) == count
+
+
+async def test_the_address_with_most_idle_connections_loses_the_oldest(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        collecting(valkey, syslog_tcp=0) as service,
+        listening(service, connections=10) as listener,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        alone = await stack.enter_async_context(to(listener.port, "127.0.0.2"))
+        await alone.send(b"alone\n")
+        await wait_until(partial(has, valkey, 1), "it is stored")
+        many = []
+        for count in range(7):
+            many.append(await stack.enter_async_context(to(listener.port)))
+            await many[-1].send(b"many\n")
+            await wait_until(partial(has, valkey, count + 2), "it is stored")
+        assert await limited(service, "syslog_connections") == 0
+        await many[0].send(b"not the oldest\n")
+        await wait_until(partial(has, valkey, 9), "it is stored")
+        new = await stack.enter_async_context(to(listener.port, "127.0.0.3"))
+        await new.send(b"new\n")
+        assert await asyncio.wait_for(many[1].rest(), 10) == b""
+        await wait_until(partial(has, valkey, 10), "it is stored")
+        assert await limited(service, "syslog_connections") == 1
+        assert "idle ones of 127.0.0.1 are closed" in caplog.text
+        for each in (alone, many[0], *many[2:], new):
+            await each.send(b"still here\n")
+        await wait_until(partial(has, valkey, 18), "all others are open")
+
+
+async def test_messages_that_wait_take_no_more_memory_than_bytes(own_valkey: Valkey) -> None:
+    """A message of one byte takes a hundred in memory."""
+    async with (
+        collecting(own_valkey, syslog_tcp=0, trim_maxlen=1_000_000) as service,
+        to(listener_of(service).port) as sender,
+    ):
+        own_valkey.signal(signal.SIGSTOP)
+        sending = asyncio.create_task(sender.send(b"a\n" * 200_000))
+        (connection,) = listener_of(service)._open
+        await wait_until(lambda: bool(connection._ready), "some of it was read")
+        assert len(connection._ready) <= EVENTS_AT_ONCE
+        own_valkey.signal(signal.SIGCONT)
+        await sending
+        count = own_valkey.client.xlen
+        await wait_until(lambda: count("logs") == 200_000, "all is stored", timeout=60)
 
 
 async def test_while_redis_is_away_nothing_is_read_and_then_everything_is_stored_once(
