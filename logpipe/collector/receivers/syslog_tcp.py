@@ -12,14 +12,14 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import NamedTuple, cast
 
 from logpipe.collector.ingest import Bounds
 from logpipe.collector.receivers import syslog
 from logpipe.collector.receivers.intake import Process
-from logpipe.collector.receivers.packing import pack
+from logpipe.collector.receivers.packing import Packed, pack
 from logpipe.collector.receivers.rejections import Rejections
 from logpipe.event import Event
 from logpipe.limits import client_of
@@ -49,6 +49,10 @@ SWEEP_S = 1.0
 
 EVENTS_AT_ONCE = 250
 """Of one append: making them takes 3 ms, and between two all others have their turn."""
+
+FEW_EVENTS = 8
+"""So many are made only while no other connection makes some, and everything else had its turn:
+else the times of many connections would add up."""
 
 PAUSE_S = 0.2
 """Before what Redis did not take is tried again."""
@@ -83,6 +87,8 @@ class SyslogListener:
         self.port: int = listener.getsockname()[1]
         self.stopping = asyncio.Event()
         self.rejections = Rejections(NAME)
+        self.seat = asyncio.Lock()
+        """Of the connection that makes events."""
         self._listener = listener
         self._open: set[_Connection] = set()
         self._full = False
@@ -305,28 +311,39 @@ class _Connection(asyncio.Protocol):
     async def _store_all(self, frames: Iterator[syslog.Frame]) -> bool:
         """Stores messages, some at a time; False when the process ends before."""
         while True:
-            self._ready += islice(frames, EVENTS_AT_ONCE - len(self._ready))
+            self._ready += islice(frames, FEW_EVENTS - len(self._ready))
             if not self._ready:
                 return True
-            if not await self._store([self._event(frame) for frame in self._ready]):
+            if len(self._ready) < FEW_EVENTS:
+                packed = self._packed()
+            else:
+                async with self._listener.seat:
+                    await asyncio.sleep(0)
+                    self._ready += islice(frames, EVENTS_AT_ONCE - len(self._ready))
+                    packed = self._packed()
+            if not await self._store(packed):
                 return False
             self._ready.clear()
+
+    def _packed(self) -> Packed:
+        """The events of what is ready."""
+        body = self._bounds.bytes * EVENTS_AT_ONCE
+        events = [self._event(frame) for frame in self._ready]
+        return pack(events, self._bounds, body, time.time_ns() // 1_000_000)
 
     def _event(self, frame: syslog.Frame) -> Event:
         event = syslog.event_of(frame)
         event.metadata.setdefault("host.name", self._peer)
         return event
 
-    async def _store(self, events: Sequence[Event]) -> bool:
+    async def _store(self, packed: Packed) -> bool:
         """Whether they are stored: False only when the process ends before Redis takes them."""
-        body = self._bounds.bytes * EVENTS_AT_ONCE
-        packed = pack(events, self._bounds, body, time.time_ns() // 1_000_000)
         rejected = [problem for problem in packed.problems if problem]
         if rejected:
             self._metrics.receiver_events.labels(NAME, "rejected").inc(len(rejected))
             self._metrics.events_rejected.inc(len(rejected))
             self._listener.rejections.add(rejected)
-        if not await self._within_rate(len(events)):
+        if not await self._within_rate(len(packed.problems)):
             return False
         if not packed.events:
             return True
