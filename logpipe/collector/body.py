@@ -215,7 +215,7 @@ class _Pieces:
 
     async def unpack(self, unpacker: Unpacker, data: bytes) -> None:
         """Takes what `data` unpacks to, in steps. Raises as `add`, and `DAMAGED`."""
-        step = _Step(self._held.unpacking)
+        step = _Step(self._held.seat)
         try:
             if self._stepped:  # the first step is for what came first
                 await step.begin_next()

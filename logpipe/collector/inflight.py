@@ -25,8 +25,8 @@ class Inflight:
         self.bytes = 0
         self.limit = limit
         self.reading = asyncio.Semaphore(READ_AT_ONCE)
-        self.unpacking = asyncio.Lock()
-        """The seat of the body that is being unpacked, for one step."""
+        self.seat = asyncio.Lock()
+        """Of the one request of which a body is unpacked, or events are made, for one step."""
 
     def require(self, size: int) -> None:
         """Raises a 503 `Problem` for events that are too many now; one that is alone is not."""
@@ -46,9 +46,9 @@ class Held:
         self.size = 0
 
     @property
-    def unpacking(self) -> asyncio.Lock:
+    def seat(self) -> asyncio.Lock:
         """As of `Inflight`."""
-        return self._inflight.unpacking
+        return self._inflight.seat
 
     def require(self, size: int) -> None:
         """Raises a 503 `Problem` where so much more has no room besides what others have."""

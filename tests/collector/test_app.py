@@ -18,6 +18,7 @@ from logpipe.stream.scripts import companion_key
 from tests.helpers import fair_time, wait_until
 from tests.raw import can_measure_memory, connected, peak_memory, request
 from tests.servers import Service, Valkey, serving, spawned
+from tests.turns import Turns
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -707,3 +708,25 @@ async def test_receivers_ignore_parameters_that_they_do_not_know(valkey: Valkey)
     async with collecting(valkey) as service:
         answer = await service.http.post("/ingest/json?pipeline=x", content=RAW)
         assert answer.status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "line"),
+    [
+        ("/ingest", "application/x-ndjson", b"{\n"),
+        ("/ingest", "application/json", b"{\n"),
+        ("/ingest/json", "text/plain", b"a\n"),
+        ("/syslog", "text/plain", b"a\n"),
+    ],
+)
+async def test_a_small_body_of_very_many_events_holds_up_nothing(
+    valkey: Valkey, path: str, kind: str, line: bytes
+) -> None:
+    async with collecting(valkey) as service:
+        turns = Turns()
+        turning = asyncio.create_task(turns.run())
+        body = line * (60_000 // len(line))
+        answer = await service.http.post(path, content=body, headers={"Content-Type": kind})
+        turning.cancel()
+        assert answer.status_code < 500
+        assert turns.longest_s < 0.05

@@ -23,6 +23,7 @@ from logpipe.collector.body import (
 )
 from logpipe.collector.inflight import Held, Inflight
 from logpipe.problems import Problem
+from tests.turns import Turns
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -301,23 +302,6 @@ async def test_so_many_frames_are_read_and_one_more_is_not(name: str) -> None:
     assert f"{MAX_FRAMES} frames" in problem.detail
 
 
-class Turns:
-    """What else the event loop does meanwhile: how often, and the most of the processor's time that
-    it did not come to it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.longest_s = 0.0
-
-    async def run(self) -> None:
-        before = time.thread_time()
-        while True:
-            await asyncio.sleep(0)
-            now = time.thread_time()
-            self.longest_s, before = max(self.longest_s, now - before), now
-            self.count += 1
-
-
 def bomb(coding: str, size: int) -> bytes:
     return PACKERS[coding](bytes(size))
 
@@ -358,7 +342,7 @@ async def test_many_bodies_are_unpacked_one_step_at_a_time() -> None:
     await asyncio.gather(*(unpack() for _ in range(20)))
     turning.cancel()
     assert turns.longest_s < 0.1
-    assert not inflight.unpacking.locked()
+    assert not inflight.seat.locked()
 
 
 async def test_a_body_that_is_refused_while_unpacked_gives_its_seat_back() -> None:
@@ -368,5 +352,5 @@ async def test_a_body_that_is_refused_while_unpacked_gives_its_seat_back() -> No
     for data, limit in ((bomb("gzip", 16 * MIB), 15 * MIB), (damaged, 16 * MIB)):
         with held, pytest.raises(Problem):
             await unpacked(data, "gzip", limit, held)
-        assert not inflight.unpacking.locked()
+        assert not inflight.seat.locked()
         assert inflight.bytes == 0

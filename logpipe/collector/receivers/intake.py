@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Generator, Sequence
+from typing import NamedTuple, cast
 from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect
@@ -15,7 +15,7 @@ from logpipe.collector.appender import ANSWER_WITHIN_S, Appender
 from logpipe.collector.body import read_body
 from logpipe.collector.inflight import Held
 from logpipe.collector.ingest import Bounds, require_length, scope_of
-from logpipe.collector.receivers.packing import Packed, appends_of, pack
+from logpipe.collector.receivers.packing import Packed, appends_of, at_once, packing
 from logpipe.collector.receivers.protocol import (
     Batch,
     Outcome,
@@ -157,10 +157,23 @@ class Receiver:
 
     async def _read(self, request: Request, key: _Key | None) -> _Read:
         self._metrics.body_bytes.inc(len(request.body))
+        steps = self._reading(request, key)
         if len(request.body) <= LARGE_BYTES and not self._protocol.holds_more(request):
-            return self._pack(request, key)
+            return await self._in_turns(steps)
         async with self._appender.inflight.reading:
-            return await asyncio.to_thread(self._pack, request, key)
+            return await asyncio.to_thread(at_once, steps)
+
+    async def _in_turns(self, steps: Generator[None, None, _Read]) -> _Read:
+        """What steps return. The first is taken at once; before each further one everything else
+        has its turn, and among all requests one at a time is taken."""
+        try:
+            next(steps)
+            while True:
+                async with self._appender.inflight.seat:
+                    await asyncio.sleep(0)
+                    next(steps)
+        except StopIteration as end:
+            return cast(_Read, end.value)
 
     async def _take(self, read: _Read, admitted: _Admitted) -> list[Outcome]:
         if self._rates is not None:
@@ -176,11 +189,14 @@ class Receiver:
         except Problem as problem:
             return self._protocol.refused(request, problem.with_traceback(None))
 
-    def _pack(self, request: Request, key: _Key | None) -> _Read:
+    def _reading(self, request: Request, key: _Key | None) -> Generator[None, None, _Read]:
+        """Reads a request in steps."""
         now_ms = time.time_ns() // 1_000_000
         try:
             batch = self._protocol.parse(request)
-            packed = pack(batch.items, self._bounds, self._settings.max_body_bytes, now_ms)
+            packed = yield from packing(
+                batch.items, self._bounds, self._settings.max_body_bytes, now_ms
+            )
         except NOT_DECODED as error:
             raise Problem(400, f"The body cannot be read: {error}") from None
         if key is None:

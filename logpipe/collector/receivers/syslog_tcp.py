@@ -51,8 +51,8 @@ EVENTS_AT_ONCE = 250
 """Of one append: making them takes 3 ms, and between two all others have their turn."""
 
 FEW_EVENTS = 8
-"""So many are made only while no other connection makes some, and everything else had its turn:
-else the times of many connections would add up."""
+"""So many are made only while no other connection or request makes some, and everything else had
+its turn: else their times would add up."""
 
 PAUSE_S = 0.2
 """Before what Redis did not take is tried again."""
@@ -87,8 +87,6 @@ class SyslogListener:
         self.port: int = listener.getsockname()[1]
         self.stopping = asyncio.Event()
         self.rejections = Rejections(NAME)
-        self.seat = asyncio.Lock()
-        """Of the connection that makes events."""
         self._listener = listener
         self._open: set[_Connection] = set()
         self._full = False
@@ -317,7 +315,7 @@ class _Connection(asyncio.Protocol):
             if len(self._ready) < FEW_EVENTS:
                 packed = self._packed()
             else:
-                async with self._listener.seat:
+                async with self._appender.inflight.seat:
                     await asyncio.sleep(0)
                     self._ready += islice(frames, EVENTS_AT_ONCE - len(self._ready))
                     packed = self._packed()
