@@ -20,6 +20,10 @@ from logpipe.splitting import Piece, split
 PIECE_BYTES = 1024 * 1024
 """Decoded by one call at the most, where it can be cut: some milliseconds."""
 
+UNCOUNTED_BYTES = 64 * 1024
+"""An array up to this size is decoded before its elements are counted: the first that is no event
+ends that, and of events it has 2,400 at the most."""
+
 MAX_NAME_SHOWN = 100
 """Characters of an unknown field's name that a refusal repeats."""
 
@@ -160,12 +164,16 @@ def _split_lines(body: bytes) -> Iterator[bytes]:
 
 
 def _decode_array(body: bytes, text: bytes, most: int) -> tuple[list[Event], list[Refusal]]:
+    if len(text) <= UNCOUNTED_BYTES:
+        with contextlib.suppress(*NOT_DECODED):
+            return _no_more_than(most, _checked(_event_array.decode(text), len(text))), []
     if has_more_elements(text, most):
         raise TooManyEventsError
     try:
         if len(text) > PIECE_BYTES:
             return _decode_pieces([Piece(bytes(piece)) for piece in _raw_array.decode(text)])
-        return _checked(_event_array.decode(text), len(text)), []
+        if len(text) > UNCOUNTED_BYTES:
+            return _checked(_event_array.decode(text), len(text)), []
     except NOT_DECODED:
         pass
     try:
