@@ -326,14 +326,14 @@ async def test_messages_that_wait_take_no_more_memory_than_bytes(own_valkey: Val
         to(listener_of(service).port) as sender,
     ):
         own_valkey.signal(signal.SIGSTOP)
-        sending = asyncio.create_task(sender.send(b"a\n" * 100_000))
+        sending = asyncio.create_task(sender.send(b"a\n" * 40_000))
         (connection,) = listener_of(service)._open
         await wait_until(lambda: bool(connection._ready), "some of it was read")
         assert len(connection._ready) <= EVENTS_AT_ONCE
         own_valkey.signal(signal.SIGCONT)
         await sending
         count = own_valkey.client.xlen
-        await wait_until(lambda: count("logs") == 100_000, "all is stored", timeout=60)
+        await wait_until(lambda: count("logs") == 40_000, "all is stored", timeout=60)
 
 
 async def test_while_redis_is_away_nothing_is_read_and_then_everything_is_stored_once(
