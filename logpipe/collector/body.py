@@ -32,7 +32,7 @@ MAX_FRAMES = 4096
 """Frames of zstd, members of gzip or streams of deflate that one body may have, empty ones and
 those that are to be skipped among them. Each takes 10 us, whatever is in it (measured)."""
 
-FIRST_STEP_S = 0.001
+FIRST_STEP_S = 0.0003
 STEP_S = 0.003
 """How long a body is unpacked without a pause: at first, and once it has waited for its turn among
 the others. One more piece may go on for a millisecond."""
@@ -179,9 +179,9 @@ class _Step:
     async def begin_next(self) -> None:
         """Returns when it is this body's turn again."""
         self.end()
-        await asyncio.sleep(0)
         await self._seat.acquire()
         self._seated = True
+        await asyncio.sleep(0)  # within the seat: else all could have a step before the loop turns
         self._ends = time.monotonic() + STEP_S
 
     def end(self) -> None:

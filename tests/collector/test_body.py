@@ -341,7 +341,7 @@ async def test_many_bodies_are_unpacked_one_step_at_a_time() -> None:
     turning = asyncio.create_task(turns.run())
     await asyncio.gather(*(unpack() for _ in range(20)))
     turning.cancel()
-    assert turns.longest_s < 0.1
+    assert turns.count > 40
     assert not inflight.seat.locked()
 
 

@@ -12,7 +12,7 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import NamedTuple, cast
 
@@ -47,12 +47,15 @@ slowly its bytes come."""
 SWEEP_S = 1.0
 """Between two looks for messages that took too long."""
 
-EVENTS_AT_ONCE = 250
-"""Of one append: making them takes 3 ms, and between two all others have their turn."""
+EVENTS_AT_ONCE = 1_000
+"""Of one append, at the most."""
+
+STEP_EVENTS = 250
+"""Made without a pause, in 3 ms. Between two such steps everything else has its turn, and of all
+connections and requests one at a time has its step: else their times would add up."""
 
 FEW_EVENTS = 8
-"""So many are made only while no other connection or request makes some, and everything else had
-its turn: else their times would add up."""
+"""So many are made at once, without waiting for that."""
 
 PAUSE_S = 0.2
 """Before what Redis did not take is tried again."""
@@ -308,25 +311,33 @@ class _Connection(asyncio.Protocol):
 
     async def _store_all(self, frames: Iterator[syslog.Frame]) -> bool:
         """Stores messages, some at a time; False when the process ends before."""
-        while True:
-            self._ready += islice(frames, FEW_EVENTS - len(self._ready))
-            if not self._ready:
-                return True
-            if len(self._ready) < FEW_EVENTS:
-                packed = self._packed()
-            else:
-                async with self._appender.inflight.seat:
-                    await asyncio.sleep(0)
-                    self._ready += islice(frames, EVENTS_AT_ONCE - len(self._ready))
-                    packed = self._packed()
+        if self._ready:
+            return False
+        while (packed := await self._made(frames)).problems:
             if not await self._store(packed):
                 return False
             self._ready.clear()
+        return True
 
-    def _packed(self) -> Packed:
-        """The events of what is ready."""
+    async def _made(self, frames: Iterator[syslog.Frame]) -> Packed:
+        """The next events, made in steps; their messages are `_ready`."""
+        self._ready += islice(frames, FEW_EVENTS)
+        packed = self._packed(self._ready)
+        more = len(self._ready) == FEW_EVENTS
+        while more and len(self._ready) <= EVENTS_AT_ONCE - STEP_EVENTS:
+            async with self._appender.inflight.seat:
+                await asyncio.sleep(0)
+                some = list(islice(frames, STEP_EVENTS))
+                step = self._packed(some)
+            self._ready += some
+            packed.events.extend(step.events)
+            packed.problems.extend(step.problems)
+            more = len(some) == STEP_EVENTS
+        return packed
+
+    def _packed(self, frames: Sequence[syslog.Frame]) -> Packed:
         body = self._bounds.bytes * EVENTS_AT_ONCE
-        events = [self._event(frame) for frame in self._ready]
+        events = [self._event(frame) for frame in frames]
         return pack(events, self._bounds, body, time.time_ns() // 1_000_000)
 
     def _event(self, frame: syslog.Frame) -> Event:
