@@ -34,7 +34,7 @@ async def all_taken(*clients: Any) -> AsyncIterator[None]:
     try:
         for pool in (client.connection_pool for client in clients):
             while pool.can_get_connection():
-                taken.append((pool, await pool.get_connection()))
+                taken.append((pool, pool.get_available_connection()))
         yield
     finally:
         for pool, connection in taken:
