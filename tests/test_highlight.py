@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from logpipe.event import StoredEvent
 from logpipe.filters import Filter, parse_filter
 from logpipe.filters.highlight import MAX_MARKS, highlight
-from logpipe.filters.predicate import REGEX_CHARACTERS
+from logpipe.filters.terms import REGEX_CHARACTERS
 
 QUERIES = (
     "a", "ab OR é", "a*b", "-a b", "(a OR b) c", "/a+/", "/./", "/x*/", r"/\C/", '"a b"', "k", "s",

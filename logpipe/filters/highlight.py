@@ -7,8 +7,8 @@ from typing import Any
 
 import re2
 
-from logpipe.filters.predicate import REGEX_CHARACTERS
 from logpipe.filters.reading import parse, regex
+from logpipe.filters.terms import REGEX_CHARACTERS
 from logpipe.filters.tree import MESSAGE, And, Node, Or, Regex, Text
 
 MAX_MARKS = 200

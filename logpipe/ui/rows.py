@@ -12,7 +12,7 @@ from logpipe.continuity import Gap
 from logpipe.event import RANK, Entry, StoredEvent
 from logpipe.filters import Filter
 from logpipe.filters.highlight import Highlight, highlight
-from logpipe.filters.predicate import MISSING, looked_up
+from logpipe.filters.values import MISSING, looked_up
 from logpipe.ids import MAX_PART, START, StreamId
 from logpipe.ui.text import MAX_SGR, message, shown
 
