@@ -81,8 +81,11 @@ class Term(NamedTuple):
 
 
 def term_of(leaf: Leaf, *, few: bool, linear: bool, regexes: int) -> Term:
-    """The functions of a term: of one of few words of a filter, of one of so many words that each is
-    looked for in linear time, of one of so many regular expressions."""
+    """The functions of a term.
+
+    `few` and `linear` say whether the filter has few words, or so many that each is looked for in
+    linear time; `regexes` is how many regular expressions it has.
+    """
     match leaf:
         case Text(pattern):
             return Term(_text(tuple(part.casefold() for part in pattern), few, linear))
@@ -98,23 +101,31 @@ def term_of(leaf: Leaf, *, few: bool, linear: bool, regexes: int) -> Term:
 
 
 def _text(parts: Pattern, few: bool, linear: bool) -> Predicate:
-    if linear:
-        return _text_in_linear_time(parts)
     if len(parts) > 1:
-        contained = fitting(("", *parts, ""))
-        return lambda event: contained(_folded(event.message))
+        return _wildcards(parts, few, linear)
     wanted = parts[0]
+    if linear:
+        in_long = _linear(parts)
+
+        def found(event: StoredEvent) -> bool:
+            text = _folded(event.message)
+            return wanted in text if len(text) < LONG_MESSAGE else in_long(text)
+
+        return found
     if few:
         return lambda event: wanted in event.message.casefold()
     return lambda event: wanted in _folded(event.message)
 
 
-def _text_in_linear_time(parts: Pattern) -> Predicate:
-    contained, contained_in_long = fitting(("", *parts, "")), _linear(parts)
+def _wildcards(parts: Pattern, few: bool, linear: bool) -> Predicate:
+    fits = fitting(("", *parts, ""))
+    if few:
+        return lambda event: fits(event.message.casefold())
+    in_long = _linear(parts) if linear else fits
 
     def found(event: StoredEvent) -> bool:
-        folded = _folded(event.message)
-        return (contained if len(folded) < LONG_MESSAGE else contained_in_long)(folded)
+        text = _folded(event.message)
+        return (fits if len(text) < LONG_MESSAGE else in_long)(text)
 
     return found
 
