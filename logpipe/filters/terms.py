@@ -49,15 +49,6 @@ QUICK_LIST = 16
 QUICK_DOTS = 4
 """Dots of a path that are followed uncounted."""
 
-LONG_MESSAGE = 4_096
-"""Characters of a message in which many words are looked for in linear time."""
-
-LINEAR_WORDS = 32
-LINEAR_PARTS = 192
-"""In a filter of more words, but not more parts between wildcards, each is looked for in long
-messages by `re`, which takes 1.7 ns for a character in the worst case and 25 us to be made; `str`
-takes 3 to 10 ns in the worst case, and a tenth of that for most texts."""
-
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -83,8 +74,8 @@ class Term(NamedTuple):
 def term_of(leaf: Leaf, *, few: bool, linear: bool, regexes: int) -> Term:
     """The functions of a term.
 
-    `few` and `linear` say whether the filter has few words, or so many that each is looked for in
-    linear time; `regexes` is how many regular expressions it has.
+    `few` says whether the filter has few words, `linear` whether a word is looked for in linear
+    time; `regexes` is how many regular expressions the filter has.
     """
     match leaf:
         case Text(pattern):
@@ -101,33 +92,18 @@ def term_of(leaf: Leaf, *, few: bool, linear: bool, regexes: int) -> Term:
 
 
 def _text(parts: Pattern, few: bool, linear: bool) -> Predicate:
-    if len(parts) > 1:
-        return _wildcards(parts, few, linear)
-    wanted = parts[0]
     if linear:
-        in_long = _linear(parts)
-
-        def found(event: StoredEvent) -> bool:
-            text = _folded(event.message)
-            return wanted in text if len(text) < LONG_MESSAGE else in_long(text)
-
-        return found
+        fits_in_linear_time = _linear(parts)
+        return lambda event: fits_in_linear_time(_folded(event.message))
+    if len(parts) > 1:
+        fits = fitting(("", *parts, ""))
+        if few:
+            return lambda event: fits(event.message.casefold())
+        return lambda event: fits(_folded(event.message))
+    wanted = parts[0]
     if few:
         return lambda event: wanted in event.message.casefold()
     return lambda event: wanted in _folded(event.message)
-
-
-def _wildcards(parts: Pattern, few: bool, linear: bool) -> Predicate:
-    fits = fitting(("", *parts, ""))
-    if few:
-        return lambda event: fits(event.message.casefold())
-    in_long = _linear(parts) if linear else fits
-
-    def found(event: StoredEvent) -> bool:
-        text = _folded(event.message)
-        return (fits if len(text) < LONG_MESSAGE else in_long)(text)
-
-    return found
 
 
 def _linear(parts: Pattern) -> Fits:
@@ -258,6 +234,8 @@ def _like(field: str, pattern: Pattern) -> Term:
         return fits(text)
 
     def quick(value: Any) -> bool:
+        if value.__class__ is str and len(value) <= QUICK_TEXT:
+            return fits(value)
         if value.__class__ is list:
             _require_short(value, parts)
             return any(map(fits_quickly, value))
