@@ -65,7 +65,12 @@ def test_a_word_is_marked_exactly_where_it_is_found_in_any_case(word: str, text:
 
 
 def test_beyond_ascii_characters_are_counted_and_not_bytes() -> None:
-    assert found("größe", "漢字🎉 GRÖSSE Größe, größe") == ["Größe", "größe"]
+    assert found("größe", "漢字🎉 Größer, größe") == ["Größe", "größe"]
+
+
+def test_one_character_that_folds_to_two_is_marked_whole() -> None:
+    assert found("größe", "漢字🎉 GRÖSSE Größe, größe") == ["GRÖSSE", "Größe", "größe"]
+    assert found("s", "ß İs") == ["ß", "s"]
 
 
 def test_between_the_parts_of_a_wildcard_everything_is_marked_line_ends_included() -> None:

@@ -45,7 +45,7 @@ class Exceeded:
     def __init__(self) -> None:
         self.events = 0
         self.listener: Callable[[], None] | None = None
-        """Called for each of them."""
+        """Called for each of them: that of the metrics which this process made last."""
 
     def count(self) -> None:
         """Counts an event."""
