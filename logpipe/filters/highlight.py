@@ -17,7 +17,7 @@ MAX_MARKS = 200
 MARK_STEPS = 8_192
 """Steps of looking for places in one message; beyond them no more are marked."""
 
-MARK_WORK = 256
+MARK_WORK = 128
 """Characters of a text times those of a word, or bytes times RE2 instructions, in one step."""
 
 HIGHLIGHTS = 16

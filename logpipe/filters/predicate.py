@@ -27,11 +27,14 @@ FEW_WORDS = 4
 LONG_MESSAGE = 4_096
 """Characters of a long message."""
 
-LINEAR_WORDS = 32
+LINEAR_WORDS = 16
+LINEAR_CHARACTERS = 512
+"""In a filter of more words, or of more characters in words of at most 100, each is looked for in
+long messages by `re`, which takes 1.7 ns for a character of the message in the worst case; `str`
+takes 2 to 10 ns."""
+
 LINEAR_PARTS = 192
-"""In a filter of more words, but not more parts between wildcards, each is looked for in long
-messages by `re`, which takes 1.7 ns for a character in the worst case and 25 us to be made; `str`
-takes 3 to 10 ns in the worst case, and a tenth of that for most texts."""
+"""Not in a filter whose words have more parts between wildcards: `re` takes 25 us to make each."""
 
 Predicate = Callable[[StoredEvent], bool]
 
@@ -60,29 +63,24 @@ EXCEEDED = Exceeded()
 
 def predicate_of(node: Node) -> Predicate:
     """Whether an event matches."""
-    found = list(leaves(node))
-    words = sum(isinstance(leaf, Text) for leaf in found)
-    regexes = sum(isinstance(leaf, Regex) for leaf in found)
-    parts = sum(len(leaf.pattern) for leaf in found if isinstance(leaf, Text))
-    few = words <= FEW_WORDS
-    terms = {leaf: term_of(leaf, few=few, linear=False, regexes=regexes) for leaf in found}
+    words = [leaf for leaf in leaves(node) if isinstance(leaf, Text)]
+    few = len(words) <= FEW_WORDS
+    terms = _terms(node)
     quick = _quick(node, terms)
-    if words > LINEAR_WORDS and parts <= LINEAR_PARTS:
-        in_long = [leaf for leaf in terms if isinstance(leaf, Text)]
-        terms |= {leaf: term_of(leaf, few=few, linear=True, regexes=regexes) for leaf in in_long}
-    elif all(term.counted is None for term in terms.values()):
+    linear = _linear(words)
+    if not linear and all(term.counted is None for term in terms.values()):
         return quick
-    verdict = _verdict(node, terms)
+    verdict = verdict_of(node) if linear else _verdict(node, terms)
 
     def in_steps(event: StoredEvent) -> bool:
-        for_words = words * len(event.message) // WORD_CHARACTERS
+        for_words = len(words) * len(event.message) // WORD_CHARACTERS
         decided = verdict(event, Steps(max(LEAST_STEPS, MAX_STEPS - for_words)))
         if decided is None:
             EXCEEDED.count()
             return True
         return decided
 
-    if len(found) == 1 and node is found[0] and (alone := terms[node].alone) is not None:
+    if not isinstance(node, (And, Or, Not)) and (alone := terms[node].alone) is not None:
         return alone(in_steps)
 
     def accepts(event: StoredEvent) -> bool:
@@ -94,6 +92,26 @@ def predicate_of(node: Node) -> Predicate:
     if few:
         return accepts
     return lambda event: (accepts if len(event.message) < LONG_MESSAGE else in_steps)(event)
+
+
+def verdict_of(node: Node) -> Verdict:
+    """The same in counted steps, for a large event."""
+    words = [leaf for leaf in leaves(node) if isinstance(leaf, Text)]
+    return _verdict(node, _terms(node, linear=_linear(words)))
+
+
+def _terms(node: Node, *, linear: bool = False) -> dict[Leaf, Term]:
+    found = list(leaves(node))
+    few = sum(isinstance(leaf, Text) for leaf in found) <= FEW_WORDS
+    regexes = sum(isinstance(leaf, Regex) for leaf in found)
+    return {leaf: term_of(leaf, few=few, linear=linear, regexes=regexes) for leaf in found}
+
+
+def _linear(words: list[Text]) -> bool:
+    parts = [part for word in words for part in word.pattern]
+    characters = sum(min(len(part), 100) for part in parts)
+    many = len(words) > LINEAR_WORDS or characters > LINEAR_CHARACTERS
+    return many and len(words) > 1 and len(parts) <= LINEAR_PARTS
 
 
 # -- two values: raises `Costly` -------------------------------------------------------------------

@@ -33,11 +33,11 @@ Counted = Callable[[StoredEvent, Steps], bool]
 REGEX_CHARACTERS = 16_384
 """So much of a text a regular expression looks at."""
 
-REGEX_WORK = 16
+REGEX_WORK = 32
 """RE2 instructions times bytes of text in one step. RE2 falls back to its NFA where a text leads to
 many states; it then takes 2 to 6 ns for each live instruction at each byte (measured)."""
 
-QUICK_REGEX_STEPS = 8_192
+QUICK_REGEX_STEPS = 4_096
 """The steps that the regular expressions of a filter may take together without being counted."""
 
 QUICK_TEXT = 256
