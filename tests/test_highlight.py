@@ -1,5 +1,6 @@
 """Where a filter's words are found in a message."""
 
+import json
 import re
 
 import pytest
@@ -10,6 +11,8 @@ from logpipe.event import StoredEvent
 from logpipe.filters import Filter, parse_filter
 from logpipe.filters.highlight import MAX_MARKS, highlight
 from logpipe.filters.terms import REGEX_CHARACTERS
+from tests import costs
+from tests.helpers import fair_time
 
 QUERIES = (
     "a", "ab OR é", "a*b", "-a b", "(a OR b) c", "/a+/", "/./", "/x*/", r"/\C/", '"a b"', "k", "s",
@@ -113,3 +116,18 @@ def test_the_longest_words_of_a_filter_are_found(character: str) -> None:
 
 def test_an_empty_filter_marks_nothing() -> None:
     assert highlight(Filter().query) is None
+
+
+def test_marking_what_costs_most_ends_within_its_steps() -> None:
+    began = fair_time()
+    for _, query, event in costs.PAIRS:
+        marks = highlight(query)
+        assert marks is None or len(marks(json.loads(event)["message"])) <= MAX_MARKS
+    assert fair_time() - began < 30
+
+
+def test_an_expression_that_looks_ahead_at_each_place_is_not_followed_for_ever() -> None:
+    marks = highlight("/x.*y|x/")
+    assert marks is not None
+    assert len(marks("x" * 100)) == 1
+    assert marks("x" * REGEX_CHARACTERS)
