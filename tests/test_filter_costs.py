@@ -20,6 +20,7 @@ from logpipe.ids import StreamId
 from logpipe.metrics import Metrics
 from tests import costs
 from tests.helpers import fair_time
+from tests.servers import Valkey, serving, subscribed
 from tests.test_filters import naive
 
 CALLS = 120_000
@@ -308,3 +309,24 @@ def test_no_event_is_left_out_that_has_to_be_taken(node: Node, event: StoredEven
     paths = [leaf.field for leaf in leaves(node) if not isinstance(leaf, Text)]
     if not any("." in path for path in paths):
         assert unbounded is naive(node, event)
+
+
+# -- in a server -----------------------------------------------------------------------------------
+
+
+async def test_a_reader_gets_an_event_that_its_filter_cannot_judge(valkey: Valkey) -> None:
+    costly = {"source": "a", "message": "costly", "metadata": {"a": [""] * 21_000}}
+    query = " OR ".join(f"a>{number}" for number in range(1_000, 1_064))
+    async with (
+        serving(redis_addr=valkey.url) as service,
+        subscribed(service.url, q=query) as reader,
+    ):
+        assert (await reader.next()).event == "hello"
+        for event in ({"source": "a", "message": "other"}, costly):
+            assert (await service.http.post("/ingest", json=event)).status_code == 202
+        (live,) = await reader.until(1)
+        history = (await service.http.get("/events", params={"q": query})).json()["events"]
+        metrics = (await service.http.get("/metrics")).text
+    assert live["message"] == "costly"
+    assert [event["message"] for event in history] == ["costly"]
+    assert 'logpipe_limited_total{limit="filter_steps"} 2.0' in metrics
