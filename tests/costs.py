@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from logpipe.event import read_entry
-from logpipe.filters import parse_filter
-from logpipe.filters.highlight import highlight
+from logpipe.filters import Filter, parse_filter
 from logpipe.filters.reading import MAX_QUERY, MAX_REGEXES, MAX_TERMS
 from logpipe.ids import StreamId
 
@@ -50,7 +49,7 @@ def measure_marks(rounds: int = 3) -> list[tuple[float, str]]:
     """The same for marking what a filter finds in the message."""
     found = []
     for pair in PAIRS:
-        marks = highlight(pair.query)
+        marks = Filter(pair.query).highlight
         entry = read_entry(StreamId(1, 0), pair.event)
         assert entry is not None
         if marks is None:

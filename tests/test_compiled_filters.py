@@ -9,7 +9,7 @@ import pytest
 
 from logpipe.event import StoredEvent
 from logpipe.filters import FilterError, parse_filter
-from logpipe.filters.compiled import IDLE_BYTES, MAX_BYTES, Predicates, memory_of
+from logpipe.filters.compiled import IDLE_BYTES, MAX_BYTES, Compiled, memory_of
 from logpipe.filters.reading import MAX_QUERY, REGEX_MEMORY, FilterSyntaxError, parse
 from tests.helpers import fair_time
 
@@ -23,39 +23,39 @@ def distinct(number: int, regexes: int = 1) -> str:
 
 def test_a_filter_that_is_used_stays_compiled() -> None:
     used = {distinct(0), distinct(1)}
-    predicates = Predicates(used.__contains__, idle_bytes=3 * REGEX_MEMORY)
-    first = predicates.of(distinct(0))
+    compiled = Compiled(used.__contains__, idle_bytes=3 * REGEX_MEMORY)
+    first = compiled.predicate(distinct(0))
     for number in range(1, 20):
-        predicates.of(distinct(number))
-    assert predicates.of(distinct(0)) is first
+        compiled.predicate(distinct(number))
+    assert compiled.predicate(distinct(0)) is first
 
 
 def test_filters_that_nobody_uses_are_forgotten_beyond_a_size() -> None:
-    predicates = Predicates(lambda _: False, idle_bytes=3 * REGEX_MEMORY)
+    compiled = Compiled(lambda _: False, idle_bytes=3 * REGEX_MEMORY)
     for number in range(20):
-        predicates.of(distinct(number))
-        assert predicates.bytes <= 3 * REGEX_MEMORY
-    assert len(predicates) == 2
+        compiled.predicate(distinct(number))
+        assert compiled.bytes <= 3 * REGEX_MEMORY
+    assert len(compiled) == 2
 
 
 def test_used_filters_are_made_again_beyond_a_size() -> None:
-    predicates = Predicates(lambda _: True, max_bytes=3 * REGEX_MEMORY, idle_bytes=0)
-    first = predicates.of(distinct(0))
+    compiled = Compiled(lambda _: True, max_bytes=3 * REGEX_MEMORY, idle_bytes=0)
+    first = compiled.predicate(distinct(0))
     for number in range(1, 20):
-        predicates.of(distinct(number))
-        assert predicates.bytes <= 3 * REGEX_MEMORY
-    again = predicates.of(distinct(0))
+        compiled.predicate(distinct(number))
+        assert compiled.bytes <= 3 * REGEX_MEMORY
+    again = compiled.predicate(distinct(0))
     assert again is not first
     assert again is not None
     assert again(StoredEvent(message="x0y0"))
 
 
 def test_what_was_used_last_is_forgotten_last() -> None:
-    predicates = Predicates(lambda _: False, idle_bytes=3 * REGEX_MEMORY)
-    first = predicates.of(distinct(0))
+    compiled = Compiled(lambda _: False, idle_bytes=3 * REGEX_MEMORY)
+    first = compiled.predicate(distinct(0))
     for number in range(1, 20):
-        predicates.of(distinct(number))
-        assert predicates.of(distinct(0)) is first
+        compiled.predicate(distinct(number))
+        assert compiled.predicate(distinct(0)) is first
 
 
 def test_a_filter_is_one_object_while_it_is_used() -> None:
@@ -64,8 +64,8 @@ def test_a_filter_is_one_object_while_it_is_used() -> None:
 
 
 def test_a_filter_larger_than_all_room_works() -> None:
-    predicates = Predicates(lambda _: False, max_bytes=0, idle_bytes=0)
-    accepts = predicates.of("a OR b")
+    compiled = Compiled(lambda _: False, max_bytes=0, idle_bytes=0)
+    accepts = compiled.predicate("a OR b")
     assert accepts is not None
     assert accepts(StoredEvent(message="b"))
 
@@ -85,7 +85,6 @@ GROWTH = """
 import gc, json, sys
 from logpipe.event import StoredEvent
 from logpipe.filters import parse_filter
-from logpipe.filters.highlight import highlight
 
 def resident():
     with open("/proc/self/status") as status:
@@ -98,7 +97,7 @@ for number in range(-20, int(sys.argv[1])):
     chosen = parse_filter({"q": query})
     chosen.predicate(event)
     if number % 5 == 0:
-        highlight(chosen.query)(event.message)
+        chosen.highlight(event.message)
     if sys.argv[2] == "used":
         used.append(chosen)
     if number == -1:

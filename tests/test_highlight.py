@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from logpipe.event import StoredEvent
 from logpipe.filters import Filter, parse_filter
-from logpipe.filters.highlight import MAX_MARKS, highlight
+from logpipe.filters.highlight import MAX_MARKS, Highlight
 from logpipe.filters.terms import REGEX_CHARACTERS
 from tests import costs
 from tests.helpers import fair_time
@@ -18,6 +18,10 @@ QUERIES = (
     "a", "ab OR é", "a*b", "-a b", "(a OR b) c", "/a+/", "/./", "/x*/", r"/\C/", '"a b"', "k", "s",
     "level:ERROR a",
 )  # fmt: skip
+
+
+def highlight(query: str) -> Highlight | None:
+    return Filter(query).highlight
 
 
 def found(query: str, text: str) -> list[str]:

@@ -15,12 +15,21 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from logpipe.event import level_name
-from logpipe.filters.compiled import Predicates
-from logpipe.filters.predicate import Predicate
+from logpipe.filters.compiled import Compiled
+from logpipe.filters.highlight import Highlight, Span, marks_something
 from logpipe.filters.reading import MAX_QUERY, FilterSyntaxError, level, parse
+from logpipe.filters.terms import Predicate
 from logpipe.filters.tree import LEVEL, Compare, Match, Node, Text, all_of, any_of
 
-__all__ = ["EVERYTHING", "PARAMETERS", "Filter", "FilterError", "Predicate", "parse_filter"]
+__all__ = [
+    "EVERYTHING",
+    "PARAMETERS",
+    "Filter",
+    "FilterError",
+    "Highlight",
+    "Predicate",
+    "parse_filter",
+]
 
 PARAMETERS = ("q", "level", "source", "text")
 """The query parameters that make a filter: the language, and its short forms."""
@@ -47,13 +56,26 @@ class Filter(msgspec.Struct, frozen=True, weakref=True):
     @property
     def predicate(self) -> Predicate | None:
         """A function that says whether an event matches; None when every event does."""
-        return _PREDICATES.of(self.query) if self.query else None
+        return _COMPILED.predicate(self.query)
 
     @property
     def may_match(self) -> Callable[[bytes], bool] | None:
         """A function of an event's JSON as the stream holds it: False only where the predicate
         would reject the event. None where only the predicate can tell."""
         return None
+
+    @property
+    def highlight(self) -> Highlight | None:
+        """A function from a text to the spans, in order and apart, of what the words and regular
+        expressions find in it; None where there are none."""
+        node = parse(self.query)
+        if node is None or not marks_something(node):
+            return None
+
+        def spans(text: str) -> list[Span]:
+            return _COMPILED.highlight(self.query)(text)  # not kept here: its memory is bounded
+
+        return spans
 
     def explain(self) -> str:
         """What it takes, in a sentence."""
@@ -66,7 +88,7 @@ EVERYTHING = Filter()
 _IN_USE: WeakValueDictionary[str, Filter] = WeakValueDictionary()
 """The filters that were parsed and are still used, by their text: one instance of each."""
 
-_PREDICATES = Predicates(_IN_USE.__contains__)
+_COMPILED = Compiled(_IN_USE.__contains__)
 
 PARSED = 256
 """Parameters whose filter is known: 20 KB at most."""

@@ -2,11 +2,10 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from itertools import accumulate, islice
 from typing import Any
 
-from logpipe.filters.reading import parse, regex
+from logpipe.filters.reading import regex
 from logpipe.filters.terms import REGEX_CHARACTERS
 from logpipe.filters.tree import MESSAGE, And, Node, Or, Pattern, Regex, Text
 from logpipe.filters.values import Costly, Steps
@@ -20,9 +19,6 @@ MARK_STEPS = 8_192
 MARK_WORK = 128
 """Characters of a text times those of a word, or bytes times RE2 instructions, in one step."""
 
-HIGHLIGHTS = 16
-"""Functions that are kept: with regular expressions of 256 KiB each at most."""
-
 _CONTINUATION = bytes(range(0x80, 0xC0))
 """Bytes of UTF-8 that begin no character."""
 
@@ -30,15 +26,18 @@ Span = tuple[int, int]
 Highlight = Callable[[str], list[Span]]
 
 
-@lru_cache(maxsize=HIGHLIGHTS)
-def highlight(query: str) -> Highlight | None:
+def marks_something(node: Node) -> bool:
+    """Whether a filter has words or regular expressions that are found in messages."""
+    return any(True for _ in _found(node))
+
+
+def highlight_of(node: Node) -> Highlight:
     """A function from a text to the spans, in order and apart, of what the words and regular
-    expressions of a filter (by its canonical text) find in it; None where it looks for none."""
-    node = parse(query)
-    terms = list(dict.fromkeys(_found(node))) if node else []
+    expressions of a filter find in it."""
+    terms = list(dict.fromkeys(_found(node)))
     words = [_folded(term.pattern) for term in terms if isinstance(term, Text)]
     expressions = [regex(term.expression) for term in terms if isinstance(term, Regex)]
-    return (lambda text: _spans(words, expressions, text)) if terms else None
+    return lambda text: _spans(words, expressions, text)
 
 
 def _folded(pattern: Pattern) -> Pattern:

@@ -8,7 +8,7 @@ taken and counted. Words, sources and levels are never unknown.
 from collections.abc import Callable, Mapping
 
 from logpipe.event import StoredEvent
-from logpipe.filters.terms import Leaf, Term, term_of
+from logpipe.filters.terms import Leaf, Predicate, Term, in_linear_time, term_of
 from logpipe.filters.tree import And, Node, Not, Or, Regex, Text, leaves
 from logpipe.filters.values import Costly, Steps
 
@@ -35,8 +35,6 @@ takes 2 to 10 ns."""
 
 LINEAR_PARTS = 192
 """Not in a filter whose words have more parts between wildcards: `re` takes 25 us to make each."""
-
-Predicate = Callable[[StoredEvent], bool]
 
 Verdict = Callable[[StoredEvent, Steps], bool | None]
 """Whether an event matches; None where that costs too much to tell."""
@@ -67,10 +65,10 @@ def predicate_of(node: Node) -> Predicate:
     few = len(words) <= FEW_WORDS
     terms = _terms(node)
     quick = _quick(node, terms)
-    linear = _linear(words)
-    if not linear and all(term.counted is None for term in terms.values()):
+    for_long = _linear(terms)
+    if for_long is terms and all(term.counted is None for term in terms.values()):
         return quick
-    verdict = verdict_of(node) if linear else _verdict(node, terms)
+    verdict = _verdict(node, for_long)
 
     def in_steps(event: StoredEvent) -> bool:
         for_words = len(words) * len(event.message) // WORD_CHARACTERS
@@ -96,22 +94,25 @@ def predicate_of(node: Node) -> Predicate:
 
 def verdict_of(node: Node) -> Verdict:
     """The same in counted steps, for a large event."""
-    words = [leaf for leaf in leaves(node) if isinstance(leaf, Text)]
-    return _verdict(node, _terms(node, linear=_linear(words)))
+    return _verdict(node, _linear(_terms(node)))
 
 
-def _terms(node: Node, *, linear: bool = False) -> dict[Leaf, Term]:
+def _terms(node: Node) -> dict[Leaf, Term]:
     found = list(leaves(node))
     few = sum(isinstance(leaf, Text) for leaf in found) <= FEW_WORDS
     regexes = sum(isinstance(leaf, Regex) for leaf in found)
-    return {leaf: term_of(leaf, few=few, linear=linear, regexes=regexes) for leaf in found}
+    return {leaf: term_of(leaf, few=few, regexes=regexes) for leaf in found}
 
 
-def _linear(words: list[Text]) -> bool:
+def _linear(terms: dict[Leaf, Term]) -> dict[Leaf, Term]:
+    """The terms for long messages: the same where the words are few and short."""
+    words = [leaf for leaf in terms if isinstance(leaf, Text)]
     parts = [part for word in words for part in word.pattern]
     characters = sum(min(len(part), 100) for part in parts)
-    many = len(words) > LINEAR_WORDS or characters > LINEAR_CHARACTERS
-    return many and len(words) > 1 and len(parts) <= LINEAR_PARTS
+    many = len(words) > LINEAR_WORDS or (len(words) > 1 and characters > LINEAR_CHARACTERS)
+    if not many or len(parts) > LINEAR_PARTS:
+        return terms
+    return terms | {word: in_linear_time(word) for word in words}
 
 
 # -- two values: raises `Costly` -------------------------------------------------------------------

@@ -16,7 +16,6 @@ from logpipe.filters.tree import LEVEL, MESSAGE, Compare, Match, Pattern, Regex,
 from logpipe.filters.values import (
     MISSING,
     Costly,
-    Fits,
     Steps,
     descend,
     fitting,
@@ -71,15 +70,14 @@ class Term(NamedTuple):
     alone: Callable[[Predicate], Predicate] | None = None
 
 
-def term_of(leaf: Leaf, *, few: bool, linear: bool, regexes: int) -> Term:
+def term_of(leaf: Leaf, *, few: bool, regexes: int) -> Term:
     """The functions of a term.
 
-    `few` says whether the filter has few words, `linear` whether a word is looked for in linear
-    time; `regexes` is how many regular expressions the filter has.
+    `few` says whether the filter has few words, `regexes` how many regular expressions it has.
     """
     match leaf:
         case Text(pattern):
-            return Term(_text(tuple(part.casefold() for part in pattern), few, linear))
+            return Term(_text(tuple(part.casefold() for part in pattern), few))
         case Regex(field, expression):
             return _regex(field, expression, regexes)
         case Match(field, pattern):
@@ -91,10 +89,7 @@ def term_of(leaf: Leaf, *, few: bool, linear: bool, regexes: int) -> Term:
 # -- the message -----------------------------------------------------------------------------------
 
 
-def _text(parts: Pattern, few: bool, linear: bool) -> Predicate:
-    if linear:
-        fits_in_linear_time = _linear(parts)
-        return lambda event: fits_in_linear_time(_folded(event.message))
+def _text(parts: Pattern, few: bool) -> Predicate:
     if len(parts) > 1:
         fits = fitting(("", *parts, ""))
         if few:
@@ -106,20 +101,21 @@ def _text(parts: Pattern, few: bool, linear: bool) -> Predicate:
     return lambda event: wanted in _folded(event.message)
 
 
-def _linear(parts: Pattern) -> Fits:
-    """Whether a text has all parts in this order."""
-    searches = [re.compile(re.escape(part)).search for part in parts if part]
+def in_linear_time(word: Text) -> Term:
+    """The functions of a word that take a time which is linear in the message."""
+    parts = [part.casefold() for part in word.pattern if part]
+    searches = [re.compile(re.escape(part)).search for part in parts]
 
-    def fits(text: str) -> bool:
-        at = 0
+    def found(event: StoredEvent) -> bool:
+        text, at = _folded(event.message), 0
         for search in searches:
-            found = search(text, at)
-            if found is None:
+            place = search(text, at)
+            if place is None:
                 return False
-            at = found.end()
+            at = place.end()
         return True
 
-    return fits
+    return Term(found)
 
 
 _folded = lru_cache(maxsize=1)(str.casefold)
