@@ -76,9 +76,9 @@ def test_regular_expressions_weigh_most() -> None:
         assert node is not None
         return memory_of(query, node)
 
-    assert weight("word") < 5_000 < REGEX_MEMORY < weight("/a/") < weight("/a/ /b/")
+    assert weight("word") < 10_000 < REGEX_MEMORY < weight("/a/") < weight("/a/ /b/")
     assert weight(distinct(1, 4)) * 200 < MAX_BYTES
-    assert weight(" ".join(f"w{n:02}" for n in range(64))) < IDLE_BYTES / 20
+    assert weight(" ".join(f"w{n:02}" for n in range(64))) < IDLE_BYTES / 10
 
 
 GROWTH = """
@@ -114,7 +114,7 @@ def test_distinct_filters_take_a_bounded_memory(use: str, most: float) -> None:
     assert json.loads(done.stdout) < most
 
 
-def test_a_filter_whose_last_user_is_gone_is_forgotten_with_the_next_ones() -> None:
+def test_a_filter_without_a_user_is_forgotten_with_the_next() -> None:
     query = distinct(4711, 4)
     chosen = parse_filter({"q": query})
     first = chosen.predicate
@@ -161,7 +161,7 @@ def test_a_parameter_longer_than_a_filter_is_refused(parameter: str) -> None:
     assert caught.value.position == (MAX_QUERY if parameter == "q" else None)
 
 
-def test_parentheses_within_quotes_and_behind_a_backslash_are_no_nesting() -> None:
+def test_quoted_and_escaped_parentheses_are_no_nesting() -> None:
     assert str(parse('"' + "(" * 40 + '" b')) == '"' + "(" * 40 + '" b'
     assert parse(r"\(" * 40) is not None
     with pytest.raises(FilterSyntaxError, match="levels deep"):

@@ -128,7 +128,7 @@ def test_cheap_terms_are_known_after_a_costly_one(order: int) -> None:
     assert not takes(" ".join(terms), LARGE)
 
 
-def test_sixty_words_are_known_beside_expressions_that_exceed_the_bound() -> None:
+def test_words_are_known_beside_expressions_beyond_the_bound() -> None:
     message = "a" * 65_000
     costly = "/(?:[ab]?a?){20}b/ OR a:y"
     event = StoredEvent(message=message + " end", metadata={"a": ["x"] * 100})

@@ -18,8 +18,8 @@ IDLE_BYTES = 4 * 1024 * 1024
 """The part of it that filters may have which nobody uses any more."""
 
 FILTER_BYTES = 2_048
-TERM_BYTES = 2_048
-CHARACTER_BYTES = 16
+TERM_BYTES = 4_096
+CHARACTER_BYTES = 32
 """Memory of a filter, of each of its terms and of each of its characters (measured, rounded up)."""
 
 

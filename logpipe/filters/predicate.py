@@ -2,7 +2,7 @@
 
 The cost of a filter for one event is bounded: a term that would take more than the steps that are
 left is neither true nor false, but unknown, and an event for which the whole filter is unknown is
-taken and counted. Words, sources and levels are never unknown.
+taken and counted. Words are never unknown, nor sources and levels but for regular expressions.
 """
 
 from collections.abc import Callable, Mapping
