@@ -19,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from logpipe import __version__, limits
 from logpipe.continuity import Reason
+from logpipe.filters.predicate import EXCEEDED
 
 # One series more for each counter, that nobody asks for.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -205,6 +206,7 @@ class Metrics:
             registry=registry,
         )
         self._limited = {limit: limited.labels(limit) for limit in limits.NAMES}
+        EXCEEDED.listener = self._limited["filter_steps"].inc
         self.stream_entries = self._common("logpipe_stream_entries", "Entries in the stream.")
         self.stream_max_entries = self._common(
             "logpipe_stream_max_entries", "Entries at which a collector trims the stream, about."

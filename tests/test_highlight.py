@@ -1,5 +1,6 @@
 """Where a filter's words are found in a message."""
 
+import json
 import re
 
 import pytest
@@ -8,13 +9,19 @@ from hypothesis import strategies as st
 
 from logpipe.event import StoredEvent
 from logpipe.filters import Filter, parse_filter
-from logpipe.filters.highlight import MAX_MARKS, highlight
-from logpipe.filters.predicate import REGEX_CHARACTERS
+from logpipe.filters.highlight import MAX_MARKS, Highlight
+from logpipe.filters.terms import REGEX_CHARACTERS
+from tests import costs
+from tests.helpers import fair_time
 
 QUERIES = (
     "a", "ab OR é", "a*b", "-a b", "(a OR b) c", "/a+/", "/./", "/x*/", r"/\C/", '"a b"', "k", "s",
     "level:ERROR a",
 )  # fmt: skip
+
+
+def highlight(query: str) -> Highlight | None:
+    return Filter(query).highlight
 
 
 def found(query: str, text: str) -> list[str]:
@@ -65,7 +72,12 @@ def test_a_word_is_marked_exactly_where_it_is_found_in_any_case(word: str, text:
 
 
 def test_beyond_ascii_characters_are_counted_and_not_bytes() -> None:
-    assert found("größe", "漢字🎉 GRÖSSE Größe, größe") == ["Größe", "größe"]
+    assert found("größe", "漢字🎉 Größer, größe") == ["Größe", "größe"]
+
+
+def test_one_character_that_folds_to_two_is_marked_whole() -> None:
+    assert found("größe", "漢字🎉 GRÖSSE Größe, größe") == ["GRÖSSE", "Größe", "größe"]
+    assert found("s", "ß İs") == ["ß", "s"]
 
 
 def test_between_the_parts_of_a_wildcard_everything_is_marked_line_ends_included() -> None:
@@ -108,3 +120,18 @@ def test_the_longest_words_of_a_filter_are_found(character: str) -> None:
 
 def test_an_empty_filter_marks_nothing() -> None:
     assert highlight(Filter().query) is None
+
+
+def test_marking_what_costs_most_ends_within_its_steps() -> None:
+    began = fair_time()
+    for _, query, event in costs.PAIRS:
+        marks = highlight(query)
+        assert marks is None or len(marks(json.loads(event)["message"])) <= MAX_MARKS
+    assert fair_time() - began < 30
+
+
+def test_an_expression_that_looks_ahead_is_not_followed_for_ever() -> None:
+    marks = highlight("/x.*y|x/")
+    assert marks is not None
+    assert len(marks("x" * 100)) == 1
+    assert marks("x" * REGEX_CHARACTERS)

@@ -1,7 +1,8 @@
 """Filters: which events a subscriber wants.
 
 `grammar.lark` is the language, `tree.py` what a filter means, `reading.py` the way from text to
-tree, `predicate.py` the way from tree to a function of an event.
+tree, `predicate.py` the way from tree to a function of an event, of the functions of its terms
+(`terms.py`) on values (`values.py`). `compiled.py` keeps these functions.
 
 A `Filter` is the canonical text of its tree, so that equal filters of many subscribers share one
 evaluation and one encoded chunk, however each of them was written.
@@ -9,15 +10,26 @@ evaluation and one encoded chunk, however each of them was written.
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from logpipe.event import level_name
-from logpipe.filters.predicate import Predicate, predicate_of
-from logpipe.filters.reading import FilterSyntaxError, level, parse
+from logpipe.filters.compiled import Compiled
+from logpipe.filters.highlight import Highlight, Span, marks_something
+from logpipe.filters.reading import MAX_QUERY, FilterSyntaxError, level, parse
+from logpipe.filters.terms import Predicate
 from logpipe.filters.tree import LEVEL, Compare, Match, Node, Text, all_of, any_of
 
-__all__ = ["EVERYTHING", "PARAMETERS", "Filter", "FilterError", "Predicate", "parse_filter"]
+__all__ = [
+    "EVERYTHING",
+    "PARAMETERS",
+    "Filter",
+    "FilterError",
+    "Highlight",
+    "Predicate",
+    "parse_filter",
+]
 
 PARAMETERS = ("q", "level", "source", "text")
 """The query parameters that make a filter: the language, and its short forms."""
@@ -36,7 +48,7 @@ class FilterError(ValueError):
         self.hint = hint
 
 
-class Filter(msgspec.Struct, frozen=True):
+class Filter(msgspec.Struct, frozen=True, weakref=True):
     """A filter by its canonical text; `Filter()` takes every event."""
 
     query: str = ""
@@ -44,13 +56,26 @@ class Filter(msgspec.Struct, frozen=True):
     @property
     def predicate(self) -> Predicate | None:
         """A function that says whether an event matches; None when every event does."""
-        return _compiled(self.query)
+        return _COMPILED.predicate(self.query)
 
     @property
     def may_match(self) -> Callable[[bytes], bool] | None:
         """A function of an event's JSON as the stream holds it: False only where the predicate
         would reject the event. None where only the predicate can tell."""
         return None
+
+    @property
+    def highlight(self) -> Highlight | None:
+        """A function from a text to the spans, in order and apart, of what the words and regular
+        expressions find in it; None where there are none."""
+        node = parse(self.query)
+        if node is None or not marks_something(node):
+            return None
+
+        def spans(text: str) -> list[Span]:
+            return _COMPILED.highlight(self.query)(text)  # not kept here: its memory is bounded
+
+        return spans
 
     def explain(self) -> str:
         """What it takes, in a sentence."""
@@ -60,15 +85,33 @@ class Filter(msgspec.Struct, frozen=True):
 
 EVERYTHING = Filter()
 
+_IN_USE: WeakValueDictionary[str, Filter] = WeakValueDictionary()
+"""The filters that were parsed and are still used, by their text: one instance of each."""
+
+_COMPILED = Compiled(_IN_USE.__contains__)
+
+PARSED = 256
+"""Parameters whose filter is known: 20 KB at most."""
+
 
 def parse_filter(parameters: Mapping[str, str]) -> Filter:
     """The filter in a query string's parameters, all of them ANDed. Raises `FilterError`."""
     given = tuple(parameters.get(name, "").strip() for name in PARAMETERS)
-    return _parsed(given) if any(given) else EVERYTHING
+    if not any(given):
+        return EVERYTHING
+    for parameter, text in zip(PARAMETERS, given, strict=True):
+        if len(text) > MAX_QUERY:
+            at = MAX_QUERY if parameter == "q" else None
+            raise FilterError(parameter, f"a filter has at most {MAX_QUERY} characters", at)
+    query = _parsed(given)
+    chosen = _IN_USE.get(query)
+    if chosen is None:
+        chosen = _IN_USE[query] = Filter(query)
+    return chosen
 
 
-@lru_cache(maxsize=1024)
-def _parsed(given: tuple[str, ...]) -> Filter:
+@lru_cache(maxsize=PARSED)
+def _parsed(given: tuple[str, ...]) -> str:
     terms: list[Node] = []
     for parameter, text in zip(PARAMETERS, given, strict=True):
         try:
@@ -78,18 +121,12 @@ def _parsed(given: tuple[str, ...]) -> Filter:
             raise FilterError(parameter, error.what, at, error.hint) from None
         if node is not None:
             terms.append(node)
-    chosen = Filter(str(all_of(terms)))
+    query = str(all_of(terms))
     try:
-        _compiled(chosen.query)  # the bounds hold for all parameters together
+        parse(query)  # the bounds hold for all parameters together
     except FilterSyntaxError as error:
         raise FilterError("q", error.what, None, error.hint) from None
-    return chosen
-
-
-@lru_cache(maxsize=1024)
-def _compiled(query: str) -> Predicate | None:
-    node = parse(query)
-    return predicate_of(node) if node else None
+    return query
 
 
 def _level(text: str) -> Node | None:

@@ -1,60 +1,134 @@
-"""From the tree of a filter to a function of an event: closures, each of which does one thing."""
+"""From the tree of a filter to a function of an event: closures, each of which does one thing.
 
-import operator
-from collections.abc import Callable
-from typing import Any
+The cost of a filter for one event is bounded: a term that would take more than the steps that are
+left is neither true nor false, but unknown, and an event for which the whole filter is unknown is
+taken and counted. Words are never unknown, nor sources and levels but for regular expressions.
+"""
 
-from logpipe.event import RANK, StoredEvent, level_rank
-from logpipe.filters.reading import regex
-from logpipe.filters.tree import (
-    LEVEL,
-    MESSAGE,
-    And,
-    Compare,
-    Match,
-    Node,
-    Not,
-    Or,
-    Pattern,
-    Regex,
-    Text,
-)
+from collections.abc import Callable, Mapping
 
-Predicate = Callable[[StoredEvent], bool]
-Fits = Callable[[str], bool]
+from logpipe.event import StoredEvent
+from logpipe.filters.terms import Leaf, Predicate, Term, in_linear_time, term_of
+from logpipe.filters.tree import And, Node, Not, Or, Regex, Text, leaves
+from logpipe.filters.values import Costly, Steps
 
-REGEX_CHARACTERS = 16_384
-"""So much of a text a regular expression looks at: one event then takes at most some ten
-milliseconds, whatever the expression and the text are."""
+MAX_STEPS = 32_768
+"""Steps that the terms of a filter take for one event: 3 to 4 ms."""
 
-_ORDER: dict[str, Callable[[Any, Any], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
-MISSING: Any = object()
-"""Stands for the value of a field that is not there."""
+LEAST_STEPS = 8_192
+"""Steps that are left for other terms by words that look through a long message."""
+
+WORD_CHARACTERS = 64
+"""Characters that a word looks through in one step, in the worst case."""
+
+FEW_WORDS = 4
+"""A filter of more words folds a message once, and looks through a long one once."""
+
+LONG_MESSAGE = 4_096
+"""Characters of a long message."""
+
+LINEAR_WORDS = 16
+LINEAR_CHARACTERS = 512
+"""In a filter of more words, or of more characters in words of at most 100, each is looked for in
+long messages by `re`, which takes 1.7 ns for a character of the message in the worst case; `str`
+takes 2 to 10 ns."""
+
+LINEAR_PARTS = 192
+"""Not in a filter whose words have more parts between wildcards: `re` takes 25 us to make each."""
+
+Verdict = Callable[[StoredEvent, Steps], bool | None]
+"""Whether an event matches; None where that costs too much to tell."""
+
+
+class Exceeded:
+    """The events, one for each filter, that were taken because their cost exceeded the bound."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.listener: Callable[[], None] | None = None
+        """Called for each of them: that of the metrics which this process made last."""
+
+    def count(self) -> None:
+        """Counts an event."""
+        self.events += 1
+        if self.listener is not None:
+            self.listener()
+
+
+EXCEEDED = Exceeded()
+"""Those of this process."""
 
 
 def predicate_of(node: Node) -> Predicate:
     """Whether an event matches."""
+    words = [leaf for leaf in leaves(node) if isinstance(leaf, Text)]
+    few = len(words) <= FEW_WORDS
+    terms = _terms(node)
+    quick = _quick(node, terms)
+    for_long = _linear(terms)
+    if for_long is terms and all(term.counted is None for term in terms.values()):
+        return quick
+    verdict = _verdict(node, for_long)
+
+    def in_steps(event: StoredEvent) -> bool:
+        for_words = len(words) * len(event.message) // WORD_CHARACTERS
+        decided = verdict(event, Steps(max(LEAST_STEPS, MAX_STEPS - for_words)))
+        if decided is None:
+            EXCEEDED.count()
+            return True
+        return decided
+
+    if not isinstance(node, (And, Or, Not)) and (alone := terms[node].alone) is not None:
+        return alone(in_steps)
+
+    def accepts(event: StoredEvent) -> bool:
+        try:
+            return quick(event)
+        except Costly:
+            return in_steps(event)
+
+    if few:
+        return accepts
+    return lambda event: (accepts if len(event.message) < LONG_MESSAGE else in_steps)(event)
+
+
+def verdict_of(node: Node) -> Verdict:
+    """The same in counted steps, for a large event."""
+    return _verdict(node, _linear(_terms(node)))
+
+
+def _terms(node: Node) -> dict[Leaf, Term]:
+    found = list(leaves(node))
+    few = sum(isinstance(leaf, Text) for leaf in found) <= FEW_WORDS
+    regexes = sum(isinstance(leaf, Regex) for leaf in found)
+    return {leaf: term_of(leaf, few=few, regexes=regexes) for leaf in found}
+
+
+def _linear(terms: dict[Leaf, Term]) -> dict[Leaf, Term]:
+    """The terms for long messages: the same where the words are few and short."""
+    words = [leaf for leaf in terms if isinstance(leaf, Text)]
+    parts = [part for word in words for part in word.pattern]
+    characters = sum(min(len(part), 100) for part in parts)
+    many = len(words) > LINEAR_WORDS or (len(words) > 1 and characters > LINEAR_CHARACTERS)
+    if not many or len(parts) > LINEAR_PARTS:
+        return terms
+    return terms | {word: in_linear_time(word) for word in words}
+
+
+# -- two values: raises `Costly` -------------------------------------------------------------------
+
+
+def _quick(node: Node, terms: Mapping[Leaf, Term]) -> Predicate:
     match node:
-        case And(terms):
-            return _all([predicate_of(term) for term in terms])
-        case Or(terms):
-            return _any([predicate_of(term) for term in terms])
+        case And(inner):
+            return _all([_quick(each, terms) for each in inner])
+        case Or(inner):
+            return _any([_quick(each, terms) for each in inner])
         case Not(term):
-            inner = predicate_of(term)
-            return lambda event: not inner(event)
-        case Text(pattern):
-            return _text(pattern)
-        case Regex(field, expression):
-            return _on_text(field, _found(expression))
-        case Match(field, pattern):
-            return _match(field, pattern)
-        case Compare(field, sign, value):
-            return _compare(field, _ORDER[sign], value)
+            opposite = _quick(term, terms)
+            return lambda event: not opposite(event)
+        case _:
+            return terms[node].quick
 
 
 def _all(terms: list[Predicate]) -> Predicate:
@@ -73,148 +147,58 @@ def _any(terms: list[Predicate]) -> Predicate:
     return lambda event: first(event) or others(event)
 
 
-# -- texts -------------------------------------------------------------------------------------
+# -- three values ----------------------------------------------------------------------------------
 
 
-def _text(pattern: Pattern) -> Predicate:
-    folded = tuple(part.casefold() for part in pattern)
-    if len(folded) == 1:
-        wanted = folded[0]
-        return lambda event: wanted in event.message.casefold()
-    contains = fitting(("", *folded, ""))
-    return lambda event: contains(event.message.casefold())
-
-
-def fitting(pattern: Pattern) -> Fits:
-    """Whether a whole text fits a pattern, in one pass: a regex would try every split."""
-    if len(pattern) == 1:
-        return pattern[0].__eq__
-    head, *middle, tail = pattern
-    parts = [part for part in middle if part]
-
-    def fits(text: str) -> bool:
-        at, end = len(head), len(text) - len(tail)
-        if at > end or not (text.startswith(head) and text.endswith(tail)):
-            return False
-        for part in parts:  # the first place for each leaves the most room for the next
-            found = text.find(part, at, end)
-            if found < 0:
-                return False
-            at = found + len(part)
-        return True
-
-    return fits
-
-
-def _found(expression: str) -> Fits:
-    search = regex(expression).search
-    return lambda text: search(text[:REGEX_CHARACTERS].encode(errors="replace")) is not None
-
-
-# -- fields ------------------------------------------------------------------------------------
-
-
-def _match(field: str, pattern: Pattern) -> Predicate:
-    fits = fitting(pattern)
-    match field:
-        case "source":
-            return lambda event: fits(event.source)
-        case "level":
-            return lambda event: fits(event.level)
+def _verdict(node: Node, terms: Mapping[Leaf, Term]) -> Verdict:
+    match node:
+        case And(inner):
+            return _unless([_verdict(each, terms) for each in inner], decisive=False)
+        case Or(inner):
+            return _unless([_verdict(each, terms) for each in inner], decisive=True)
+        case Not(term):
+            return _opposite(_verdict(term, terms))
         case _:
-            return _on_value(field, _value_fits(pattern))
+            return _judged(terms[node])
 
 
-def _on_text(field: str, fits: Fits) -> Predicate:
-    match field:
-        case "message":
-            return lambda event: fits(event.message)
-        case "source":
-            return lambda event: fits(event.source)
-        case "level":
-            return lambda event: fits(event.level)
-        case _:
-            return _on_value(field, lambda value: value is not MISSING and fits(written(value)))
+def _unless(verdicts: list[Verdict], *, decisive: bool) -> Verdict:
+    """The decisive value where one term has it, else unknown where one is, else the opposite."""
+
+    def verdict(event: StoredEvent, steps: Steps) -> bool | None:
+        otherwise: bool | None = not decisive
+        for each in verdicts:
+            decided = each(event, steps)
+            if decided is decisive:
+                return decisive
+            if decided is None:
+                otherwise = None
+        return otherwise
+
+    return verdict
 
 
-def _compare(field: str, ordered: Callable[[Any, Any], bool], value: float | str) -> Predicate:
-    if field == LEVEL:
-        rank = RANK[str(value)]
-        return lambda event: ordered(level_rank(event.level), rank)
+def _opposite(verdict: Verdict) -> Verdict:
+    def opposite(event: StoredEvent, steps: Steps) -> bool | None:
+        decided = verdict(event, steps)
+        return None if decided is None else not decided
 
-    def fits(found: Any) -> bool:
-        if found.__class__ is str:
-            found = _number(found)
-        return found.__class__ in (int, float) and ordered(found, value)
-
-    return _on_value(field, _some(fits))
+    return opposite
 
 
-def _on_value(field: str, fits: Callable[[Any], bool]) -> Predicate:
-    """A predicate on a field's value: of any type in the metadata, `MISSING` for none."""
-    if field in (MESSAGE, "source", "ts_unix_ms"):
-        return lambda event: fits(getattr(event, field))
-    path = field.removeprefix("metadata.")
-    if "." not in path:
-        return lambda event: fits(event.metadata.get(path, MISSING))
-    return lambda event: fits(looked_up(event.metadata, path))
+def _judged(term: Term) -> Verdict:
+    quick, counted = term.quick, term.counted
+    if counted is None:
+        return lambda event, _: quick(event)
 
+    def verdict(event: StoredEvent, steps: Steps) -> bool | None:
+        try:
+            return quick(event)
+        except Costly:
+            pass
+        try:
+            return counted(event, steps)
+        except Costly:
+            return None
 
-def looked_up(outer: dict[str, Any], path: str) -> Any:
-    """The value at a path. A dot descends, or belongs to a key: the longest key that leads to a
-    value wins, as in `{"http.status": 500}`."""
-    if path in outer:
-        return outer[path]
-    at = path.rfind(".")
-    while at > 0:
-        inner = outer.get(path[:at])
-        if inner.__class__ is dict:
-            found = looked_up(inner, path[at + 1 :])
-            if found is not MISSING:
-                return found
-        at = path.rfind(".", 0, at)
-    return MISSING
-
-
-def _value_fits(pattern: Pattern) -> Callable[[Any], bool]:
-    if pattern == ("", ""):
-        return lambda value: value is not MISSING and value is not None
-    fits = fitting(pattern)
-    number = _number(pattern[0]) if len(pattern) == 1 else None
-
-    def value_fits(value: Any) -> bool:
-        kind = value.__class__
-        if kind is str:
-            return fits(value)
-        if kind is dict or value is MISSING:
-            return False
-        return fits(written(value)) or (number is not None and kind is not bool and value == number)
-
-    return _some(value_fits)
-
-
-def _some(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Of a list, one of its values has to fit."""
-
-    def some(value: Any) -> bool:
-        if value.__class__ is list:
-            return any(fits(each) for each in value)
-        return fits(value)
-
-    return some
-
-
-def written(value: Any) -> str:
-    """A value of the metadata as a filter writes it."""
-    if value is None:
-        return "null"
-    if value.__class__ is bool:
-        return "true" if value else "false"
-    return str(value)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return verdict

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,18 @@ MAX_PROGRAM = 256
 is looked at, it bounds the time an event can take: `.{900}` has thousands."""
 MAX_NESTING = 32
 """Parentheses within each other."""
+MAX_TOKENS = 640
+"""Words, fields, operators, signs and parentheses of a filter: 64 terms with a field, a sign and
+parentheses each have fewer. The parser takes 3 us for each."""
+MAX_CLASSES = 8
+"""Unicode classes (`\\pL`) of a regular expression: RE2 takes 0.1 ms for each."""
+
+REGEX_MEMORY = 64 * 1024
+"""Bytes that RE2 may use for one regular expression. Of it are the states that it finds while it
+searches; where they need more, it searches without them, ten times slower or more."""
+
+PARSED = 64
+"""Trees that are kept: of 30 KB at most."""
 
 QUOTE_IT = 'to look for the text itself, quote it: "…"'
 
@@ -47,7 +60,7 @@ class FilterSyntaxError(ValueError):
         self.hint = hint
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=PARSED)
 def parse(text: str) -> Node | None:
     """The tree of a filter; None for an empty one. Raises `FilterSyntaxError`."""
     if not text.strip():
@@ -57,6 +70,8 @@ def parse(text: str) -> Node | None:
     _check_nesting(text)
     try:
         node: Node = _parser().parse(text)  # type: ignore[assignment]
+    except _TooLarge as error:
+        raise FilterSyntaxError(len(text), str(error)) from None
     except UnexpectedInput as error:
         raise _told(text, error) from None
     _check_size(text, node)
@@ -72,14 +87,44 @@ def regex(expression: str) -> Any:
     options.case_sensitive = False
     options.never_capture = True
     options.log_errors = False
-    options.max_mem = 1 << 20
-    return re2.compile(expression, options)
+    options.max_mem = REGEX_MEMORY
+    try:
+        return re2.compile(expression, options)
+    finally:
+        re2.purge()  # the module keeps the last 128 otherwise
 
 
 @lru_cache(maxsize=1)
 def _parser() -> Lark:
     grammar = (Path(__file__).parent / "grammar.lark").read_text(encoding="utf-8")
-    return Lark(grammar, parser="lalr", transformer=_Builder(), maybe_placeholders=False)
+    return Lark(
+        grammar,
+        parser="lalr",
+        transformer=_Builder(),
+        postlex=_Bounded(),
+        maybe_placeholders=False,
+    )
+
+
+class _TooLarge(Exception):  # noqa: N818 - becomes a FilterSyntaxError
+    pass
+
+
+class _Bounded:
+    """Ends the reading of a filter that has too many tokens or regular expressions."""
+
+    always_accept = ()
+
+    def process(self, stream: Iterator[Token]) -> Iterator[Token]:
+        """The same tokens. Raises `_TooLarge`."""
+        regexes = 0
+        for count, token in enumerate(stream):
+            regexes += token.type == "REGEX"
+            if regexes > MAX_REGEXES:
+                raise _TooLarge(f"a filter has at most {MAX_REGEXES} regular expressions")
+            if count >= MAX_TOKENS:
+                raise _TooLarge(f"a filter has at most {MAX_TOKENS} words and signs")
+            yield token
 
 
 @v_args(inline=True)
@@ -176,16 +221,22 @@ def _phrase(phrase: Token) -> Pattern:
 
 def _expression(token: Token) -> str:
     expression = str(token.value[1:-1])
+    too_large = FilterSyntaxError(
+        _at(token), "the regular expression is too large", "repeat less: .{900} counts each time"
+    )
+    if len(re.findall(r"\\[pP]", expression)) > MAX_CLASSES:
+        raise too_large
     try:
         compiled = regex(expression)
     except re2.error as error:
         said = error.args[0]
         words = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        if words.startswith("pattern too large"):
+            raise too_large from None
         hint = "the syntax is RE2's: no look-around, no back references"
         raise FilterSyntaxError(_at(token), f"not a regular expression: {words}", hint) from None
     if compiled.programsize > MAX_PROGRAM:
-        hint = "repeat less: .{900} counts each time"
-        raise FilterSyntaxError(_at(token), "the regular expression is too large", hint)
+        raise too_large
     return expression
 
 
@@ -196,7 +247,7 @@ def _at(token: Token) -> int:
 def _check_nesting(text: str) -> None:
     """Raises `FilterSyntaxError`: the tree is walked by recursion."""
     depth = 0
-    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[()]', text, re.DOTALL):
+    for match in re.finditer(r'\\.|"(?:[^"\\]|\\.|\\\Z)*(?:"|\Z)|[()]', text, re.DOTALL):
         depth += {"(": 1, ")": -1}.get(match[0], 0)
         if depth > MAX_NESTING:
             raise FilterSyntaxError(match.start(), f"nested more than {MAX_NESTING} levels deep")
@@ -206,10 +257,6 @@ def _check_size(text: str, node: Node) -> None:
     terms = list(tree.leaves(node))
     if len(terms) > MAX_TERMS:
         raise FilterSyntaxError(len(text), f"a filter has at most {MAX_TERMS} terms")
-    if sum(isinstance(term, Regex) for term in terms) > MAX_REGEXES:
-        raise FilterSyntaxError(
-            len(text), f"a filter has at most {MAX_REGEXES} regular expressions"
-        )
 
 
 _AT_CHARACTER = {

@@ -8,9 +8,9 @@ import msgspec
 from markupsafe import escape
 
 from logpipe.event import level_name
-from logpipe.filters.predicate import looked_up, written
 from logpipe.filters.reading import MAX_QUERY
 from logpipe.filters.tree import Match
+from logpipe.filters.values import looked_up, written
 from logpipe.ui.rows import MAX_COLUMN_NAME
 from logpipe.ui.text import shown
 

@@ -10,9 +10,8 @@ from markupsafe import escape
 
 from logpipe.continuity import Gap
 from logpipe.event import RANK, Entry, StoredEvent
-from logpipe.filters import Filter
-from logpipe.filters.highlight import Highlight, highlight
-from logpipe.filters.predicate import MISSING, looked_up
+from logpipe.filters import Filter, Highlight
+from logpipe.filters.values import MISSING, looked_up
 from logpipe.ids import MAX_PART, START, StreamId
 from logpipe.ui.text import MAX_SGR, message, shown
 
@@ -38,7 +37,7 @@ class View(NamedTuple):
 
 def view_of(chosen: Filter, columns: Sequence[str]) -> View:
     """The view of a filter."""
-    return View(tuple(columns), highlight(chosen.query) if chosen.query else None)
+    return View(tuple(columns), chosen.highlight)
 
 
 def row(entry: Entry, view: View = View()) -> str:  # noqa: B008 - a constant

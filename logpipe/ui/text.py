@@ -12,7 +12,7 @@ from itertools import islice, pairwise
 
 from markupsafe import escape
 
-from logpipe.filters.highlight import Highlight
+from logpipe.filters import Highlight
 
 # Control characters except tab and line feed; marks that reorder, join or hide text (bidi, zero
 # width, tags, line separators, soft hyphens); lone surrogates, which have no UTF-8.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from logpipe.filters.highlight import highlight
+from logpipe.filters import Filter
 from logpipe.ui.text import MAX_SGR, MAX_STYLES, message, shown, styled
 from tests.hostile import HOSTILE
 from tests.ui.pieces import Seen
@@ -45,7 +45,7 @@ def test_what_hides_or_reorders_text_is_never_passed_on(text: str) -> None:
 def test_a_message_keeps_its_text_and_gets_marks_and_known_classes_alone(
     text: str, query: str | None
 ) -> None:
-    html = message(text, highlight(query) if query else None)
+    html = message(text, Filter(query or "").highlight)
     seen = Seen(html)
     assert seen.original == SGR.sub("", text.replace("\r\n", "\n"))
     for tag, attributes in seen.elements:
@@ -59,7 +59,7 @@ def test_a_message_keeps_its_text_and_gets_marks_and_known_classes_alone(
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_in_a_message_makes_no_element_of_its_own(text: str) -> None:
-    tags = {tag for tag, _ in Seen(message(text, highlight("alert OR script"))).elements}
+    tags = {tag for tag, _ in Seen(message(text, Filter("alert OR script").highlight)).elements}
     assert tags <= {"span", "mark"}
 
 
@@ -112,7 +112,7 @@ def test_a_style_lasts_until_it_is_taken_back() -> None:
 
 
 def test_what_is_found_is_marked_across_colours() -> None:
-    html = message("con\x1b[31mnection\x1b[0m lost", highlight("connection"))
+    html = message("con\x1b[31mnection\x1b[0m lost", Filter("connection").highlight)
     assert html == ('<mark>con</mark><mark><span class="fg1">nection</span></mark> lost')
 
 
