@@ -14,6 +14,7 @@ import msgspec
 
 from logpipe.event import level_name
 from logpipe.filters.predicate import Predicate, predicate_of
+from logpipe.filters.raw import MayMatch, may_match_of
 from logpipe.filters.reading import FilterSyntaxError, level, parse
 from logpipe.filters.tree import LEVEL, Compare, Match, Node, Text, all_of, any_of
 
@@ -47,10 +48,10 @@ class Filter(msgspec.Struct, frozen=True):
         return _compiled(self.query)
 
     @property
-    def may_match(self) -> Callable[[bytes], bool] | None:
+    def may_match(self) -> MayMatch | None:
         """A function of an event's JSON as the stream holds it: False only where the predicate
         would reject the event. None where only the predicate can tell."""
-        return None
+        return _on_raw(self.query)
 
     def explain(self) -> str:
         """What it takes, in a sentence."""
@@ -90,6 +91,12 @@ def _parsed(given: tuple[str, ...]) -> Filter:
 def _compiled(query: str) -> Predicate | None:
     node = parse(query)
     return predicate_of(node) if node else None
+
+
+@lru_cache(maxsize=1024)
+def _on_raw(query: str) -> MayMatch | None:
+    node = parse(query)
+    return may_match_of(node) if node else None
 
 
 def _level(text: str) -> Node | None:
