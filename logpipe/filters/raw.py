@@ -142,7 +142,7 @@ def _condition(clause: Clause) -> _Condition:
 
 
 def _needles(leaf: Leaf) -> _Needles | None:
-    """What a leaf that holds for an event has in the event's JSON; None where nothing is certain."""
+    """What the JSON of an event has for which a leaf holds; None where nothing is certain."""
     match leaf:
         case Text(pattern):
             word = _longest(_ESCAPED, [part.casefold() for part in pattern])
