@@ -150,7 +150,7 @@ class Live:
             if turn.over:
                 search.paused_s += await turn.give()
         if self._followers:
-            await turn.give()
+            await asyncio.sleep(0)
 
     async def _carry_found(self, batch: Batch, number: int, result: Result, turn: _Turn) -> None:
         """Writes what a filter takes of a batch to those who have this filter."""

@@ -8,6 +8,7 @@ finds are then evaluated for the event, so that the result is that of their pred
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -341,7 +342,8 @@ class Search:
         """CPU time in seconds that was spent on what is complete."""
         self._index = index
         self._entries = entries
-        self._candidates: dict[_Listed, set[int]] = {}
+        self._candidates: defaultdict[_Listed, list[int]] = defaultdict(list)
+        """The entries that a filter may take, by their position; one may come twice."""
 
     def steps(self) -> Iterator[Result | None]:
         """The result for each filter; None between two steps that belong together.
@@ -359,19 +361,20 @@ class Search:
             began_s = self._clock_s()
             yield from self._find_candidates()
             self.spent_s = self._clock_s() - began_s
+        for each in alone:
+            self._candidates.pop(each, None)
+        slices = list(_slices_of(self._entries))
         evaluated = dict.fromkeys((*alone, *self._candidates))
-        slices = list(_slices_of(self._entries)) if alone else []
-        apart = set(alone)
         for each in sorted(evaluated, key=lambda each: each.cost_s):
-            yield from self._evaluate(each, slices if each in apart else None)
+            yield from self._evaluate(each, self._slices_for(each, slices))
         for each in listed:
             if each not in evaluated:
                 yield Result(each.chosen, [])
 
     def _evaluate(
-        self, listed: _Listed, slices: list[Sequence[Entry]] | None
+        self, listed: _Listed, slices: Sequence[Sequence[Entry]]
     ) -> Iterator[Result | None]:
-        """Evaluates a filter for all entries in slices, or for its candidates."""
+        """Evaluates a filter for some of the entries, the others are not taken."""
         accepts = listed.accepts
         if accepts is None:
             yield Result(listed.chosen, self._entries)
@@ -380,9 +383,6 @@ class Search:
         if began < listed.slow_until:
             yield Result(listed.chosen, None)
             return
-        if slices is None:
-            positions = sorted(self._candidates[listed])
-            slices = [(self._entries[at],) for at in positions]
         found: list[Entry] = []
         late = self.spent_s > SEARCH_S
         for part in () if late else slices:
@@ -396,6 +396,15 @@ class Search:
         listed.cost_s = self._clock_s() - began_s
         self.spent_s += listed.cost_s
         yield Result(listed.chosen, None if late else found)
+
+    def _slices_for(
+        self, listed: _Listed, slices: Sequence[Sequence[Entry]]
+    ) -> Sequence[Sequence[Entry]]:
+        """The entries for which a filter is to be evaluated: all slices, or its candidates."""
+        positions = self._candidates.get(listed)
+        if positions is None or len(positions) >= len(self._entries) // 2:
+            return slices
+        return [(self._entries[at],) for at in sorted(set(positions))]
 
     def _find_candidates(self) -> Iterator[None]:
         """Finds which filters may take which of the entries."""
@@ -440,7 +449,7 @@ class Search:
 
     def _may_take(self, at: int, filters: Iterable[_Listed]) -> None:
         for listed in filters:
-            self._candidates.setdefault(listed, set()).add(at)
+            self._candidates[listed].append(at)
 
     def _clock_s(self) -> float:
         return time.thread_time() - self.paused_s
