@@ -1,6 +1,7 @@
 import os
 import random
 import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logpipe.event import Entry, StoredEvent, read_entry
-from logpipe.filters import EVERYTHING, Filter, parse_filter
+from logpipe.filters import EVERYTHING, Filter, Predicate, parse_filter
 from logpipe.filters import index as module
 from logpipe.filters.index import FEW, FRESH, MAX_SETS, FilterIndex, Search, _Set, _word_options
 from logpipe.filters.tree import Node
 from logpipe.ids import StreamId
 from tests.filtering import events, hostile_json, nodes
 
-EXAMPLES = int(os.environ.get("EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("EXAMPLES", "150"))
 
 
 def entry(number: int, raw: bytes) -> Entry:
@@ -24,7 +25,7 @@ def entry(number: int, raw: bytes) -> Entry:
     return found
 
 
-def entries_of(*messages: str, **fields: object) -> list[Entry]:
+def entries_of(*messages: str, **fields: Any) -> list[Entry]:
     return [
         entry(number + 1, msgspec.json.encode({"source": "api", "message": message, **fields}))
         for number, message in enumerate(messages)
@@ -69,12 +70,12 @@ def agree(index: FilterIndex, filters: list[Filter], entries: list[Entry]) -> No
 @given(
     st.lists(nodes, min_size=1, max_size=12),
     st.lists(st.tuples(events, st.integers(0, 2**32)), min_size=1, max_size=5),
-    st.integers(0, 2),
+    st.booleans(),
 )
 def test_an_index_finds_what_each_predicate_takes(
-    trees: list[Node], written: list[tuple[StoredEvent, int]], copies: int
+    trees: list[Node], written: list[tuple[StoredEvent, int]], others: bool
 ) -> None:
-    filters = [EVERYTHING, *(Filter(str(node)) for node in trees), *OTHERS * (copies > 0)]
+    filters = [EVERYTHING, *(Filter(str(node)) for node in trees), *(OTHERS if others else ())]
     entries = [
         found
         for number, (event, seed) in enumerate(written)
@@ -82,11 +83,9 @@ def test_an_index_finds_what_each_predicate_takes(
     ]
     index = an_index(filters)
     agree(index, list(dict.fromkeys(filters)), entries)
-    for each in filters[1 : len(trees) + 1]:
+    for each in filters[: len(trees) + 1]:
         index.remove(each)
-    agree(index, [EVERYTHING, *set(OTHERS * (copies > 0))], entries) if not set(
-        filters[1 : len(trees) + 1]
-    ) & set(OTHERS) else None
+    agree(index, filters[len(trees) + 1 :], entries)
 
 
 def test_every_kind_of_filter_finds_its_event_among_many() -> None:
@@ -104,7 +103,7 @@ def test_every_kind_of_filter_finds_its_event_among_many() -> None:
         "*",
     ]
     filters = [parse_filter({"q": query}) for query in queries]
-    made = [
+    made: list[dict[str, Any]] = [
         {"message": "a WORD7x here"},
         {"message": "m", "metadata": {"field9": ["x", "value"]}},
         {"message": "m", "metadata": {"status": 50.0}},
@@ -131,8 +130,12 @@ def test_only_filters_that_may_take_an_event_are_evaluated(
 ) -> None:
     evaluated: list[str] = []
 
-    def counting(chosen: Filter) -> object:
-        return lambda event: evaluated.append(chosen.query) or chosen.query in event.message
+    def counting(chosen: Filter) -> Predicate:
+        def accepts(event: StoredEvent) -> bool:
+            evaluated.append(chosen.query)
+            return chosen.query in event.message
+
+        return accepts
 
     monkeypatch.setattr(Filter, "predicate", property(counting))
     filters = words(1000)
@@ -237,7 +240,7 @@ def test_a_step_without_a_word_set_of_enough_memory_finds_all() -> None:
 def test_a_filter_that_takes_too_long_has_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     slow, *others = filters = words(3)
 
-    def predicate(chosen: Filter) -> object:
+    def predicate(chosen: Filter) -> Predicate:
         def accepts(event: StoredEvent) -> bool:
             began = time.thread_time()
             while chosen == slow and time.thread_time() - began < module.FILTER_S / 2:

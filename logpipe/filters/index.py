@@ -72,7 +72,7 @@ class Result(NamedTuple):
 class _Listed:
     """A filter in use."""
 
-    __slots__ = ("accepts", "chosen", "cost_s", "places", "slow_until", "users")
+    __slots__ = ("accepts", "chosen", "cost_s", "places", "users")
 
     def __init__(self, chosen: Filter) -> None:
         self.chosen = chosen
@@ -80,7 +80,6 @@ class _Listed:
         self.users = 0
         self.cost_s = 0.0
         """CPU time that it took for the last batch."""
-        self.slow_until = 0.0
         self.places: dict[tuple[_Table, Hashable], None] = {}
         """Where it is listed; nowhere when it is evaluated for every event."""
 
@@ -211,6 +210,9 @@ class FilterIndex:
 
     def __init__(self) -> None:
         self.listed: dict[Filter, _Listed] = {}
+        self._slow_until: dict[Filter, float] = {}
+        """Filters that took too long, and the monotonic time until which they are not evaluated.
+        Some have no users now: readers that go on by themselves come back."""
         self._alone: _Filters = {}
         self._not_definite: _Filters = {}
         """Filters of which a large event may be taken whatever they are listed under."""
@@ -241,6 +243,17 @@ class FilterIndex:
             del self.listed[chosen]
             self.evaluate_alone(listed)
             del self._alone[listed]
+
+    def is_slow(self, chosen: Filter) -> bool:
+        """Whether a filter is not evaluated now, because it took too long."""
+        return time.monotonic() < self._slow_until.get(chosen, 0.0)
+
+    def took_too_long(self, chosen: Filter) -> None:
+        """Has a filter not evaluated for `SLOW_S`."""
+        now = time.monotonic()
+        for each in [each for each, until in self._slow_until.items() if until < now]:
+            del self._slow_until[each]
+        self._slow_until[chosen] = now + SLOW_S
 
     # -- where a filter is listed ----------------------------------------------------------------
 
@@ -379,11 +392,11 @@ class Search:
         if accepts is None:
             yield Result(listed.chosen, self._entries)
             return
-        began, began_s = time.monotonic(), self._clock_s()
-        if began < listed.slow_until:
+        if self._index.is_slow(listed.chosen):
             yield Result(listed.chosen, None)
             return
         found: list[Entry] = []
+        began, began_s = time.monotonic(), self._clock_s()
         late = self.spent_s > SEARCH_S
         for part in () if late else slices:
             found += [entry for entry in part if accepts(entry.event)]
@@ -392,7 +405,7 @@ class Search:
                 late = True
                 break
         if late:
-            listed.slow_until = time.monotonic() + SLOW_S
+            self._index.took_too_long(listed.chosen)
         listed.cost_s = self._clock_s() - began_s
         self.spent_s += listed.cost_s
         yield Result(listed.chosen, None if late else found)
@@ -428,7 +441,8 @@ class Search:
             ]
             yield from self._by_patterns(index.expressions, expression_sets, texts, slow)
         for listed in slow:
-            index.evaluate_alone(listed)
+            if listed.users:
+                index.evaluate_alone(listed)
 
     def _by_patterns(
         self,
