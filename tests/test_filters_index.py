@@ -36,8 +36,9 @@ def found(search: Search) -> dict[Filter, list[Entry] | None]:
     return {result.chosen: result.found for result in search.steps() if result is not None}
 
 
-def an_index(filters: list[Filter]) -> FilterIndex:
-    index = FilterIndex()
+def an_index(filters: list[Filter], **limits: float) -> FilterIndex:
+    """An index of these filters that gives none of them up."""
+    index = FilterIndex(**{"filter_s": 60.0, "search_s": 60.0, "set_s": 60.0, **limits})
     for each in filters:
         index.add(each)
     return index
@@ -59,6 +60,7 @@ OTHERS = [
 def agree(index: FilterIndex, filters: list[Filter], entries: list[Entry]) -> None:
     """What an index finds is what each predicate takes, and every filter has a result."""
     results = found(index.search(entries))
+    assert None not in results.values()
     assert results.keys() == set(filters)
     for chosen, taken in results.items():
         accepts = chosen.predicate
@@ -157,7 +159,7 @@ def test_a_filter_stays_until_its_last_user_has_gone() -> None:
 
 
 def test_filters_that_come_and_go_leave_nothing_behind() -> None:
-    index = FilterIndex()
+    index = an_index([])
     filters = [*words(500), *(Filter(f"/a{number}b/") for number in range(200)), *OTHERS]
     filters = list(dict.fromkeys([*filters, Filter("status:5"), Filter("level>=WARN source:a")]))
     order = random.Random(1)
@@ -250,7 +252,7 @@ def test_a_filter_that_takes_too_long_has_no_result(monkeypatch: pytest.MonkeyPa
         return accepts
 
     monkeypatch.setattr(Filter, "predicate", property(predicate))
-    index = an_index(filters)
+    index = an_index(filters, filter_s=module.FILTER_S)
     entries = entries_of(*(f"m{number}" * 500 for number in range(20)))
     results = found(index.search(entries))
     assert results[slow] is None
@@ -259,23 +261,48 @@ def test_a_filter_that_takes_too_long_has_no_result(monkeypatch: pytest.MonkeyPa
     assert steps[-1] == (slow, None)  # and it is not evaluated again for a while
 
 
-def test_all_filters_together_have_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEARCH_S", 0.0)
-    filters = words(5)
-    results = found(an_index(filters).search(entries_of("word00001x")))
+def test_all_filters_together_have_a_bounded_time() -> None:
+    index = an_index(words(5), search_s=0.0)
+    results = found(index.search(entries_of("word00001x")))
     assert [taken is None for taken in results.values()] == [False, True, True, True, True]
 
 
-def test_a_set_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_takes_too_long_is_given_up() -> None:
     filters = words(50)
-    index = an_index(filters)
+    index = an_index(filters, set_s=-1.0)
     entries = entries_of("word00001x")
     agree(index, filters, entries)
-    monkeypatch.setattr(module, "SET_S", -1.0)
-    agree(index, filters, entries)
-    monkeypatch.undo()
     agree(index, filters, entries)
     assert not index.words.sets
+    for each in filters:
+        index.remove(each)
+    assert found(index.search(entries)) == {}
+
+
+def test_events_that_cost_a_filter_much_are_found_as_its_predicate_does() -> None:
+    queries = [
+        "x:1* y:2* z:3* /abc[0-9]{30}x/",
+        "x:value (y:2* OR z:3*) /(abc.{4}){4}/",
+        "(a:*1* OR b:*2* OR c:*3* OR d:*4* OR x:*5*) /nothing/",
+        "x:*a*b*c*d*e*f*g*h* x:value",
+        "(/a.{15}b/ OR /b.{15}c/ OR /c.{15}d/) /e.{15}f/",
+        "a.a.a.a.a.a.a:x x:value",
+    ]
+    filters = [parse_filter({"q": query}) for query in queries] + OTHERS
+    made: list[dict[str, Any]] = []
+    for size in (30, 100, 200, 230, 1000, 20_000):
+        numbers = [0.1] * size
+        made += [
+            {"message": "m", "metadata": {"x": numbers, "y": numbers, "z": numbers}},
+            {"message": "m", "metadata": {"x": [numbers]}},
+            {"message": "m", "metadata": {"x": [""] * size}},
+            {"message": "abcdef" * (size // 2)},
+        ]
+    entries = [
+        entry(number + 1, msgspec.json.encode({"source": "api", **fields}))
+        for number, fields in enumerate(made)
+    ]
+    agree(an_index(filters), filters, entries)
 
 
 def test_few_filters_need_no_index() -> None:

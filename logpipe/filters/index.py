@@ -206,9 +206,18 @@ class _Patterns(_Table):
 
 
 class FilterIndex:
-    """The filters in use, each as often as it was added."""
+    """The filters in use, each as often as it was added.
 
-    def __init__(self) -> None:
+    `filter_s`, `search_s` and `set_s` bound the CPU time of a search in seconds, as `FILTER_S`,
+    `SEARCH_S` and `SET_S` say.
+    """
+
+    def __init__(
+        self, *, filter_s: float = FILTER_S, search_s: float = SEARCH_S, set_s: float = SET_S
+    ) -> None:
+        self.filter_s = filter_s
+        self.search_s = search_s
+        self.set_s = set_s
         self.listed: dict[Filter, _Listed] = {}
         self._slow_until: dict[Filter, float] = {}
         """Filters that took too long, and the monotonic time until which they are not evaluated.
@@ -396,12 +405,14 @@ class Search:
             yield Result(listed.chosen, None)
             return
         found: list[Entry] = []
+        most_s = self._index.filter_s
         began, began_s = time.monotonic(), self._clock_s()
-        late = self.spent_s > SEARCH_S
+        late = self.spent_s > self._index.search_s
         for part in () if late else slices:
             found += [entry for entry in part if accepts(entry.event)]
             yield None
-            if time.monotonic() - began > FILTER_S and self._clock_s() - began_s > FILTER_S:
+            # The clock of the CPU takes a system call.
+            if time.monotonic() - began > most_s and self._clock_s() - began_s > most_s:
                 late = True
                 break
         if late:
@@ -458,7 +469,7 @@ class Search:
                     for key in each.find(part):
                         self._may_take(at, patterns.get(key))
                     yield
-            if self._clock_s() - began_s > SET_S:
+            if self._clock_s() - began_s > self._index.set_s:
                 slow += patterns.filters_of(each.patterns)
 
     def _may_take(self, at: int, filters: Iterable[_Listed]) -> None:
