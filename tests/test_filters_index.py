@@ -205,23 +205,26 @@ def test_filters_that_change_during_a_search_do_not_disturb_it() -> None:
         assert results[chosen] == [each for each in entries if accepts(each.event)]
 
 
-def test_adding_readers_one_by_one_is_not_quadratic() -> None:
-    def seconds(count: int) -> float:
-        index, filters = FilterIndex(), words(count)
-        entries = entries_of("m")
-        for each in filters:
-            each.predicate  # noqa: B018  # compiled before
-        began = time.thread_time()
-        for number, each in enumerate(filters):
-            index.add(each)
-            if number % 20 == 0:
-                for _ in index.words.make_sets():
-                    pass
-        assert len(found(index.search(entries))) == count
-        return time.thread_time() - began
+def test_adding_readers_one_by_one_makes_few_and_small_sets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
 
-    seconds(100)
-    assert seconds(1000) < 40 * seconds(100) + 0.1
+    class Counted(_Set):
+        def __init__(self, patterns: list[bytes], options: Any, *, literal: bool) -> None:
+            made.append(len(patterns))
+            super().__init__(patterns, options, literal=literal)
+
+    monkeypatch.setattr(module, "_Set", Counted)
+    index, entries = an_index([]), entries_of("word00007x")
+    filters = words(1000)
+    for number, each in enumerate(filters):
+        index.add(each)
+        if number % 20 == 0:
+            found(index.search(entries))
+    agree(index, filters, entries)
+    assert max(made) <= module.SET_WORDS
+    assert sum(made) < 6 * len(filters)
 
 
 def test_the_number_of_sets_is_bounded() -> None:
