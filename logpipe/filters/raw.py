@@ -51,20 +51,6 @@ class _Needles(NamedTuple):
     """Whether a list within a list may hold it in other characters."""
 
 
-class _Condition(NamedTuple):
-    """A clause as bytes to look for."""
-
-    lowered: tuple[bytes, ...]
-    """Those of `folded` that are ASCII."""
-    exact: tuple[bytes, ...]
-    folded: tuple[str, ...]
-    runs: tuple[bytes, ...]
-    """Of each of `folded` the longest part that only ASCII characters have as case folding."""
-    nested: bool
-    small: bool
-    """Whether it says nothing about events over `SMALL_BYTES`."""
-
-
 def may_match_of(node: Node) -> MayMatch | None:
     """A function of an event's JSON that is False only where the filter's predicate rejects the
     event; None where the filter has no words to look for.
@@ -78,67 +64,66 @@ def may_match_of(node: Node) -> MayMatch | None:
         return min(map(len, (*needles.folded, *needles.exact))) if needles else 0
 
     found = sorted(clauses(node, rate), key=lambda clause: -rating(clause, rate))
-    conditions = [_condition(clause) for clause in found[:MAX_CLAUSES]]
-    if not conditions:
-        return None
-    if len(conditions) == 1 and len(conditions[0].lowered) == 1 and not conditions[0].exact:
-        return _one_word(conditions[0])
-    return lambda raw: _meets_all(conditions, raw)
+    return _all([_meets(clause) for clause in found[:MAX_CLAUSES]]) if found else None
 
 
-def _one_word(condition: _Condition) -> MayMatch:
-    (word,) = condition.lowered
-
-    def may_match(raw: bytes) -> bool:
-        return word in raw.lower() or (
-            (b"\\" in raw or not raw.isascii()) and _beyond(condition, raw, raw.lower())
-        )
-
-    return may_match
+def _all(conditions: list[MayMatch]) -> MayMatch:
+    first, *rest = conditions
+    if not rest:
+        return first
+    others = _all(rest)
+    return lambda raw: first(raw) and others(raw)
 
 
-def _meets_all(conditions: list[_Condition], raw: bytes) -> bool:
-    lowered = b""
-    for condition in conditions:
-        if condition.small and len(raw) > SMALL_BYTES:
-            continue
-        if any(word in raw for word in condition.exact):
-            continue
-        if condition.folded:
-            lowered = lowered or raw.lower()
-            if any(word in lowered for word in condition.lowered):
-                continue
-        if not _beyond(condition, raw, lowered):
-            return False
-    return True
-
-
-def _beyond(condition: _Condition, raw: bytes, lowered: bytes) -> bool:
-    """Whether a condition may be met although the words are not in the bytes as they are."""
-    if b"\\u" in raw or (condition.nested and raw.count(b"[") > 1):
-        return True
-    if not condition.folded or raw.isascii():
-        return False
-    if not any(run in lowered for run in condition.runs):
-        return False
-    try:
-        text = raw.decode().casefold()
-    except UnicodeDecodeError:
-        return True
-    return any(word in text for word in condition.folded)
-
-
-def _condition(clause: Clause) -> _Condition:
+def _meets(clause: Clause) -> MayMatch:
+    """Whether one of the needles of a clause is in the JSON, or may be there in other bytes."""
     needles = [found for leaf in clause if (found := _needles(leaf))]
     folded = tuple(dict.fromkeys(word for each in needles for word in each.folded))
-    return _Condition(
-        lowered=tuple(word.encode() for word in folded if word.isascii()),
-        exact=tuple(dict.fromkeys(word for each in needles for word in each.exact)),
-        folded=folded,
-        runs=tuple(_longest(_OTHER_RUNS, [word]).encode() for word in folded),
-        nested=any(each.nested for each in needles),
-        small=not all(map(is_definite, clause)),
-    )
+    exact = tuple(dict.fromkeys(word for each in needles for word in each.exact))
+    nested = any(each.nested for each in needles)
+    meets = _has_folded(folded, exact) if folded else _has_exact(exact)
+    if all(map(is_definite, clause)):
+        return meets
+    return lambda raw: len(raw) > SMALL_BYTES or meets(raw) or (nested and raw.count(b"[") > 1)
+
+
+def _has_exact(words: tuple[bytes, ...]) -> MayMatch:
+    def has(raw: bytes) -> bool:
+        for word in words:
+            if word in raw:
+                return True
+        return b"\\" in raw and b"\\u" in raw
+
+    return has
+
+
+def _has_folded(words: tuple[str, ...], exact: tuple[bytes, ...]) -> MayMatch:
+    in_ascii = tuple(word.encode() for word in words if word.isascii())
+    # In a text that is not ASCII, these can have no other character as their origin.
+    runs = tuple(_longest(_OTHER_RUNS, [word]).encode() for word in words)
+
+    def has(raw: bytes) -> bool:
+        lowered = raw.lower()
+        for word in in_ascii:
+            if word in lowered:
+                return True
+        if b"\\" in raw and b"\\u" in raw:
+            return True
+        for word in exact:
+            if word in raw:
+                return True
+        return not raw.isascii() and has_beyond_ascii(raw, lowered)
+
+    def has_beyond_ascii(raw: bytes, lowered: bytes) -> bool:
+        if not any(run in lowered for run in runs):
+            return False
+        try:
+            text = raw.decode().casefold()
+        except UnicodeDecodeError:
+            return True
+        return any(word in text for word in words)
+
+    return has
 
 
 def _needles(leaf: Leaf) -> _Needles | None:
