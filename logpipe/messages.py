@@ -180,6 +180,10 @@ class Batch:
             self.keep(chosen, found)
         return found
 
+    def kept(self, chosen: Filter) -> list[Entry] | None:
+        """The entries that the filter takes, where they were found already."""
+        return self.entries if chosen.predicate is None else self._matching.get(chosen)
+
     def keep(self, chosen: Filter, found: list[Entry]) -> None:
         """Keeps the entries that the filter takes, for `matching`."""
         if len(self._matching) >= MAX_FILTERS:

@@ -23,7 +23,9 @@ from tests.servers import Reader, Service, Valkey, serving, subscribed
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| `([\w.]+)` \| (-?\d+(?:\.\d+)?) \| (.+) \| (.*) ?\|$", DOCUMENT, re.MULTILINE)
+ROWS = re.findall(
+    r"^\| `([\w.]+)` \| (-?\d+(?:\.\d+)?) \| (.+) \| (.*) ?\|$", DOCUMENT, re.MULTILINE
+)
 
 
 async def limited(service: Service, limit: str) -> float:
