@@ -87,8 +87,9 @@ async def a_hub(valkey: Valkey, heartbeat_s: float = 60.0) -> AsyncIterator[Hub]
         stream_at(address_of(valkey), block_ms=50) as stream,
         running(stream, heartbeat_s=heartbeat_s) as hub,
     ):
+        await wait_until(lambda: hub.attached, "the feed has begun")
         await add(stream)
-        await wait_until(lambda: hub.window.entries == 1, "the feed has begun")
+        await wait_until(lambda: hub.window.entries == 1, "the feed has the first entry")
         yield hub
 
 
