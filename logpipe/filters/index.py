@@ -223,6 +223,8 @@ class FilterIndex:
         """Filters that took too long, and the monotonic time until which they are not evaluated.
         Some have no users now: readers that go on by themselves come back."""
         self._alone: _Filters = {}
+        self._new: _Filters = {}
+        """Those of `_alone` that have not been placed yet, which may take 1 ms each."""
         self._not_definite: _Filters = {}
         """Filters of which a large event may be taken whatever they are listed under."""
         self._sources = _Table()
@@ -241,7 +243,7 @@ class FilterIndex:
         listed = self.listed.get(chosen)
         if listed is None:
             listed = self.listed[chosen] = _Listed(chosen)
-            self._place(listed)
+            self._alone[listed] = self._new[listed] = None
         listed.users += 1
 
     def remove(self, chosen: Filter) -> None:
@@ -252,6 +254,7 @@ class FilterIndex:
             del self.listed[chosen]
             self.evaluate_alone(listed)
             del self._alone[listed]
+            self._new.pop(listed, None)
 
     def is_slow(self, chosen: Filter) -> bool:
         """Whether a filter is not evaluated now, because it took too long."""
@@ -266,6 +269,13 @@ class FilterIndex:
 
     # -- where a filter is listed ----------------------------------------------------------------
 
+    def place_new(self) -> Iterator[None]:
+        """Lists the filters that were added, one a step."""
+        while self._new:
+            listed, _ = self._new.popitem()
+            self._place(listed)
+            yield
+
     def _place(self, listed: _Listed) -> None:
         node = parse(listed.chosen.query)
         if node is not None:
@@ -276,8 +286,7 @@ class FilterIndex:
 
             found = clauses(node, rate)
             if found and self._list(listed, max(found, key=lambda each: rating(each, rate))):
-                return
-        self._alone[listed] = None
+                del self._alone[listed]
 
     def _list(self, listed: _Listed, clause: Clause) -> bool:
         """Lists a filter under all leaves of a clause; False where there is no room."""
@@ -376,6 +385,7 @@ class Search:
         listed = list(index.listed.values())
         alone = listed
         if len(listed) > FEW:
+            yield from index.place_new()
             yield from index.words.make_sets()
             yield from index.expressions.make_sets()
             listed = list(index.listed.values())
