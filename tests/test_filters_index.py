@@ -282,7 +282,7 @@ def test_a_set_that_takes_too_long_is_given_up() -> None:
     assert found(index.search(entries)) == {}
 
 
-def test_events_that_cost_a_filter_much_are_found_as_its_predicate_does() -> None:
+def test_costly_events_are_judged_as_by_the_predicate() -> None:
     queries = [
         "x:1* y:2* z:3* /abc[0-9]{30}x/",
         "x:value (y:2* OR z:3*) /(abc.{4}){4}/",

@@ -373,7 +373,7 @@ async def test_readers_that_leave_or_come_while_a_batch_is_filtered(
         assert crowd.readers[-1].number == 0
 
 
-async def test_readers_dismissed_while_a_batch_is_filtered_have_none_of_it_twice(
+async def test_readers_dismissed_during_a_batch_have_it_once(
     costs: dict[str, float],
 ) -> None:
     filters = [Filter(f"-word{number}") for number in range(30)]
