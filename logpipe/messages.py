@@ -177,10 +177,18 @@ class Batch:
             found = (
                 self.entries if accepts is None else [e for e in self.entries if accepts(e.event)]
             )
-            if len(self._matching) >= MAX_FILTERS:
-                del self._matching[next(iter(self._matching))]
-            self._matching[chosen] = found
+            self.keep(chosen, found)
         return found
+
+    def kept(self, chosen: Filter) -> list[Entry] | None:
+        """The entries that the filter takes, where they were found already."""
+        return self.entries if chosen.predicate is None else self._matching.get(chosen)
+
+    def keep(self, chosen: Filter, found: list[Entry]) -> None:
+        """Keeps the entries that the filter takes, for `matching`."""
+        if len(self._matching) >= MAX_FILTERS:
+            del self._matching[next(iter(self._matching))]
+        self._matching[chosen] = found
 
     def chunk(self, encoder: Encoder, chosen: Filter) -> bytes:
         """The bytes of the matching entries, encoded once a format and filter; empty for none."""

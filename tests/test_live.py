@@ -2,18 +2,23 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
 from logpipe.continuity import Cursor
+from logpipe.event import StoredEvent, read_entry
 from logpipe.fanout import live as module
 from logpipe.fanout.hub import Hub
+from logpipe.fanout.live import Live
 from logpipe.fanout.streaming import NDJSON
 from logpipe.fanout.subscription import HubSubscription
-from logpipe.filters import EVERYTHING, Filter
-from logpipe.ids import StreamId
+from logpipe.filters import EVERYTHING, Filter, Predicate
+from logpipe.filters.index import SLICE_BYTES
+from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Encoder, Hello, Start
+from logpipe.metrics import Metrics
 from logpipe.stream import Append
 from tests.helpers import wait_until
 from tests.servers import Valkey
@@ -82,8 +87,9 @@ async def a_hub(valkey: Valkey, heartbeat_s: float = 60.0) -> AsyncIterator[Hub]
         stream_at(address_of(valkey), block_ms=50) as stream,
         running(stream, heartbeat_s=heartbeat_s) as hub,
     ):
+        await wait_until(lambda: hub.attached, "the feed has begun")
         await add(stream)
-        await wait_until(lambda: hub.window.entries == 1, "the feed has begun")
+        await wait_until(lambda: hub.window.entries == 1, "the feed has the first entry")
         yield hub
 
 
@@ -219,3 +225,168 @@ async def test_one_that_leaves_is_forgotten(valkey: Valkey) -> None:
         await wait_until(lambda: other.pipe.events == 1, "the other goes on")
         assert not follower.pipe.news
         assert follower.subscription.cursor != Cursor(hub.window.end.id)
+
+
+# -- filters that cost much ------------------------------------------------------------------------
+
+
+class Reader:
+    """A `live.Reader` that has had all up to the batch with number 0."""
+
+    def __init__(self, chosen: Filter) -> None:
+        self.filter = chosen
+        self.cursor = Cursor(START)
+        self.number: int | None = 0
+
+
+class Crowd:
+    """Live readers without a hub, each with a filter of its own."""
+
+    def __init__(self, *filters: Filter) -> None:
+        self.live = Live(Metrics())
+        self.readers = [Reader(each) for each in filters]
+        self.pipes = [Pipe() for _ in filters]
+        self.tasks = [
+            asyncio.create_task(self.live.follow(reader, pipe))
+            for reader, pipe in zip(self.readers, self.pipes, strict=True)
+        ]
+
+    async def __aenter__(self) -> "Crowd":
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for each in self.tasks:
+            each.cancel()
+        await asyncio.wait(self.tasks)
+
+
+def a_batch(count: int, start: int = 1) -> Batch:
+    """Events so large that each is a step of its own for a filter."""
+    raw = b'{"source":"api","message":"%b"}' % (b"m" * SLICE_BYTES)
+    entries = [
+        entry
+        for number in range(start, start + count)
+        if (entry := read_entry(StreamId(number, 0), raw))
+    ]
+    return Batch(Cursor(StreamId(start - 1, 0)), Cursor(entries[-1].id), entries)
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """CPU time in seconds that filters take for an event, by their text; all take every event."""
+    costs: dict[str, float] = {}
+
+    def predicate(chosen: Filter) -> Predicate | None:
+        cost_s = costs.get(chosen.query)
+
+        def accepts(_: StoredEvent) -> bool:
+            began = time.thread_time()
+            while time.thread_time() - began < (cost_s or 0.0):
+                pass
+            return True
+
+        return accepts if chosen.query else None
+
+    monkeypatch.setattr(Filter, "predicate", property(predicate))
+    return costs
+
+
+async def test_a_slow_filter_does_not_hold_up_other_readers(costs: dict[str, float]) -> None:
+    costs["slow"] = 0.01
+    async with Crowd(Filter("slow"), Filter("fast"), EVERYTHING) as crowd:
+        batch = a_batch(500)
+        began = time.thread_time()
+        await crowd.live.carry(batch, 0)
+        assert time.thread_time() - began < 2
+        slow, *others = crowd.readers
+        await asyncio.wait_for(crowd.tasks[0], 5)  # it goes on by itself, with the same batch
+        assert slow.number == 0
+        assert slow.cursor == Cursor(START)
+        assert [pipe.events for pipe in crowd.pipes] == [0, 500, 500]
+        assert {(each.number, each.cursor) for each in others} == {(1, batch.end)}
+        assert not any(task.done() for task in crowd.tasks[1:])
+
+
+async def test_a_slow_filter_that_comes_back_is_not_evaluated_again(
+    costs: dict[str, float],
+) -> None:
+    costs["slow"] = 0.01
+    async with Crowd(Filter("slow"), EVERYTHING) as crowd:
+        await crowd.live.carry(a_batch(100), 0)
+        await asyncio.wait_for(crowd.tasks[0], 5)
+        crowd.readers[0].number = 1
+        again = asyncio.create_task(crowd.live.follow(crowd.readers[0], crowd.pipes[0]))
+        await asyncio.sleep(0)
+        costs["slow"] = 1.0
+        began = time.thread_time()
+        await crowd.live.carry(a_batch(100, 101), 1)
+        assert time.thread_time() - began < 0.5
+        await asyncio.wait_for(again, 5)
+        assert [pipe.events for pipe in crowd.pipes] == [0, 200]
+
+
+async def test_others_have_their_turn_while_a_batch_is_filtered(costs: dict[str, float]) -> None:
+    filters = [Filter(f"-word{number}") for number in range(20)]
+    costs.update({each.query: 0.003 for each in filters})
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with Crowd(*filters) as crowd:
+        other = asyncio.create_task(others())
+        await crowd.live.carry(a_batch(2), 0)
+        other.cancel()
+        assert [pipe.events for pipe in crowd.pipes] == [2] * 20
+    assert turns >= 15  # of 120 ms, each after 5 ms, and those that a step is longer
+
+
+async def test_readers_that_leave_or_come_while_a_batch_is_filtered(
+    costs: dict[str, float],
+) -> None:
+    filters = [Filter(f"-word{number}") for number in range(30)]
+    costs.update({each.query: 0.002 for each in filters})
+    async with Crowd(*filters) as crowd:
+        batch, following = a_batch(3), a_batch(2, 4)
+        carrying = asyncio.create_task(crowd.live.carry(batch, 0))
+        async with asyncio.timeout(30):
+            while not crowd.pipes[0].events:
+                await asyncio.sleep(0)
+        assert not crowd.pipes[-1].events
+        crowd.tasks[-1].cancel()  # it leaves
+        late = Reader(filters[5])
+        late.number, late.cursor, pipe = 1, batch.end, Pipe()
+        crowd.tasks.append(asyncio.create_task(crowd.live.follow(late, pipe)))
+        await asyncio.wait_for(carrying, 30)
+        assert [each.events for each in crowd.pipes] == [3] * 29 + [0]
+        assert pipe.events == 0
+        await asyncio.wait_for(crowd.live.carry(following, 1), 30)
+        assert [each.events for each in crowd.pipes] == [5] * 29 + [0]
+        assert pipe.events == 2
+        for each in crowd.pipes[:29]:
+            sent = [line for line in b"".join(each.chunks).split(b"\n") if line]
+            assert [f'"id":"{number}-0"'.encode() in line for number, line in enumerate(sent, 1)]
+        assert crowd.readers[-1].number == 0
+
+
+async def test_readers_dismissed_during_a_batch_have_it_once(
+    costs: dict[str, float],
+) -> None:
+    filters = [Filter(f"-word{number}") for number in range(30)]
+    costs.update({each.query: 0.002 for each in filters})
+    async with Crowd(*filters) as crowd:
+        batch = a_batch(3)
+        carrying = asyncio.create_task(crowd.live.carry(batch, 0))
+        async with asyncio.timeout(30):
+            while not crowd.pipes[0].events:
+                await asyncio.sleep(0)
+        crowd.live.dismiss()
+        await asyncio.wait_for(carrying, 30)
+        for reader, pipe in zip(crowd.readers, crowd.pipes, strict=True):
+            had = pipe.events > 0
+            assert (reader.number, pipe.events) == ((1, 3) if had else (0, 0))
+        assert not crowd.pipes[-1].events

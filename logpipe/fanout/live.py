@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from logpipe.continuity import Cursor
+from logpipe.event import Entry
 from logpipe.filters import Filter
+from logpipe.filters.index import FilterIndex, Result
 from logpipe.ids import StreamId
 from logpipe.messages import Batch, Encoder, Progress
 from logpipe.metrics import Metrics
@@ -21,7 +23,9 @@ PROGRESS_S = 5.0
 """While the filter rejects everything, the cursor is told this often."""
 
 WRITES_AT_ONCE = 250
-"""Then everything else has its turn: some milliseconds."""
+"""Writes after which everything else has its turn: some milliseconds."""
+TURN_S = 0.005
+"""Seconds of filtering and writing after which everything else has its turn."""
 
 
 class Reader(Protocol):
@@ -51,11 +55,13 @@ class Writer(Protocol):
 
 
 class _Kind(NamedTuple):
-    """What readers have in common who are written the same bytes."""
+    """What readers with the same filter have in common who are written the same bytes."""
 
     encoder: Encoder
-    chosen: Filter
     chunked: bool
+
+
+_Kinds = dict[_Kind, "set[_Follower]"]
 
 
 class _Follower:
@@ -79,50 +85,106 @@ class _Follower:
             self.done.set_result(None)
 
 
+class _Turn:
+    """The work since everything else had its turn."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+        self._began = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        return self.writes >= WRITES_AT_ONCE or time.monotonic() - self._began > TURN_S
+
+    async def give(self) -> float:
+        """Lets everything else go on; returns the CPU time in seconds that it took."""
+        began = time.thread_time()
+        await asyncio.sleep(0)
+        self.writes = 0
+        self._began = time.monotonic()
+        return time.thread_time() - began
+
+
 class Live:
-    """All live readers of a hub, by what they are written: their format and filter."""
+    """All live readers of a hub, by their filter and by what they are written."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.count = 0
         self._metrics = metrics
-        self._followers: dict[_Kind, set[_Follower]] = {}
+        self._index = FilterIndex()
+        self._followers: dict[Filter, _Kinds] = {}
 
     async def follow(self, reader: Reader, writer: Writer) -> None:
         """Returns when the reader has to go on by itself; it has had all of the window."""
         follower = _Follower(reader, writer, asyncio.get_running_loop().create_future())
-        kind = _Kind(writer.encoder, reader.filter, writer.chunked)
-        self._followers.setdefault(kind, set()).add(follower)
+        chosen, kind = reader.filter, _Kind(writer.encoder, writer.chunked)
+        self._index.add(chosen)
+        self._followers.setdefault(chosen, {}).setdefault(kind, set()).add(follower)
         self.count += 1
         try:
             await follower.done
         finally:
             self.count -= 1
-            self._leave(kind, follower)
+            self._leave(chosen, kind, follower)
 
-    def _leave(self, kind: _Kind, follower: _Follower) -> None:
-        same = self._followers[kind]
+    def _leave(self, chosen: Filter, kind: _Kind, follower: _Follower) -> None:
+        self._index.remove(chosen)
+        kinds = self._followers[chosen]
+        same = kinds[kind]
         same.discard(follower)
         if not same:
-            del self._followers[kind]
+            del kinds[kind]
+        if not kinds:
+            del self._followers[chosen]
 
     async def carry(self, batch: Batch, number: int) -> None:
-        """Writes a batch that the window has just got, as `number`, to all of them."""
-        for kind, followers in list(self._followers.items()):
-            chunk = batch.chunk(kind.encoder, kind.chosen)
-            part = framed(chunk) if chunk and kind.chunked else chunk
+        """Writes a batch that the window has just got, as `number`, to all of them.
+
+        Readers whose filter takes too long go on by themselves, so that the others do not wait.
+        """
+        turn = _Turn()
+        search = self._index.search(batch.entries)
+        for result in search.steps():
+            if result is not None:
+                await self._carry_found(batch, number, result, turn)
+            if turn.over:
+                search.paused_s += await turn.give()
+        if self._followers:
+            await asyncio.sleep(0)
+
+    async def _carry_found(self, batch: Batch, number: int, result: Result, turn: _Turn) -> None:
+        """Writes what a filter takes of a batch to those who have this filter."""
+        chosen, found = result
+        if found:
+            batch.keep(chosen, found)
+        for kind, followers in list(self._followers.get(chosen, {}).items()):
             waiting = [each for each in followers if each.reader.number == number]
+            if found is None:
+                for each in waiting:
+                    each.dismiss()
+                continue
+            chunk = batch.chunk(kind.encoder, chosen) if found else b""
+            part = framed(chunk) if chunk and kind.chunked else chunk
             for at in range(0, len(waiting), WRITES_AT_ONCE):
-                now = time.monotonic()
                 some = [each for each in waiting[at : at + WRITES_AT_ONCE] if not each.done.done()]
-                if part:
-                    self._write(some, batch, number, part, now)
+                now = time.monotonic()
+                if found:
+                    self._write(some, batch, number, part, now, found)
                     self._metrics.delivered_bytes.inc(len(chunk) * len(some))
+                    turn.writes += len(some)
                 else:
                     self._pass(some, batch, number, now)
-                await asyncio.sleep(0)
+                if turn.over:
+                    await turn.give()
 
     def _write(
-        self, followers: list[_Follower], batch: Batch, number: int, part: bytes, now: float
+        self,
+        followers: list[_Follower],
+        batch: Batch,
+        number: int,
+        part: bytes,
+        now: float,
+        found: list[Entry],
     ) -> None:
         end, following = batch.end, number + 1
         for each in followers:
@@ -132,7 +194,6 @@ class Live:
             each.write(part, now)
         count = len(followers)
         if followers:
-            found = batch.matching(followers[0].reader.filter)
             if found[-1].id != end.id:
                 for each in followers:
                     each.writer.passed = end.id
@@ -151,7 +212,7 @@ class Live:
     def beat(self, heartbeat_s: float) -> None:
         """Says to each that has had nothing for long that the stream is alive."""
         now = time.monotonic()
-        for followers in list(self._followers.values()):
+        for followers in self._all():
             for each in list(followers):
                 idle = now - each.writer.written_at
                 if idle >= heartbeat_s or (each.writer.passed and idle >= PROGRESS_S):
@@ -166,6 +227,9 @@ class Live:
 
     def dismiss(self) -> None:
         """All go on by themselves: what follows has to be explained, or nothing follows."""
-        for followers in self._followers.values():
+        for followers in self._all():
             for each in followers:
                 each.dismiss()
+
+    def _all(self) -> "list[set[_Follower]]":
+        return [followers for kinds in self._followers.values() for followers in kinds.values()]

@@ -17,6 +17,7 @@ import msgspec
 from logpipe.event import level_name
 from logpipe.filters.compiled import Compiled
 from logpipe.filters.highlight import Highlight, Span, marks_something
+from logpipe.filters.raw import MayMatch
 from logpipe.filters.reading import MAX_QUERY, FilterSyntaxError, level, parse
 from logpipe.filters.terms import Predicate
 from logpipe.filters.tree import LEVEL, Compare, Match, Node, Text, all_of, any_of
@@ -59,10 +60,10 @@ class Filter(msgspec.Struct, frozen=True, weakref=True):
         return _COMPILED.predicate(self.query)
 
     @property
-    def may_match(self) -> Callable[[bytes], bool] | None:
+    def may_match(self) -> MayMatch | None:
         """A function of an event's JSON as the stream holds it: False only where the predicate
         would reject the event. None where only the predicate can tell."""
-        return None
+        return _COMPILED.may_match(self.query)
 
     @property
     def highlight(self) -> Highlight | None:

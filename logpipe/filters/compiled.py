@@ -6,6 +6,7 @@ from typing import Any
 
 from logpipe.filters.highlight import Highlight, highlight_of
 from logpipe.filters.predicate import predicate_of
+from logpipe.filters.raw import MayMatch, may_match_of
 from logpipe.filters.reading import REGEX_MEMORY, parse
 from logpipe.filters.terms import Predicate
 from logpipe.filters.tree import Node, Regex, leaves
@@ -48,6 +49,12 @@ class Compiled:
         Raises `FilterSyntaxError`.
         """
         found: Predicate | None = self._function(query, predicate_of) if query else None
+        return found
+
+    def may_match(self, query: str) -> MayMatch | None:
+        """What rejects the JSON of events that a filter rejects; None where nothing can be told
+        before an event is decoded."""
+        found: MayMatch | None = self._function(query, may_match_of) if query else None
         return found
 
     def highlight(self, query: str) -> Highlight:
