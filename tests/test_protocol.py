@@ -15,7 +15,7 @@ from logpipe.serving import protocol as module
 from logpipe.serving.protocol import MAX_HEAD_BYTES
 from logpipe.serving.server import Server
 from tests.helpers import wait_until
-from tests.raw import connected, request
+from tests.raw import Connection, connected, request
 from tests.servers import Valkey
 from tests.servers import serving as role_serving
 
@@ -180,15 +180,18 @@ async def test_a_body_of_one_byte_a_second_has_the_same_time_as_any(
         assert served.limited == {"body_time": 1}
 
 
+async def busy(stack: contextlib.AsyncExitStack, served: Served) -> Connection:
+    """A connection whose request is under way: one byte of its body, a "b", has not come."""
+    open_before = len(served.state.tasks)
+    connection = await stack.enter_async_context(connected(served.url))
+    await connection.send(request(b"ab", start="POST / HTTP/1.1")[:-1])
+    await wait_until(lambda: len(served.state.tasks) > open_before, "its request is under way")
+    return connection
+
+
 async def test_one_connection_too_many_is_closed_and_the_others_go_on() -> None:
-    async with (
-        serving(most_connections=2) as served,
-        connected(served.url) as one,
-        connected(served.url) as two,
-    ):
-        for connection in (one, two):
-            await connection.send(GET)
-            assert (await connection.answer()).status == 200
+    async with serving(most_connections=2) as served, contextlib.AsyncExitStack() as stack:
+        one, two = [await busy(stack, served) for _ in range(2)]
         for _ in range(2):
             async with connected(served.url) as third:
                 assert await third.rest() == b""
@@ -198,7 +201,7 @@ async def test_one_connection_too_many_is_closed_and_the_others_go_on() -> None:
         async with connected(served.url) as third:
             await third.send(GET)
             assert (await third.answer()).status == 200
-        await two.send(GET)
+        await two.send(b"b")
         assert (await two.answer()).status == 200
 
 
