@@ -59,7 +59,7 @@ _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.]+\]|[\w.~!$&'()*+,;=%-]*)(?::\d*)?", re.
 """uri-host and port (RFC 9110, 7.2; RFC 3986, 3.2.2). An empty one is allowed: a client whose
 target has no authority sends it."""
 
-_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding"})
+_CHECKED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 
 _GONE = frozenset({7, 8})
 """TCP_CLOSE (after a reset) and TCP_CLOSE_WAIT (after an end), of Linux's tcp_states.h."""
@@ -73,7 +73,7 @@ NOT_ONE_HOST = Problem(
     400, "A request has exactly one Host header; of HTTP/1.0 it may also have none."
 )
 BAD_HOST = Problem(400, "The Host header must be a name or an address, with or without a port.")
-BAD_VERSION = Problem(505, "The versions of HTTP that are supported are 1.1 and 1.0.")
+BAD_VERSION = Problem(400, "The versions of HTTP that are supported are 1.1 and 1.0.")
 BAD_CODING = Problem(501, "The only Transfer-Encoding that is supported is chunked.")
 
 
@@ -184,25 +184,21 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal:
             return
-        self._unset_keepalive_if_required()
-        if self._backlog or self.flow.write_paused or not self._is_one_step(data):
-            self._backlog = self._backlog[self._at :] + data
-            self._at = 0
-            if not self._has_turn:
-                self._step()
-            return
-        self._feed(data)
-        self._judge()
-        if self.flow.read_paused:
-            self._resume()
-
-    def _is_one_step(self, data: bytes) -> bool:
-        if len(self._open) > 1:
-            return False
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
         size = len(data)
-        if self._left:
-            return size <= self._left
-        return size <= SLICE_BYTES and data.count(HEAD_END) < 2
+        # One step: the rest of a body, or what begins one request at the most.
+        one = size <= self._left if self._left else size <= SLICE_BYTES and data.count(HEAD_END) < 2
+        if one and len(self._open) < 2 and not (self._backlog or self.flow.write_paused):
+            self._feed(data)
+            self._judge()
+            if self.flow.read_paused:
+                self._resume()
+            return
+        self._backlog = self._backlog[self._at :] + data
+        self._at = 0
+        if not self._has_turn:
+            self._step()
 
     def _step(self) -> None:
         """Begins the next request or parses a slice; asks for a turn when there is more to do."""
@@ -214,9 +210,9 @@ class BoundedProtocol(HttpToolsProtocol):
             if self.pipeline:
                 self._start_asgi_task(*self.pipeline.pop())
             elif self._backlog:
-                self._parse_slice()
+                self._parse_some()
         elif self._backlog and not self._is_full():
-            self._parse_slice()
+            self._parse_some()
         self._go_on()
 
     def _go_on(self) -> None:
@@ -260,6 +256,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._has_turn:
             self._has_turn = True
             self._state.turns.add(self._step)
+
+    def _parse_some(self) -> None:
+        """Parses a slice, and another one where the first ends with the head of a request with a
+        body: what is refused is refused before its task has begun."""
+        opened = len(self._open)
+        self._parse_slice()
+        if self._backlog and len(self._open) > opened and self._open[-1].more_body:
+            self._parse_slice()
 
     def _parse_slice(self) -> None:
         at, opened = self._at, len(self._open)
@@ -357,8 +361,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Refuses what cannot be read: the body of the last request, or what is behind it. All that
         came before is answered first, since answers are told apart by their order alone."""
         self._drop_backlog()
-        last = self._open[-1] if self._open else None
-        if last is not None and last.more_body:
+        last = self.cycle
+        if last is not None and last.more_body and last.scope is self.scope:
             if last.response_started:  # its answer is there, or has begun
                 self.transport.close()
                 return
@@ -422,6 +426,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # -- callbacks of the parser -----------------------------------------------------------------
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # it is read again
@@ -445,12 +452,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._fail(BAD_VERSION)
         hosts = length = 0
         for name, value in self.headers:
-            if name in _FRAMING:
+            if name in _CHECKED:
                 if name == b"host":
                     hosts += 1
-                    self._check_host(value)
+                    if value != self._host:
+                        self._check_host(value)
                 elif name == b"content-length":
                     length = int(value)
+                elif name == b"expect":
+                    self.expect_100_continue = value.lower() == b"100-continue"
                 elif value.lower() != b"chunked":
                     self._fail(BAD_CODING)
         if hosts != 1 and (hosts or version == "1.1"):
@@ -461,10 +471,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._left = length
 
     def _check_host(self, value: bytes) -> None:
-        if value != self._host:
-            if _HOST.fullmatch(value) is None:
-                self._fail(BAD_HOST)
-            self._host = value
+        if _HOST.fullmatch(value) is None:
+            self._fail(BAD_HOST)
+        self._host = value
 
     def _fail(self, problem: Problem) -> None:
         """Ends the parser, which raises an error of its own for any that a callback raises."""
