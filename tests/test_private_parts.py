@@ -119,6 +119,7 @@ PARTS = (
             "connection_made": "transport",
             "connection_lost": "exc",
             "data_received": "data",
+            "eof_received": "",
             "resume_writing": "",
             "on_header": "name value",
             "on_headers_complete": "",

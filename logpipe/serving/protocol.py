@@ -161,6 +161,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._drop_backlog()
         self._state.forget(self)
 
+    def eof_received(self) -> None:
+        """Closes the connection, as a transport without TLS does by itself: no further request is
+        begun for a client that has left."""
+        self.transport.close()
+
     # -- whether it may be closed for another one ------------------------------------------------
 
     @property
@@ -434,6 +439,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return  # it is read again
         self._unread = 0
         version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._fail(BAD_VERSION)
         self._check_head(version)
         super().on_headers_complete()
         self.headers = []  # trailers are none of the request's headers
@@ -448,8 +455,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _check_head(self, version: str) -> None:
         """Refuses a head that a server in front may read differently: Host, coding, version."""
-        if version not in ("1.1", "1.0"):
-            self._fail(BAD_VERSION)
         hosts = length = 0
         for name, value in self.headers:
             if name in _CHECKED:
