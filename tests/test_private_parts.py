@@ -105,7 +105,7 @@ def _pipeline() -> object:
 PROTOCOL = "logpipe/serving/protocol.py"
 WIRE = "logpipe/wire.py"
 SERVER = "logpipe/serving/server.py"
-CONNECTIONS = "logpipe/serving/connections.py"
+ADMISSION = "logpipe/serving/admission.py"
 FOLLOWING = "logpipe/stream/following.py"
 EXCHANGE = "logpipe/stream/exchange.py"
 PRIMARY = "logpipe/stream/primary.py"
@@ -202,7 +202,7 @@ PARTS = (
         "ServerState",
         uvicorn.server.ServerState,
         values("connections", "tasks"),
-        (SERVER, CONNECTIONS),
+        (SERVER, ADMISSION),
     ),
     Part(
         "redis",

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from logpipe.limits import client_of
 from logpipe.problems import MEDIA_TYPE, Problem
-from logpipe.serving.connections import BoundedState
+from logpipe.serving.admission import BoundedState
 from logpipe.wire import EXTENSION, Wire
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -120,7 +120,7 @@ class BoundedProtocol(HttpToolsProtocol):
     the client has taken answers down to the transport's mark.
     """
 
-    peer = ""
+    _address = ""  # as `limits.client_of` gives it
     _unread = 0  # bytes since the last that meant something: a head, a piece of a body
     _left = 0  # bytes of a body of known length that have not come
     _backlog = b""  # received and, from `_at` on, not parsed
@@ -141,11 +141,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._open: deque[RequestResponseCycle] = deque()  # not answered yet, in order
         self._state = cast("BoundedState", self.server_state)
         if self.client is not None:
-            self.peer = client_of(self.client[0])
-        self._await("head", HEAD_S, self._head_is_late)
-        if not self._state.admit(self):
+            self._address = client_of(self.client[0])
+        self._unused = self._state.join(self._address).unused
+        if not self._state.has_room():
             self._count("connections")
             transport.abort()
+            return
+        self._unused[self] = None
+        self._await("head", HEAD_S, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._no_longer_await()
@@ -159,7 +162,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._open.clear()
         self.pipeline.clear()
         self._drop_backlog()
-        self._state.forget(self)
+        self._state.leave(self, self._address)
 
     def eof_received(self) -> None:
         """Closes the connection, as a transport without TLS does by itself: no further request is
@@ -169,16 +172,9 @@ class BoundedProtocol(HttpToolsProtocol):
     # -- whether it may be closed for another one ------------------------------------------------
 
     @property
-    def unused(self) -> bool:
-        """Whether no request is under way; part of a head may have come."""
-        return not (self._open or self._backlog or self.transport.is_closing())
-
-    @property
-    def idle_since(self) -> tuple[bool, float]:
-        """Whether part of a head has come, and since when no request is under way."""
-        if self.timeout_keep_alive_task is not None:
-            return False, self.timeout_keep_alive_task.when() - self.timeout_keep_alive
-        return self._unread > 0, self._deadline.when() - HEAD_S if self._deadline else 0.0
+    def begun(self) -> bool:
+        """Whether part of a head has come."""
+        return self._unread > 0
 
     def close_for_room(self) -> None:
         """Closes it."""
@@ -234,6 +230,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._waits = self.flow.held = False
             self._no_longer_look()
             self._resume()
+            if not self._open:
+                self._unused[self] = None
 
     def _hold(self) -> None:
         """Stops reading until there is no backlog; what has come in part has no time limit then."""
@@ -390,6 +388,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if not self.transport.is_closing():
                 self._go_on()
             return
+        self._unused[self] = None
         super().on_response_complete()
         if self._refusal and not self.transport.is_closing():
             self._end(self._refusal)
@@ -444,6 +443,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._check_head(version)
         super().on_headers_complete()
         self.headers = []  # trailers are none of the request's headers
+        self._unused.pop(self, None)
         self._open.append(self.cycle)
         # The request's task has been made and has not begun.
         if version != "1.1":

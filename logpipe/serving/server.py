@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from logpipe.listening import BACKLOG
-from logpipe.serving.connections import BoundedState, Limited
+from logpipe.serving.admission import BoundedState, Limited
 from logpipe.serving.protocol import BoundedProtocol
 from logpipe.settings import Settings
 
