@@ -8,6 +8,7 @@ an ASGI extension; who finds none, as in a test or under another server, uses th
 import asyncio
 import socket
 import struct
+import weakref
 from typing import cast
 
 from starlette.types import Scope
@@ -38,7 +39,9 @@ class Wire:
     __slots__ = ("_corked", "_cycle", "_head", "_transport", "unfinished")
 
     def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
-        self._cycle = cycle
+        # The cycle refers to this wire, and lives for as long as its request's task: a reference
+        # back would leave both to the garbage collector.
+        self._cycle = weakref.ref(cycle)
         self._transport = transport
         # The response to HEAD ends with its head.
         self._corked = cycle.scope["method"] != "HEAD"
@@ -84,15 +87,17 @@ class Wire:
 
     def body(self) -> bytes | None:
         """The request's body, where all of it has come already; else it is to be received."""
-        cycle = self._cycle
-        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+        cycle = self._cycle()
+        if cycle is None or cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
             return None
         body, cycle.body = bytes(cycle.body), bytearray()
         return body
 
     def respond(self, status: int, media_type: bytes, body: bytes) -> None:
         """A whole response, in place of the two messages; nothing can be done with it after."""
-        cycle = self._cycle
+        cycle = self._cycle()
+        if cycle is None:
+            return
         if cycle.disconnected or self._transport.is_closing():
             cycle.disconnected = True
             return
@@ -109,8 +114,6 @@ class Wire:
         if not cycle.keep_alive:
             self._transport.close()
         cycle.on_response()
-        # The cycle holds this wire: the garbage collector shall not have to find that out.
-        del self._cycle
 
     def begin_stream(self) -> None:
         """Writes the head of a response; from now on nothing is buffered behind one's back.
@@ -145,7 +148,8 @@ class Wire:
     @property
     def chunked(self) -> bool:
         """Whether the body is sent in chunks, as `framed` makes them; not with HTTP/1.0."""
-        return bool(self._cycle.chunked_encoding)
+        cycle = self._cycle()
+        return cycle is not None and bool(cycle.chunked_encoding)
 
     def send(self, part: bytes) -> bool:
         """Writes a part of the body, framed where it is `chunked`; False when the kernel left some

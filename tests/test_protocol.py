@@ -3,19 +3,20 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from random import Random
 from typing import NamedTuple
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from logpipe.listening import bind
 from logpipe.serving import protocol as module
-from logpipe.serving.protocol import MAX_HEAD_BYTES
+from logpipe.serving.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_OPEN
 from logpipe.serving.server import Server
 from tests.helpers import wait_until
-from tests.raw import connected, request
+from tests.raw import Connection, connected, request
 from tests.servers import Valkey
 from tests.servers import serving as role_serving
 
@@ -27,17 +28,21 @@ class Served(NamedTuple):
     url: str
     state: ServerState
     limited: Counter[str]
+    stop: Callable[[], None]
 
 
 @contextlib.asynccontextmanager
-async def serving(most_connections: int = 1000) -> AsyncIterator[Served]:
-    """A server for `ok`."""
+async def serving(
+    most_connections: int = 1000, app: ASGIApp | None = None
+) -> AsyncIterator[Served]:
+    """A server for `ok`, or for another application."""
     listener = bind("127.0.0.1", 0)
     limited: Counter[str] = Counter()
-    server = Server(ok, lambda: None, limited.update, most_connections)
+    server = Server(app or ok, lambda: None, limited.update, most_connections)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", server.server_state, limited)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield Served(url, server.server_state, limited, server.stop)
     finally:
         server.stop()
         await task
@@ -180,15 +185,18 @@ async def test_a_body_of_one_byte_a_second_has_the_same_time_as_any(
         assert served.limited == {"body_time": 1}
 
 
+async def busy(stack: contextlib.AsyncExitStack, served: Served) -> Connection:
+    """A connection whose request is under way: one byte of its body, a "b", has not come."""
+    open_before = len(served.state.tasks)
+    connection = await stack.enter_async_context(connected(served.url))
+    await connection.send(request(b"ab", start="POST / HTTP/1.1")[:-1])
+    await wait_until(lambda: len(served.state.tasks) > open_before, "its request is under way")
+    return connection
+
+
 async def test_one_connection_too_many_is_closed_and_the_others_go_on() -> None:
-    async with (
-        serving(most_connections=2) as served,
-        connected(served.url) as one,
-        connected(served.url) as two,
-    ):
-        for connection in (one, two):
-            await connection.send(GET)
-            assert (await connection.answer()).status == 200
+    async with serving(most_connections=2) as served, contextlib.AsyncExitStack() as stack:
+        one, two = [await busy(stack, served) for _ in range(2)]
         for _ in range(2):
             async with connected(served.url) as third:
                 assert await third.rest() == b""
@@ -198,7 +206,7 @@ async def test_one_connection_too_many_is_closed_and_the_others_go_on() -> None:
         async with connected(served.url) as third:
             await third.send(GET)
             assert (await third.answer()).status == 200
-        await two.send(GET)
+        await two.send(b"b")
         assert (await two.answer()).status == 200
 
 
@@ -314,3 +322,306 @@ async def test_a_stream_with_a_request_behind_it_ends_when_its_reader_leaves(
             await connection.send(request(start=f"GET {path} HTTP/1.1") + GET)
             assert b" 200 OK" in await connection.reader.readuntil(b"\r\n\r\n")
         await wait_until(lambda: not service.server.server_state.tasks, "the stream has ended")
+
+
+# -- several requests of one connection ----------------------------------------------------------
+
+
+class Gate:
+    """An application that answers with the path of a request, once it is open."""
+
+    def __init__(self, body: bytes = b"") -> None:
+        self.open = asyncio.Event()
+        self.begun = 0
+        self._body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begun += 1
+        await self.open.wait()
+        length = 0
+        while True:
+            message = await receive()
+            length += len(message.get("body", b""))
+            if not message.get("more_body"):
+                break
+        body = self._body or f"{scope['path']} {length}".encode()
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def numbered(count: int) -> bytes:
+    """Requests for /0, /1 and so on."""
+    return b"".join(request(start=f"GET /{number} HTTP/1.1") for number in range(count))
+
+
+async def test_no_more_than_sixteen_requests_are_parsed_ahead() -> None:
+    gate = Gate()
+    async with serving(app=gate) as served, connected(served.url) as connection:
+        connection.writer.write(numbered(20_000))
+        await wait_until(lambda: served.limited["pipeline"], "the parser has stopped")
+        (protocol,) = served.state.connections
+        assert len(protocol.pipeline) == MAX_OPEN - 1  # type: ignore[union-attr]
+        assert gate.begun == 1
+        gate.open.set()
+        for number in range(20_000):
+            assert (await connection.answer()).body == b"/%d 0" % number
+        assert served.limited == {"pipeline": served.limited["pipeline"]}
+
+
+@pytest.mark.parametrize("kind", ["bodies", "header lines"])
+async def test_memory_of_requests_parsed_ahead_is_bounded(kind: str) -> None:
+    if kind == "bodies":
+        one = request(b"x" * 60_000, start="POST / HTTP/1.1")
+    else:
+        one = request(b"", *["a: b"] * 900, start="GET / HTTP/1.1")
+    gate = Gate()
+    async with serving(app=gate) as served, connected(served.url) as connection:
+        connection.writer.write(one * 100)
+        await wait_until(lambda: served.limited["pipeline"], "the parser has stopped")
+        (protocol,) = served.state.connections
+        assert len(protocol.pipeline) < 4  # type: ignore[union-attr]
+        gate.open.set()
+        for _ in range(100):
+            assert (await connection.answer()).status == 200
+
+
+async def test_no_answer_is_begun_while_the_client_takes_none() -> None:
+    gate = Gate(b"x" * 100_000)
+    gate.open.set()
+    async with serving(app=gate) as served, connected(served.url) as connection:
+        transport = connection.writer.transport
+        transport.pause_reading()  # type: ignore[attr-defined]
+        connection.writer.write(numbered(500))
+        await wait_until(lambda: served.limited["pipeline"], "the parser has stopped")
+        (protocol,) = served.state.connections
+        assert protocol.transport.get_write_buffer_size() < 300_000
+        assert gate.begun < 400
+        transport.resume_reading()  # type: ignore[attr-defined]
+        for _ in range(500):
+            assert len((await connection.answer()).body) == 100_000
+
+
+async def test_no_answer_is_begun_for_single_requests_whose_answers_are_not_taken() -> None:
+    """They come one by one, each in a read of its own."""
+    gate = Gate(b"x" * 100_000)
+    gate.open.set()
+    async with serving(app=gate) as served, connected(served.url) as connection:
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for number in range(400):
+            if served.limited["pipeline"]:
+                break
+            await connection.send(numbered(1))
+            await wait_until(lambda n=number: served.limited["pipeline"] or gate.begun > n, "begun")  # type: ignore[misc]
+        assert served.limited["pipeline"]
+        (protocol,) = served.state.connections
+        assert protocol.transport.get_write_buffer_size() < 300_000
+
+
+async def test_a_client_that_leaves_while_it_is_not_read_from_is_noticed() -> None:
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    async with serving(app=app) as served:
+        async with connected(served.url) as connection:
+            await connection.send(numbered(200))
+            await wait_until(lambda: served.limited["pipeline"], "the parser has stopped")
+        async with asyncio.timeout(10):
+            await gone.wait()
+        await wait_until(lambda: not served.state.connections, "the connection has gone")
+
+
+async def test_a_client_that_leaves_with_a_request_waiting_is_noticed() -> None:
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    async with serving(app=app) as served:
+        async with connected(served.url) as connection:
+            await connection.send(numbered(1))
+            await wait_until(lambda: served.state.tasks, "the first is begun")
+            await connection.send(numbered(2))
+            await wait_until(pipelined(served, 2), "two wait")
+        async with asyncio.timeout(10):
+            await gone.wait()
+
+
+def pipelined(served: Served, count: int) -> Callable[[], bool]:
+    """Whether so many requests of the one connection wait."""
+
+    def wait() -> bool:
+        (protocol,) = served.state.connections
+        return len(protocol.pipeline) == count  # type: ignore[union-attr]
+
+    return wait
+
+
+async def test_a_server_that_stops_answers_what_it_has_parsed() -> None:
+    gate = Gate()
+    async with serving(app=gate) as served, connected(served.url) as connection:
+        connection.writer.write(numbered(20_000))
+        await wait_until(lambda: served.limited["pipeline"], "the parser has stopped")
+        (protocol,) = served.state.connections
+        served.stop()
+        await wait_until(lambda: not protocol.cycle.keep_alive, "it is told")  # type: ignore[union-attr]
+        gate.open.set()
+        answers = [await connection.answer() for _ in range(MAX_OPEN)]
+        assert [each.body for each in answers] == [b"/%d 0" % n for n in range(MAX_OPEN)]
+        assert answers[-1].headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_requests_in_any_pieces_have_the_same_answers(seed: int) -> None:
+    random = Random(seed)
+    sent, expected = [], []
+    ends = b"\r\n\r\n" * 30
+    for number in range(200):
+        start = f"POST /{number} HTTP/1.1"
+        body = random.choice([b"", b"x", ends, b"x" * 40_000, ends * 40])
+        kind = random.choice(["length", "chunked", "upgrade", "spaces"])
+        lines = ("Connection: Upgrade", "Upgrade: h2c") if kind == "upgrade" else ()
+        whole = request(body, *lines, start=start)
+        if kind == "chunked":
+            size = random.choice([1_000, 7, 30])
+            parts = [body[at : at + size] for at in range(0, len(body[:5_000]), size)]
+            body = b"".join(parts)
+            chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+            whole = b"%b\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n%b0\r\n\r\n" % (
+                start.encode(),
+                chunks,
+            )
+        elif kind == "spaces":
+            whole = b"\r\n" + whole
+        sent.append(whole)
+        expected.append(b"/%d %d" % (number, len(body)))
+    data, at = b"".join(sent), 0
+    gate = Gate()
+    gate.open.set()
+    async with serving(app=gate) as served, connected(served.url) as connection:
+
+        async def write() -> None:
+            nonlocal at
+            while at < len(data):
+                size = random.choice([1, 3, 50, 5_000, 300_000])
+                await connection.send(data[at : at + size])
+                at += size
+                await asyncio.sleep(0)
+
+        writing = asyncio.create_task(write())
+        assert [(await connection.answer()).body for _ in expected] == expected
+        await writing
+        assert not served.limited.keys() - {"pipeline"}
+
+
+# -- heads that two servers may read differently -------------------------------------------------
+
+HOSTS: tuple[tuple[str, list[str], bytes], ...] = (
+    ("1.1", [], b"400"),
+    ("1.1", ["a"], b"200"),
+    ("1.1", ["a", "a"], b"400"),
+    ("1.1", ["a", "b"], b"400"),
+    ("1.1", [""], b"200"),
+    ("1.1", ["a:80"], b"200"),
+    ("1.1", ["[::1]:80"], b"200"),
+    ("1.1", ["my_service.example"], b"200"),
+    ("1.1", ["a@b"], b"400"),
+    ("1.1", ["a, b"], b"400"),
+    ("1.1", ["a/b"], b"400"),
+    ("1.1", ["[::1"], b"400"),
+    ("1.1", ["a:b"], b"400"),
+    ("1.1", ["a b"], b"400"),
+    ("1.0", [], b"200"),
+    ("1.0", ["a"], b"200"),
+    ("1.0", ["a", "b"], b"400"),
+    ("0.9", ["a"], b"400"),
+    ("2.0", ["a"], b"400"),
+)
+
+
+@pytest.mark.parametrize(("version", "hosts", "status"), HOSTS)
+async def test_a_request_names_one_host(version: str, hosts: list[str], status: bytes) -> None:
+    lines = [f"GET / HTTP/{version}", *(f"Host: {host}" for host in hosts), "Connection: close"]
+    async with serving() as served, connected(served.url) as connection:
+        await connection.send("\r\n".join([*lines, "", ""]).encode())
+        assert statuses(await connection.rest()) == [status]
+
+
+async def test_a_request_line_without_a_version_is_refused() -> None:
+    async with serving() as served:
+        for line in (b"GET /\r\n\r\n", b"GET /\r\nHost: x\r\n\r\n"):
+            async with connected(served.url) as connection:
+                await connection.send(line)
+                assert statuses(await connection.rest()) == [b"400"]
+
+
+@pytest.mark.parametrize(
+    ("coding", "status"),
+    [
+        ("chunked", b"200"),
+        ("Chunked", b"200"),
+        ("gzip, chunked", b"501"),
+        ("gzip\r\nTransfer-Encoding: chunked", b"501"),
+        ("gzip", b"501"),
+        ("identity", b"501"),
+        ("xchunked", b"501"),
+        ("chunked, gzip", b"400"),
+        ("chunked\r\nContent-Length: 5", b"400"),
+    ],
+)
+async def test_the_one_transfer_coding_is_chunked(coding: str, status: bytes) -> None:
+    """What is behind a body that cannot be read is not taken for a request."""
+    head = f"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {coding}\r\n\r\n".encode()
+    last = request(b"", "Connection: close", start="GET / HTTP/1.1")
+    async with serving() as served, connected(served.url) as connection:
+        await connection.send(GET + head + b"5\r\nabcde\r\n0\r\n\r\n" + last)
+        expected = [b"200", b"200", b"200"] if status == b"200" else [b"200", status]
+        assert statuses(await connection.rest()) == expected
+
+
+async def test_trailers_are_no_headers() -> None:
+    chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    async with serving() as served, connected(served.url) as connection:
+        await connection.send(chunked + b"Authorization: x\r\nHost: y\r\n\r\n")
+        assert (await connection.answer()).body == b"02"
+
+
+@pytest.mark.parametrize(("lines", "status"), [(MAX_HEADERS - 2, 200), (MAX_HEADERS - 1, 400)])
+async def test_a_head_may_have_so_many_lines(lines: int, status: int) -> None:
+    gate = Gate()
+    gate.open.set()
+    async with serving(app=gate) as served, connected(served.url) as connection:
+        await connection.send(request(b"", *["a: b"] * lines, start="GET / HTTP/1.1"))
+        assert (await connection.answer()).status == status
+        assert served.limited["head"] == (status != 200)
+
+
+# -- idle connections ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["silent", "answered", "part of a head"])
+async def test_an_address_loses_idle_connections_for_new_ones(kind: str) -> None:
+    """Neither a request that is under way nor a new connection is refused."""
+    async with serving(most_connections=50) as served, contextlib.AsyncExitStack() as stack:
+        under_way = await busy(stack, served)
+        for _ in range(120):
+            connection = await stack.enter_async_context(connected(served.url))
+            if kind == "answered":
+                await connection.send(GET)
+                assert (await connection.answer()).status == 200
+            elif kind == "part of a head":
+                await connection.send(GET[:9])
+        async with connected(served.url) as honest:
+            await honest.send(GET)
+            assert (await honest.answer()).status == 200
+        await under_way.send(b"b")
+        assert (await under_way.answer()).status == 200
+        assert served.limited.keys() == {"idle_connections"}
+        assert served.limited["idle_connections"] >= 80
+        assert len(served.state.connections) <= 42

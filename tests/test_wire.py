@@ -1,5 +1,4 @@
 import asyncio
-from types import SimpleNamespace
 from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -7,10 +6,20 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from logpipe.wire import Wire
 
 
-class Written:
-    """Stands in for a transport."""
+class Cycle:
+    """Stands in for uvicorn's cycle of a request."""
 
-    def __init__(self) -> None:
+    disconnected = False
+
+    def __init__(self, method: str) -> None:
+        self.scope = {"method": method}
+
+
+class Written:
+    """Stands in for a transport, and keeps the cycle, as the task of a request does."""
+
+    def __init__(self, cycle: Cycle) -> None:
+        self.cycle = cycle
         self.writes: list[bytes] = []
         self.closed = False
 
@@ -31,10 +40,10 @@ class Written:
 
 
 def a_wire(method: str = "GET") -> tuple[Written, Wire]:
-    written = Written()
-    fake = SimpleNamespace(scope={"method": method}, disconnected=False)
-    cycle = cast(RequestResponseCycle, fake)
-    return written, Wire(cycle, cast(asyncio.Transport, written))
+    cycle = Cycle(method)
+    written = Written(cycle)
+    wire = Wire(cast(RequestResponseCycle, cycle), cast(asyncio.Transport, written))
+    return written, wire
 
 
 def test_the_head_of_a_response_and_its_body_are_one_write() -> None:

@@ -1,24 +1,32 @@
-"""HTTP/1.1 by httptools, with bounds for how a request comes."""
+"""HTTP/1.1 by httptools, with bounds for how requests come and for how many wait."""
 
 import asyncio
+import re
+import socket
+import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import cast
 
 import httptools
 from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
-from uvicorn.server import ServerState
 
+from logpipe.limits import client_of
 from logpipe.problems import MEDIA_TYPE, Problem
+from logpipe.serving.admission import BoundedState
 from logpipe.wire import EXTENSION, Wire
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Request line and headers together, give or take one read."""
+"""Request line and headers together, give or take one slice or read."""
+
+MAX_HEADERS = 1_000
+"""Header lines of one request: each takes `HEADER_BYTES` of memory, however short it is."""
 
 HEAD_S = 15.0
 """What a request line and headers may take to come, from the first byte or the connection on."""
@@ -26,18 +34,47 @@ HEAD_S = 15.0
 BODY_S = 60.0
 """What a body may take to come: what holds memory for longer is not a sender."""
 
+MAX_OPEN = 16
+"""Requests of one connection that have been parsed and not been answered. The rest of what was
+received is kept unparsed, and no more is read."""
 
-Limited = Callable[[Mapping[str, int]], None]
-"""Is told which of `limits.NAMES` was hit, and how often."""
+MAX_QUEUED_BYTES = 128 * 1024
+"""Memory of the requests that are parsed behind the one that is being answered, one slice more or
+less: bodies, heads, and `HEADER_BYTES` a header line."""
 
+HEADER_BYTES = 130
+"""Memory of a header line beside its text: two byte strings, a tuple, a place in a list."""
 
-class BoundedState(ServerState):
-    """What the connections of a server share."""
+SLICE_BYTES = 32 * 1024
+"""What is parsed in one step, where its structure is not known: at the most 6,500 header lines or
+5,400 chunks, which take 3 ms. Of a body whose length is known all that has come is one step."""
 
-    def __init__(self, limited: Limited, most_connections: int) -> None:
-        super().__init__()
-        self.limited = limited
-        self.most_connections = most_connections
+LOOK_S = 1.0
+"""Seconds between two looks at whether a client has left from which nothing is read."""
+
+HEAD_END = b"\n\r\n"
+"""Ends every head: the parser takes no bare line feed for the end of a line."""
+
+_HOST = re.compile(rb"(?:\[[0-9A-Za-z:.]+\]|[\w.~!$&'()*+,;=%-]*)(?::\d*)?", re.ASCII)
+"""uri-host and port (RFC 9110, 7.2; RFC 3986, 3.2.2). An empty one is allowed: a client whose
+target has no authority sends it."""
+
+_CHECKED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+
+_GONE = frozenset({7, 8})
+"""TCP_CLOSE (after a reset) and TCP_CLOSE_WAIT (after an end), of Linux's tcp_states.h."""
+
+INVALID = Problem(400, "Invalid HTTP request received.")
+NO_PROXY = Problem(400, "This is no proxy.")
+LONG_HEAD = Problem(
+    400, f"A request's head may have {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} lines."
+)
+NOT_ONE_HOST = Problem(
+    400, "A request has exactly one Host header; of HTTP/1.0 it may also have none."
+)
+BAD_HOST = Problem(400, "The Host header must be a name or an address, with or without a port.")
+BAD_VERSION = Problem(400, "The versions of HTTP that are supported are 1.1 and 1.0.")
+BAD_CODING = Problem(501, "The only Transfer-Encoding that is supported is chunked.")
 
 
 class UnframedCycle(RequestResponseCycle):
@@ -60,40 +97,236 @@ class UnframedCycle(RequestResponseCycle):
         await super().send(message)
 
 
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which alone takes a request of any size at any pace; of several requests
-    at once it knows the last, and takes the body of one that would upgrade for the next request.
+class Flow(FlowControl):
+    """uvicorn's flow control, which resumes reading for each body that is asked for and after each
+    answer; not while the connection is held."""
 
-    A request that comes whole in one read, as most do, costs no timer.
+    held = False
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which alone takes a request of any size at any pace, and any number of
+    them at once; of several it knows the last, and takes the body of one that would upgrade for the
+    next request.
+
+    What was received is one step when it holds one request or part of one, as it mostly does. Else
+    it is the backlog: it is parsed in slices that begin one request at the most, each a step of
+    `Turns`. While there is a backlog nothing is read, and it waits while `MAX_OPEN` requests are
+    not answered. A request is begun when the answer to the one before has been written, and when
+    the client has taken answers down to the transport's mark.
     """
 
-    _unread = 0  # bytes since the last that told something: a head, a piece of a body
+    _address = ""  # as `limits.client_of` gives it
+    _unread = 0  # bytes since the last that meant something: a head, a piece of a body
+    _left = 0  # bytes of a body of known length that have not come
+    _backlog = b""  # received and, from `_at` on, not parsed
+    _at = 0
+    _queued = 0  # memory of the requests behind the one that is being answered
+    _has_turn = False
+    _waits = False  # the backlog has waited for answers, and that has been counted
     _deadline: asyncio.TimerHandle | None = None
     _awaited = ""
-    _refusal = ""  # why nothing after the open requests can be read
+    _look: asyncio.TimerHandle | None = None
+    _host = b""  # the last one that was valid
+    _fault: Problem | None = None  # why a callback of the parser failed
+    _refusal = b""  # the answer to what cannot be read behind the open requests
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow: Flow = Flow(transport)
         self._open: deque[RequestResponseCycle] = deque()  # not answered yet, in order
         self._state = cast("BoundedState", self.server_state)
-        if len(self.connections) > self._state.most_connections:
+        if self.client is not None:
+            self._address = client_of(self.client[0])
+        self._unused = self._state.join(self._address).unused
+        if not self._state.has_room():
             self._count("connections")
             transport.abort()
             return
+        self._unused[self] = None
         self._await("head", HEAD_S, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._no_longer_await()
+        self._no_longer_look()
+        self._unset_keepalive_if_required()
         for cycle in self._open:
             _leave(cycle)
         super().connection_lost(exc)
+        # A request refers to its protocol: no reference back, so that the end of its task frees it.
+        self.cycle = self.scope = None  # type: ignore[assignment]
+        self._open.clear()
+        self.pipeline.clear()
+        self._drop_backlog()
+        self._state.leave(self, self._address)
+
+    def eof_received(self) -> None:
+        """Closes the connection, as a transport without TLS does by itself: no further request is
+        begun for a client that has left."""
+        self.transport.close()
+
+    # -- whether it may be closed for another one ------------------------------------------------
+
+    @property
+    def begun(self) -> bool:
+        """Whether part of a head has come."""
+        return self._unread > 0
+
+    def close_for_room(self) -> None:
+        """Closes it."""
+        self.transport.close()
+
+    # -- what is received ------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if self._refusal:
             return
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        size = len(data)
+        # One step: the rest of a body, or what begins one request at the most.
+        one = size <= self._left if self._left else size <= SLICE_BYTES and data.count(HEAD_END) < 2
+        if one and len(self._open) < 2 and not (self._backlog or self.flow.write_paused):
+            self._feed(data)
+            self._judge()
+            if self.flow.read_paused:
+                self._resume()
+            return
+        self._backlog = self._backlog[self._at :] + data
+        self._at = 0
+        if not self._has_turn:
+            self._step()
+
+    def _step(self) -> None:
+        """Begins the next request or parses a slice; asks for a turn when there is more to do."""
+        self._has_turn = False
+        if self.transport.is_closing():
+            self._drop_backlog()
+            return
+        if self._may_begin():
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+            elif self._backlog:
+                self._parse_some()
+        elif self._backlog and not self._is_full():
+            self._parse_some()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Asks for a turn, or holds the connection until an answer is written or taken; without a
+        backlog, reads on."""
+        if self._may_begin():
+            if self.pipeline or self._backlog:
+                self._ask_for_turn()
+        elif self._backlog and not self._is_full():
+            self._ask_for_turn()
+        if self._backlog:
+            self._hold()
+        else:
+            self._waits = self.flow.held = False
+            self._no_longer_look()
+            self._resume()
+            if not self._open:
+                self._unused[self] = None
+
+    def _hold(self) -> None:
+        """Stops reading until there is no backlog; what has come in part has no time limit then."""
+        if not (self._has_turn or self._waits):
+            self._waits = True
+            self._count("pipeline")
+        self.flow.held = True
+        self.flow.pause_reading()
+        self._no_longer_await()
+        if self._look is None and sys.platform == "linux":
+            self._look = self.loop.call_later(LOOK_S, self._look_for_client)
+
+    def _may_begin(self) -> bool:
+        """Whether no request is being answered, and answers have been taken."""
+        return len(self._open) == len(self.pipeline) and not self.flow.write_paused
+
+    def _is_full(self) -> bool:
+        """Whether nothing more is parsed before an answer is written or taken."""
+        if len(self._open) < 2:
+            # The rest of a body may be what the one request waits for.
+            return not self._open and self.flow.write_paused
+        return len(self._open) >= MAX_OPEN or self._queued > MAX_QUEUED_BYTES
+
+    def _ask_for_turn(self) -> None:
+        if not self._has_turn:
+            self._has_turn = True
+            self._state.turns.add(self._step)
+
+    def _parse_some(self) -> None:
+        """Parses a slice, and another one where the first ends with the head of a request with a
+        body: what is refused is refused before its task has begun."""
+        opened = len(self._open)
+        self._parse_slice()
+        if self._backlog and len(self._open) > opened and self._open[-1].more_body:
+            self._parse_slice()
+
+    def _parse_slice(self) -> None:
+        at, opened = self._at, len(self._open)
+        if self._left:
+            end = at + (self._left if opened < 2 else min(self._left, SLICE_BYTES))
+        else:
+            # From two bytes before: an end that began in the last slice ends in this one.
+            found = self._backlog.find(HEAD_END, max(0, at - 2), at + SLICE_BYTES)
+            end = found + len(HEAD_END) if found >= 0 else at + SLICE_BYTES
+        data = self._backlog[at:end]
+        self._at = end
+        if end >= len(self._backlog):
+            self._drop_backlog()
+        self._feed(data)
+        self._judge()
+        if len(self._open) < 2:
+            self._queued = 0
+        else:
+            self._queued += len(data)
+            if len(self._open) > opened:
+                headers = cast("list[object]", self._open[-1].scope["headers"])
+                self._queued += HEADER_BYTES * len(headers)
+
+    def _drop_backlog(self) -> None:
+        self._backlog, self._at = b"", 0
+
+    def _resume(self) -> None:
+        """Reads on, unless a body waits to be asked for: uvicorn pauses behind each request that
+        has to wait, and would not notice that the client has left."""
+        if self.cycle is None or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
+
+    def _look_for_client(self) -> None:
+        """Closes the connection when the client has left, which is not noticed without reading."""
+        connection = self.transport.get_extra_info("socket")
+        state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        if state in _GONE:
+            self.transport.abort()
+        else:
+            self._look = self.loop.call_later(LOOK_S, self._look_for_client)
+
+    def _no_longer_look(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+
+    def _feed(self, data: bytes) -> None:
         self._unread += len(data)
-        self._unset_keepalive_if_required()
-        self._parse(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stay(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(self._fault or INVALID)
+
+    def _judge(self) -> None:
+        """Gives what has come in part a time limit; refuses it when it is too large."""
+        if self._refusal:
+            self._no_longer_await()
+            return
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:
             self._await("head", HEAD_S, self._head_is_late)
@@ -103,37 +336,36 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unread = 0
             if self._deadline is not None:
                 self._no_longer_await()
+            if not self._open and self.timeout_keep_alive_task is None:
+                # The rest of a body whose request was answered before.
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
             return
-        if self._unread > MAX_HEAD_BYTES and not self.transport.is_closing():
+        long = self._unread > MAX_HEAD_BYTES or len(self.headers or ()) > MAX_HEADERS
+        if long and not self.transport.is_closing():
             self._count("head")
-            self.send_400_response(f"A request's head may have {MAX_HEAD_BYTES} bytes.")
-
-    def _parse(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._stay(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            self._refuse(LONG_HEAD)
 
     def _stay(self, rest: bytes) -> None:
         """Reads a request again without its wish for another protocol, which a server may ignore
         (RFC 9110, 7.8); the parser takes all that follows for that protocol, the body included."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         if method == b"CONNECT":
-            self.send_400_response("This is no proxy.")
+            self._refuse(NO_PROXY)
             return
         kept = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(kept))
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._parse(head + rest)
+        self._feed(head + rest)
 
-    def send_400_response(self, msg: str) -> None:
+    def _refuse(self, problem: Problem) -> None:
         """Refuses what cannot be read: the body of the last request, or what is behind it. All that
         came before is answered first, since answers are told apart by their order alone."""
-        last = self._open[-1] if self._open else None
-        if last is not None and last.more_body:
+        self._drop_backlog()
+        last = self.cycle
+        if last is not None and last.more_body and last.scope is self.scope:
             if last.response_started:  # its answer is there, or has begun
                 self.transport.close()
                 return
@@ -141,16 +373,32 @@ class BoundedProtocol(HttpToolsProtocol):
             _leave(last)
             if self._open:
                 self.pipeline.popleft()  # it has not begun
-        if self._open:
-            self._refusal = msg
-        else:
-            super().send_400_response(msg)
+        # Made now: after an answer, this is the context of its request.
+        self._refusal = _last_answer(problem)
+        if not self._open:
+            self._end(self._refusal)
+
+    def _end(self, answer: bytes) -> None:
+        self.transport.write(answer)
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         self._open.popleft()
+        if self._open or self._backlog:
+            if not self.transport.is_closing():
+                self._go_on()
+            return
+        self._unused[self] = None
         super().on_response_complete()
-        if self._refusal and not self._open and not self.transport.is_closing():
-            super().send_400_response(self._refusal)
+        if self._refusal and not self.transport.is_closing():
+            self._end(self._refusal)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.pipeline or self._backlog:
+            self._go_on()
+
+    # -- what has come in part -------------------------------------------------------------------
 
     def _await(self, what: str, seconds: float, otherwise: Callable[[], None]) -> None:
         """A request has come in part: the rest has a time limit from here on."""
@@ -173,39 +421,90 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _body_is_late(self) -> None:
-        """Answers 408, where no answer has begun, and closes."""
+        """Answers 408, where no answer has begun and none is due before, and closes."""
         self._count("body_time")
-        if not self.cycle.response_started:
-            problem = Problem(408, f"The body was not there after {BODY_S:.0f} s.").body()
-            head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[408] + head % (MEDIA_TYPE.encode(), len(problem)))
-            self.transport.write(problem)
+        if len(self._open) == 1 and not self.cycle.response_started:
+            problem = Problem(408, f"The body was not there after {BODY_S:.0f} s.")
+            self.transport.write(_last_answer(problem))
         self.transport.close()
+
+    # -- callbacks of the parser -----------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # it is read again
         self._unread = 0
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._fail(BAD_VERSION)
+        self._check_head(version)
         super().on_headers_complete()
+        self.headers = []  # trailers are none of the request's headers
+        self._unused.pop(self, None)
         self._open.append(self.cycle)
         # The request's task has been made and has not begun.
-        if self.parser.get_http_version() != "1.1":
+        if version != "1.1":
             self.cycle.__class__ = UnframedCycle  # uvicorn creates it, of its own class
             self.cycle.keep_alive = self.cycle.waiting_for_100_continue = False
         wire = Wire(self.cycle, self.transport)
         self.cycle.transport = wire  # type: ignore[assignment]
         self.scope["extensions"] = {EXTENSION: wire}  # type: ignore[dict-item]
 
+    def _check_head(self, version: str) -> None:
+        """Refuses a head that a server in front may read differently: Host, coding, version."""
+        hosts = length = 0
+        for name, value in self.headers:
+            if name in _CHECKED:
+                if name == b"host":
+                    hosts += 1
+                    if value != self._host:
+                        self._check_host(value)
+                elif name == b"content-length":
+                    length = int(value)
+                elif name == b"expect":
+                    self.expect_100_continue = value.lower() == b"100-continue"
+                elif value.lower() != b"chunked":
+                    self._fail(BAD_CODING)
+        if hosts != 1 and (hosts or version == "1.1"):
+            self._fail(NOT_ONE_HOST)
+        if len(self.headers) > MAX_HEADERS:
+            self._count("head")
+            self._fail(LONG_HEAD)
+        self._left = length
+
+    def _check_host(self, value: bytes) -> None:
+        if _HOST.fullmatch(value) is None:
+            self._fail(BAD_HOST)
+        self._host = value
+
+    def _fail(self, problem: Problem) -> None:
+        """Ends the parser, which raises an error of its own for any that a callback raises."""
+        self._fault = problem
+        raise httptools.HttpParserCallbackError
+
     def on_body(self, body: bytes) -> None:
         self._unread = 0
+        if self._left:
+            self._left -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
             super().on_message_complete()
+            self.cycle.more_body = False  # also where it was answered before
 
 
 def _leave(cycle: RequestResponseCycle) -> None:
     """Tells a request's task that nobody waits for its answer."""
     cycle.disconnected = True
     cycle.message_event.set()
+
+
+def _last_answer(problem: Problem) -> bytes:
+    """An answer after which the connection closes."""
+    body = problem.body()
+    head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    return STATUS_LINE[problem.status] + head % (MEDIA_TYPE.encode(), len(body)) + body

@@ -12,7 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from logpipe.listening import BACKLOG
-from logpipe.serving.protocol import BoundedProtocol, BoundedState, Limited
+from logpipe.serving.admission import BoundedState, Limited
+from logpipe.serving.protocol import BoundedProtocol
 from logpipe.settings import Settings
 
 log = logging.getLogger("logpipe")

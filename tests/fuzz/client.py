@@ -150,7 +150,8 @@ def offence(stream: Stream, got: bytes, statuses: list[int]) -> str:
     """What is wrong with what came back."""
     if got and not got.startswith(b"HTTP/1.1 "):
         return f"no HTTP: {got[:200]!r}"
-    if bad := [status for status in statuses if status >= 500]:
+    # 501 is the answer to a transfer coding that is not supported.
+    if bad := [status for status in statuses if status >= 500 and status != 501]:
         return f"{bad[0]}: {got[:300]!r}"
     if b"\r\nx-request-id: " + SMUGGLED in got:
         return f"what was hidden in a request was answered: {got[:400]!r}"

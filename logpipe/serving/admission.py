@@ -1,0 +1,165 @@
+"""Which connections are admitted, which are closed for others, and who has a turn."""
+
+import asyncio
+import contextvars
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from uvicorn.server import ServerState
+
+STEPS_AT_ONCE = 2
+"""Steps in one turn of the event loop, of all connections together. Each may begin a request, of
+which the slowest (the page, `/metrics`) take some 5 ms until they first wait."""
+
+TURN_S = 0.002
+"""Seconds after which no further step is made in the same turn of the event loop."""
+
+CROWDED_PERCENT = 80
+"""Of the connections that there is room for: beyond it idle ones are closed for new ones."""
+
+BATCH_PERCENT = 2
+"""Of the connections that there is room for: so many are closed at once, because all clients are
+looked at to choose them."""
+
+LOOK_AGAIN_S = 0.1
+"""Seconds until idle connections are looked for again after fewer were found than wanted."""
+
+Limited = Callable[[Mapping[str, int]], None]
+"""Is called with the names of `limits.NAMES` that were hit, and how often each."""
+
+
+class Turns:
+    """Steps of connections with more to do than one request, in the order in which they were added.
+
+    However many connections send more than they wait for, other callbacks of the event loop run
+    after `STEPS_AT_ONCE` steps or `TURN_S` seconds.
+    """
+
+    def __init__(self) -> None:
+        self._steps: deque[Callable[[], None]] = deque()
+        # Not the context of the request whose answer leads to a step: its id would go on.
+        self._context = contextvars.Context()
+
+    def add(self, step: Callable[[], None]) -> None:
+        """Has a step called soon, once."""
+        self._steps.append(step)
+        if len(self._steps) == 1:
+            self._run_soon()
+
+    def _run_soon(self) -> None:
+        asyncio.get_running_loop().call_soon(self._run, context=self._context)
+
+    def _run(self) -> None:
+        until = time.monotonic() + TURN_S
+        try:
+            for _ in range(min(STEPS_AT_ONCE, len(self._steps))):
+                # It stays in the queue while it runs, so that `add` schedules no second run.
+                self._steps[0]()
+                self._steps.popleft()
+                if time.monotonic() > until:
+                    break
+        except BaseException:
+            self._steps.popleft()
+            raise
+        finally:
+            if self._steps:
+                self._run_soon()
+
+
+class Connection(Protocol):
+    """What is to be known of a connection to choose those to close."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether part of a head has come."""
+
+    def close_for_room(self) -> None:
+        """Closes it."""
+
+
+class Peer:
+    """The connections of one client, as `limits.client_of` tells them apart."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.unused: dict[Connection, None] = {}
+        """Those without a request under way, in the order in which they became so. Each puts and
+        removes itself."""
+
+    def oldest(self, wanted: int) -> list[Connection]:
+        """At most so many unused ones: idle ones, then those of which part of a head has come."""
+        chosen: list[Connection] = []
+        begun: list[Connection] = []
+        for connection in self.unused:
+            if len(chosen) == wanted:
+                return chosen
+            (begun if connection.begun else chosen).append(connection)
+        return (chosen + begun)[:wanted]
+
+
+class BoundedState(ServerState):
+    """What the connections of a server share."""
+
+    def __init__(self, limited: Limited, most_connections: int) -> None:
+        super().__init__()
+        self.limited = limited
+        self.turns = Turns()
+        self._peers: dict[str, Peer] = {}
+        self._most = most_connections
+        self._crowded = most_connections * CROWDED_PERCENT // 100
+        self._batch = max(1, most_connections * BATCH_PERCENT // 100)
+        self._closing: set[Connection] = set()
+        self._look_at = 0.0
+
+    def join(self, address: str) -> Peer:
+        """The peer of a new connection, which leaves it by `leave`."""
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._peers[address] = Peer()
+        peer.connections += 1
+        return peer
+
+    def leave(self, connection: Connection, address: str) -> None:
+        """A connection has been lost."""
+        self._closing.discard(connection)
+        peer = self._peers[address]
+        peer.unused.pop(connection, None)
+        peer.connections -= 1
+        if not peer.connections:
+            del self._peers[address]
+
+    def has_room(self) -> bool:
+        """Whether there is room for the connection that was added last.
+
+        Beyond `CROWDED_PERCENT` the peer with the most unused connections loses those that were
+        unused for longest; where it has too few, so does the next one.
+        """
+        used = len(self.connections) - len(self._closing)
+        if used > self._crowded and time.monotonic() >= self._look_at:
+            wanted = used - self._crowded + self._batch
+            closed = self._close_unused(wanted)
+            if closed < wanted:
+                self._look_at = time.monotonic() + LOOK_AGAIN_S
+            used -= closed
+        return used <= self._most
+
+    def _close_unused(self, wanted: int) -> int:
+        """Closes so many unused connections, or fewer where there are fewer; how many."""
+        chosen: list[Connection] = []
+        peers = heapq.nlargest(wanted, self._peers.values(), key=lambda peer: len(peer.unused))
+        for peer in peers:
+            if len(chosen) == wanted or not peer.unused:
+                break
+            oldest = peer.oldest(wanted - len(chosen))
+            for connection in oldest:
+                del peer.unused[connection]
+            chosen += oldest
+        self._closing.update(chosen)
+        for connection in chosen:
+            connection.close_for_room()
+        if chosen:
+            self.limited({"idle_connections": len(chosen)})
+        return len(chosen)
