@@ -145,8 +145,7 @@ async def test_a_client_that_takes_nothing_is_cut_off() -> None:
         await wait_until(lambda: server.hits["answer_rate"] == 1, "it is cut off")
         assert server.answers.under_way == 0
         with pytest.raises(ConnectionResetError):
-            while await connection.reader.read(1_000_000):
-                pass
+            await connection.reader.read(-1)
 
 
 async def test_a_trickle_does_not_hold_an_answer() -> None:
@@ -340,7 +339,7 @@ async def test_work_that_is_cancelled_otherwise_is_cancelled() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    task = asyncio.create_task(while_connected(Request(scope, receive), work.work()))  # type: ignore[arg-type]
+    task = asyncio.create_task(while_connected(Request(scope, receive), work.work()))
     await wait_until(lambda: work.state == "works", "it works")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
