@@ -61,7 +61,7 @@ async def is_ready(service: Service) -> bool:
 
 
 async def test_many_searches_are_shared_or_refused_and_others_are_served(valkey: Valkey) -> None:
-    fill(valkey, 5_000)
+    fill(valkey, 1_000)
     most = SCAN_SEATS + SCAN_QUEUE
     limits = httpx.Limits(max_connections=None)
     async with (

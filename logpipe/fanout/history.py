@@ -13,7 +13,7 @@ from logpipe.event import Entry, read_entry
 from logpipe.filters import Filter
 from logpipe.ids import END, START, StreamId, from_wire
 from logpipe.problems import Problem
-from logpipe.stream import RawEntry, Stream, event_json
+from logpipe.stream import FIELD, RawEntry, Stream, event_json
 
 PAGE_BYTES = 8 * 1024 * 1024
 """A page of the history ends at this size, though it may hold fewer events than were asked for."""
@@ -250,7 +250,8 @@ class Scan:
                 break
             seen += 1
             total += ENTRY_BYTES
-            raw = event_json(fields)
+            # Without a call for each entry, where it is as logpipe writes it.
+            raw = fields[1] if fields and fields[0] == FIELD else event_json(fields)
             if raw is None:
                 continue
             total += len(raw)
