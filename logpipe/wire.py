@@ -90,8 +90,9 @@ class Wire:
         """Has the kernel take about so many bytes beyond those that are on their way, so that what
         it takes from here says what the client takes, and a slow client holds little memory."""
         connection = self._transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):  # a unix socket has no such option
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+        if option := getattr(socket, "TCP_NOTSENT_LOWAT", None):
+            with contextlib.suppress(OSError):  # the connection is closed already
+                connection.setsockopt(socket.IPPROTO_TCP, option, size)
 
     def cut(self) -> None:
         """Ends the connection at once; what was written and not sent is dropped."""

@@ -691,7 +691,8 @@ const volume = {
     byId("volume-from").textContent = bars.length || this.from ? (this.complete ? "" : "counted from ") + toSecond(from) : "";
     byId("volume-to").textContent = bars.length ? toSecond(this.low + bars.length * this.width) : "";
     const most = `at most ${count(tallest)} in ${count(this.width / 1000)} s`;
-    if (!this.pointed) byId("volume-said").textContent = bars.length ? most : this.from ? "none found" : "no events yet";
+    const none = busy.has("volume") ? "not counted yet" : this.from ? "none found" : "no events yet";
+    if (!this.pointed) byId("volume-said").textContent = bars.length ? most : none;
   },
   barOf(bar, at, tallest) {
     let y = 100;
