@@ -218,7 +218,8 @@ async def test_a_step_ends_after_its_time_and_the_next_goes_on(
     monkeypatch.setattr(history_module, "TURN_S", -1.0)
     monkeypatch.setattr(history_module, "STEP_S", -1.0)
     stream = listed(["a", "b", "b"] * 10)
-    scan = scan_of(stream, Filter("source:a"), newest_first=False)
+    budget = Budget.unlimited()
+    scan = scan_of(stream, Filter("source:a"), newest_first=False, budget=budget)
     sources, steps = [], 0
     while not scan.over:
         sources += [entry.event.source for entry in await scan.step(100)]

@@ -22,12 +22,13 @@ PAGE_SCAN = 50_000
 PAGE_READ_BYTES = 32 * 1024 * 1024
 """Bytes that one page looks at."""
 PAGE_S = 0.25
-"""Seconds that one page may spend on looking at entries."""
+"""Seconds of the processor that one page may spend on looking at entries: a busy machine makes no
+page shorter."""
 
 STEP_BYTES = 1024 * 1024
 """About so many bytes are read from Redis in one step, as far as the entries before it tell."""
 STEP_S = 0.05
-"""Seconds of looking after which a step ends: `SCAN_SEATS` of them take 150 ms."""
+"""Seconds of the processor after which a step ends: `SCAN_SEATS` of them take 150 ms."""
 FIRST_COUNT = 32
 """Entries of a first step, whose size is not known; of 64 KiB each they are 2 MiB."""
 STEP_GROWTH = 4
@@ -89,7 +90,8 @@ class ScanSeats:
 
 
 class Budget:
-    """What a scan may still look at before it has to end, and the seconds it may still take."""
+    """What a scan may still look at before it has to end, and the seconds of the processor that it
+    may still take."""
 
     def __init__(
         self, entries: int | None = None, size: int | None = None, seconds: float | None = None
@@ -131,13 +133,14 @@ class History(Protocol):
 
 
 class _Turn:
-    """The time for which nothing else had its turn; it is taken from a budget."""
+    """The time for which nothing else had its turn; the processor's part is taken from a budget."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._began = time.monotonic()
+        self._worked = time.thread_time()
         self.lasted = 0.0
-        """Seconds of all turns before."""
+        """Seconds of the processor, of all turns before."""
 
     @property
     def over(self) -> bool:
@@ -146,16 +149,16 @@ class _Turn:
 
     def end(self) -> None:
         """Takes what the turn has lasted from the budget."""
-        now = time.monotonic()
-        self._budget.seconds -= now - self._began
-        self.lasted += now - self._began
-        self._began = now
+        worked = time.thread_time() - self._worked
+        self._budget.seconds -= worked
+        self.lasted += worked
 
     async def give(self) -> None:
         """Lets others go on."""
         self.end()
         await asyncio.sleep(0)
         self._began = time.monotonic()
+        self._worked = time.thread_time()
 
 
 class Scan:

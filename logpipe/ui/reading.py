@@ -1,5 +1,6 @@
 """What the page reads besides its live stream: older rows, volume, details."""
 
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -27,8 +28,8 @@ VOLUME_SCAN = 1_000_000
 """Entries that a volume looks at."""
 VOLUME_BYTES = 256 * 1024 * 1024
 """Bytes that a volume looks at."""
-VOLUME_S = 1.0
-"""Seconds that a volume spends on looking at entries."""
+VOLUME_S = 2.0
+"""Seconds that a volume may take."""
 MAX_SOURCES = 200
 
 
@@ -120,7 +121,8 @@ async def volume(log: Log, query: Mapping[str, str]) -> bytes:
     budget = Budget(VOLUME_SCAN, VOLUME_BYTES, VOLUME_S)
     scan = log.history(chosen, START, high, newest_first=True, budget=budget)
     seen = 0
-    while not scan.over and seen < MAX_COUNTED:
+    deadline = time.monotonic() + VOLUME_S
+    while not scan.over and seen < MAX_COUNTED and time.monotonic() < deadline:
         entries = await scan.step(MAX_COUNTED - seen)
         counted.add(entries)
         if len(sources) < MAX_SOURCES:
