@@ -29,8 +29,8 @@ STEP_BYTES = 1024 * 1024
 """About so many bytes are read from Redis in one step, as far as the entries before it tell."""
 STEP_S = 0.05
 """Seconds of the processor after which a step ends: `SCAN_SEATS` of them take 150 ms."""
-FIRST_COUNT = 32
-"""Entries of a first step, whose size is not known; of 64 KiB each they are 2 MiB."""
+FIRST_COUNT = 16
+"""Entries of a first step, whose size is not known; of 64 KiB each they are 1 MiB."""
 STEP_GROWTH = 4
 """A step has at most so many times the entries of the one before, whatever the size of those."""
 MAX_STEP_COUNT = 256

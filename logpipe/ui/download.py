@@ -42,14 +42,18 @@ async def _steps(scan: History) -> AsyncGenerator[list[Entry], None]:
 async def _ndjson(pages: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[bytes, None]:
     async with aclosing(pages):
         async for entries in pages:
-            yield b"".join([entry.json + b"\n" for entry in entries])
+            piece = b"".join([entry.json + b"\n" for entry in entries])
+            del entries  # what waits for a slow client is the piece alone
+            yield piece
 
 
 async def _csv(pages: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[bytes, None]:
     yield _csv_rows([_CSV_FIELDS])
     async with aclosing(pages):
         async for entries in pages:
-            yield _csv_rows([_csv_row(entry) for entry in entries])
+            piece = _csv_rows([_csv_row(entry) for entry in entries])
+            del entries
+            yield piece
 
 
 def _csv_row(entry: Entry) -> tuple[str, ...]:
