@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import request_ids
+from logpipe.answers import Answers, PacedSend
 from logpipe.collector.app import PATH as INGEST
 from logpipe.problems import FAULT, respond
 from logpipe.request_ids import Identified
@@ -28,8 +29,9 @@ _TOKEN = re.compile(r"(?<=/v1/input/).+", re.DOTALL)
 class Access:
     """An ASGI application around the one that answers."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, answers: Answers | None = None) -> None:
         self._app = app
+        self._answers = answers or Answers()
         self._logs = log.isEnabledFor(logging.DEBUG)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -43,7 +45,7 @@ class Access:
 
     async def _answered(self, scope: Scope, receive: Receive, send: Identified) -> None:
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, PacedSend(send, scope, self._answers))
         except Exception:
             # To be logged by the server, which closes the connection where an answer has begun.
             if not send.status:

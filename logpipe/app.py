@@ -50,12 +50,14 @@ def _collector(parts: Parts) -> ASGIApp:
 
 def _distributor(parts: Parts) -> ASGIApp:
     assert parts.hub is not None and parts.groups is not None
-    return distributor.create(parts.settings, parts.tokens, parts.hub, parts.groups, parts.seats)
+    return distributor.create(
+        parts.settings, parts.tokens, parts.hub, parts.groups, parts.seats, parts.answers
+    )
 
 
 def _ui(parts: Parts) -> ASGIApp:
     """Local or remote is decided here, once: the page does not know which it has."""
-    settings, tokens, metrics, appender, hub, _, remote, http, watch, seats, rates = parts
+    settings, tokens, metrics, appender, hub, _, remote, http, watch, seats, rates, answers = parts
     assert watch is not None
     log: ui.Log
     submit: ui.Submit
@@ -69,7 +71,7 @@ def _ui(parts: Parts) -> ASGIApp:
     else:
         assert http is not None
         submit = RemoteCollector(settings.collector_url, http, tokens.ingest)
-    return ui.create(ui.Page(settings, tokens, log, submit, metrics, watch, seats))
+    return ui.create(ui.Page(settings, tokens, log, submit, metrics, watch, seats, answers))
 
 
 ROLES: Mapping[Role, RoleSpec] = {
@@ -164,7 +166,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
 
         farewell = partial(_say_farewell, parts, syslog)
         inflight = parts.appender.inflight if parts.appender is not None else None
-        yield Running(Access(Dispatch(apps)), farewell, background, metrics, syslog, inflight)
+        yield Running(
+            Access(Dispatch(apps), parts.answers), farewell, background, metrics, syslog, inflight
+        )
 
 
 def _say_farewell(parts: Parts, syslog: SyslogListener | None) -> None:

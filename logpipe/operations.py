@@ -321,10 +321,13 @@ def _collector(settings: Settings) -> Iterator[Operation]:
 
 
 class Page(msgspec.Struct):
-    """A page of the history; `next` goes back as `cursor` until it is null."""
+    """A page of the history; `next` goes back as `cursor` until it is null, also when there are no
+    `events`. `searched_to` is the id of the last entry that was looked at; null where there is
+    none."""
 
     events: list[ReadEvent]
     next: str | None
+    searched_to: str | None
 
 
 def _distributor(settings: Settings) -> Iterator[Operation]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import httpx
 
 from logpipe import probes
+from logpipe.answers import Answers
 from logpipe.background import Background
 from logpipe.canary import await_canaries, send_canaries
 from logpipe.client.connection import http_client
@@ -44,6 +45,7 @@ class Parts(NamedTuple):
     watch: Watch | None
     seats: Seats
     rates: Rates | None
+    answers: Answers
 
 
 async def open_stream(
@@ -132,8 +134,9 @@ async def open_parts(
         background.start("watch", watch.run())
     seats = Seats(settings.max_subscribers, settings.max_subscribers_per_client)
     rates = Rates(settings.rate_per_token) if settings.rate_per_token else None
+    answers = Answers(metrics.count_limited)
     return Parts(
-        settings, tokens, metrics, appender, hub, groups, remote, http, watch, seats, rates
+        settings, tokens, metrics, appender, hub, groups, remote, http, watch, seats, rates, answers
     )
 
 

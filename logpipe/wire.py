@@ -6,6 +6,7 @@ an ASGI extension; who finds none, as in a test or under another server, uses th
 """
 
 import asyncio
+import contextlib
 import socket
 import struct
 import weakref
@@ -82,6 +83,26 @@ class Wire:
         if self._corked:
             self._corked = False
             self._transport.write(self._head)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that were written and that the kernel has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def bound_unsent(self, size: int) -> None:
+        """Has the kernel take about so many bytes beyond those that are on their way, so that what
+        it takes from here says what the client takes, and a slow client holds little memory."""
+        connection = self._transport.get_extra_info("socket")
+        if option := getattr(socket, "TCP_NOTSENT_LOWAT", None):
+            with contextlib.suppress(OSError):  # the connection is closed already
+                connection.setsockopt(socket.IPPROTO_TCP, option, size)
+
+    def cut(self) -> None:
+        """Ends the connection at once; what was written and not sent is dropped."""
+        connection = self._transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):  # it is closed already
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._transport.abort()
 
     # -- around the messages ------------------------------------------------------------------
 

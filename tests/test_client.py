@@ -23,6 +23,7 @@ from logpipe.client.distributor import (
 from logpipe.client.log import RemoteLog
 from logpipe.continuity import Gap
 from logpipe.event import Stored
+from logpipe.fanout.history import page_of
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import END, START, StreamId, parse_id
 from logpipe.messages import Batch, Bye, Hello, Item, Message, Notice, Progress, Start
@@ -599,10 +600,10 @@ async def test_a_page_of_the_history_is_that_of_the_distributor(valkey: Valkey) 
         log_at(service.url, read_tokens="r") as log,
     ):
         await send(service, 0, 30)
-        page = await log.page(Filter("1 -12"), START, END, 5, newest_first=False)
+        page = await page_of(log.history(Filter("1 -12"), START, END, newest_first=False), 5)
         assert [entry.event.message for entry in page.entries] == ["1", "10", "11", "13", "14"]
         assert page.next is not None
-        rest = await log.page(Filter("1 -12"), page.next, END, 5000, newest_first=False)
+        rest = await page_of(log.history(Filter("1 -12"), page.next, END, newest_first=False), 5000)
         assert [entry.event.message for entry in rest.entries] == [
             "15",
             "16",
@@ -612,7 +613,7 @@ async def test_a_page_of_the_history_is_that_of_the_distributor(valkey: Valkey) 
             "21",
         ]
         assert rest.next is None
-        back = await log.page(Filter(), START, page.next, 2, newest_first=True)
+        back = await page_of(log.history(Filter(), START, page.next, newest_first=True), 2)
         assert [entry.event.message for entry in back.entries] == ["15", "14"]
         own = valkey.client.xrange("logs", str(back.entries[0].id), str(back.entries[0].id))
         assert len(own) == 1  # type: ignore[arg-type]
@@ -626,7 +627,7 @@ async def test_a_distributor_whose_redis_is_away_is_a_503_with_retry_after(
     async with serving(redis_addr=own_valkey.url) as service, log_at(service.url) as log:
         own_valkey.kill()
         with pytest.raises(Problem) as refused:
-            await log.page(Filter(), START, END, 5, newest_first=True)
+            await page_of(log.history(Filter(), START, END, newest_first=True), 5)
         assert refused.value.status == 503
         assert refused.value.detail.startswith("Redis:")
         assert refused.value.headers == {"retry-after": "1"}
@@ -635,7 +636,7 @@ async def test_a_distributor_whose_redis_is_away_is_a_503_with_retry_after(
 async def test_a_distributor_that_is_away_is_a_503_for_the_history() -> None:
     async with log_at(f"http://127.0.0.1:{free_port()}") as log:
         with pytest.raises(Problem) as refused:
-            await log.page(Filter(), START, END, 5, newest_first=True)
+            await page_of(log.history(Filter(), START, END, newest_first=True), 5)
         assert refused.value.status == 503
         assert refused.value.headers["Retry-After"] == "1"
 
@@ -648,7 +649,7 @@ async def test_a_token_that_the_distributor_refuses_is_no_fault_of_the_user(
         log_at(service.url, read_tokens="wrong") as log,
     ):
         with pytest.raises(Problem) as refused:
-            await log.page(Filter(), START, END, 5, newest_first=True)
+            await page_of(log.history(Filter(), START, END, newest_first=True), 5)
         assert refused.value.status == 502
         assert "READ_TOKENS" in refused.value.detail
 
@@ -670,5 +671,5 @@ async def test_what_is_no_distributor_is_told_for_the_history(body: str) -> None
     answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     async with Impostor(answer) as other, log_at(other.url) as log:
         with pytest.raises(Problem) as refused:
-            await log.page(Filter(), START, END, 5, newest_first=True)
+            await page_of(log.history(Filter(), START, END, newest_first=True), 5)
         assert refused.value.status == 502

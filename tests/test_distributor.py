@@ -67,7 +67,11 @@ async def refused(service: Service, path: str, **query: object) -> Any:
 async def test_the_history_of_an_empty_stream_is_empty(valkey: Valkey) -> None:
     async with distributing(valkey) as service:
         for order in ("asc", "desc"):
-            assert await events(service, order=order) == {"events": [], "next": None}
+            assert await events(service, order=order) == {
+                "events": [],
+                "next": None,
+                "searched_to": None,
+            }
         assert await events(service, cursor="5-0", from_=1, to="latest") == {
             "events": [],
             "next": None,

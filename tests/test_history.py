@@ -1,4 +1,5 @@
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -7,12 +8,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logpipe.continuity import Cursor, Gap
-from logpipe.event import Entry, read_entry
 from logpipe.fanout import history as history_module
-from logpipe.fanout.history import before, before_last, history
+from logpipe.fanout.history import (
+    Budget,
+    HistoryPage,
+    Scan,
+    ScanSeats,
+    before,
+    before_last,
+    page_of,
+)
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import END, START, StreamId
-from logpipe.stream import Append, Stream
+from logpipe.problems import Problem
+from logpipe.stream import Append, RawEntry, Stream
+from tests.helpers import wait_until
 from tests.servers import Valkey
 from tests.streams import NAME, add, address_of, plain, stream_at
 
@@ -27,27 +37,72 @@ def an_event(source: str) -> bytes:
     return b'{"source":"%b","message":"m"}' % source.encode()
 
 
+Row = tuple[StreamId, bytes | None]
+
+
 class Listed(Stream):
     """A stream that is a list: `None` stands for an entry that holds no event."""
 
-    def __init__(self, rows: list[tuple[StreamId, Entry | None]]) -> None:
+    def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
-        self.reads = 0
+        self.asked: list[int] = []
 
-    async def range(
+    async def raw_range(
         self, low: StreamId, high: StreamId, count: int, *, newest_first: bool = False
-    ) -> list[tuple[StreamId, Entry | None]]:
-        self.reads += 1
+    ) -> list[RawEntry]:
+        self.asked.append(count)
         rows = [row for row in self.rows if low <= row[0] <= high]
-        return (rows[::-1] if newest_first else rows)[:count]
+        return [
+            (str(id_).encode(), (b"event", raw) if raw is not None else (b"other", b"x"))
+            for id_, raw in (rows[::-1] if newest_first else rows)[:count]
+        ]
 
 
 def listed(kinds: list[str]) -> Listed:
-    rows: list[tuple[StreamId, Entry | None]] = []
-    for number, kind in enumerate(kinds):
-        id_ = StreamId(1 + number // 3, number % 3)
-        rows.append((id_, read_entry(id_, an_event(kind)) if kind else None))
-    return Listed(rows)
+    return Listed(
+        [
+            (StreamId(1 + number // 3, number % 3), an_event(kind) if kind else None)
+            for number, kind in enumerate(kinds)
+        ]
+    )
+
+
+def scan_of(
+    stream: Stream,
+    chosen: Filter,
+    low: StreamId = START,
+    high: StreamId = END,
+    count: int = 100,
+    *,
+    newest_first: bool = True,
+    budget: Budget | None = None,
+    seats: ScanSeats | None = None,
+) -> Scan:
+    return Scan(
+        stream,
+        seats or ScanSeats(),
+        chosen,
+        low,
+        high,
+        count,
+        newest_first=newest_first,
+        budget=budget,
+    )
+
+
+async def history(
+    stream: Stream,
+    chosen: Filter,
+    low: StreamId,
+    high: StreamId,
+    limit: int,
+    count: int,
+    *,
+    newest_first: bool,
+) -> HistoryPage:
+    return await page_of(
+        scan_of(stream, chosen, low, high, count, newest_first=newest_first), limit
+    )
 
 
 async def test_looking_back_leaves_the_others_their_turn_however_long_a_filter_takes(
@@ -68,23 +123,15 @@ async def test_looking_back_leaves_the_others_their_turn_however_long_a_filter_t
     assert len(page.entries) == 40
     assert turns > 30
     turns = 0
-    await before_last(stream, Filter("source:b"), 1, 100)
+    await before_last(stream, ScanSeats(), Filter("source:b"), 1, 100)
     assert turns > 30
     going.cancel()
 
 
 async def test_a_page_without_a_filter_reads_no_more_than_it_gives() -> None:
     stream = listed(["a"] * 40)
-    asked: list[int] = []
-    read = stream.range
-
-    async def noted(low: StreamId, high: StreamId, count: int, **more: bool) -> Any:
-        asked.append(count)
-        return await read(low, high, count, **more)
-
-    stream.range = noted  # type: ignore[method-assign]
     page = await history(stream, EVERYTHING, START, END, 5, 100, newest_first=True)
-    assert (len(page.entries), asked) == (5, [6])
+    assert (len(page.entries), stream.asked) == (5, [6])
     assert page.next == stream.rows[-6][0]
 
 
@@ -110,10 +157,8 @@ async def test_the_pages_of_the_history_are_all_that_matches_once_and_in_order(
     low, high = StreamId(low_ms, 0), StreamId(high_ms, 2)
     wanted = [
         id_
-        for id_, entry in stream.rows
-        if entry is not None
-        and low <= id_ <= high
-        and (chosen == EVERYTHING or entry.event.source == "a")
+        for id_, raw in stream.rows
+        if raw is not None and low <= id_ <= high and (chosen == EVERYTHING or raw == an_event("a"))
     ]
     found: list[StreamId] = []
     for _ in range(len(kinds) + 2):
@@ -128,29 +173,124 @@ async def test_the_pages_of_the_history_are_all_that_matches_once_and_in_order(
     assert found == (wanted[::-1] if newest_first else wanted)
 
 
-async def test_a_page_ends_at_its_size_and_goes_on_after_it(
-    stream: Stream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(history_module, "PAGE_BYTES", 200)
+async def test_a_page_ends_at_its_size_and_goes_on_after_it(stream: Stream) -> None:
     ids = await add(stream, 20)
-    page = await history(stream, EVERYTHING, START, END, 100, 7, newest_first=False)
+    page = await page_of(scan_of(stream, EVERYTHING, newest_first=False), 100, 200)
     assert 0 < len(page.entries) < 20
     assert page.next == ids[len(page.entries)]
+    assert page.searched_to == page.entries[-1].id
 
 
-async def test_a_page_looks_at_a_bounded_number_of_entries(
-    stream: Stream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(history_module, "PAGE_SCAN", 10)
+async def test_a_page_looks_at_a_bounded_number_of_entries(stream: Stream) -> None:
     ids = await add(stream, 25)
-    page = await history(stream, Filter("source:nobody"), START, END, 5, 7, newest_first=True)
-    assert page.entries == []
-    assert page.next == ids[14]
+    page = await page_of(scan_of(stream, Filter("source:nobody"), count=7, budget=Budget(10)), 5)
+    assert page == ([], ids[14], ids[15])
+
+
+async def test_a_page_ends_when_its_bytes_or_its_time_are_spent() -> None:
+    for budget in (Budget(size=1_000), Budget(seconds=1e-9)):
+        stream = listed(["a"] * 300)
+        scan = scan_of(stream, Filter("source:b"), budget=budget)
+        page = await page_of(scan, 5)
+        assert page.entries == []
+        assert page.next is not None
+        assert page.searched_to is not None
+        assert page.next < page.searched_to
+        assert len(stream.asked) == 1
+
+
+async def test_steps_grow_with_small_entries_and_shrink_with_large_ones() -> None:
+    small, large = an_event("a"), b'{"source":"a","message":"%b"}' % (b"x" * 65_000)
+    rows = [(StreamId(n, 0), large if n < 1_000 else small) for n in range(3_000)]
+    stream = Listed([*rows])
+    scan = scan_of(stream, Filter("source:b"), count=10_000, budget=Budget.unlimited())
+    while not scan.over:
+        await scan.step(1)
+    first, *others = stream.asked
+    assert first == history_module.FIRST_COUNT
+    assert max(others) <= history_module.MAX_STEP_COUNT
+    assert others[-1] <= history_module.STEP_BYTES // 65_000
+
+
+async def test_a_step_ends_after_its_time_and_the_next_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(history_module, "TURN_S", -1.0)
+    monkeypatch.setattr(history_module, "STEP_S", -1.0)
+    stream = listed(["a", "b", "b"] * 10)
+    budget = Budget.unlimited()
+    scan = scan_of(stream, Filter("source:a"), newest_first=False, budget=budget)
+    sources, steps = [], 0
+    while not scan.over:
+        sources += [entry.event.source for entry in await scan.step(100)]
+        steps += 1
+    assert sources == ["a"] * 10
+    assert steps >= 30
+
+
+async def test_the_raw_json_decides_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Filter, "may_match", property(lambda _: lambda raw: b'"a"' in raw))
+    stream = listed(["a", "b", ""] * 4)
+    page = await page_of(scan_of(stream, Filter("source:b OR source:a")), 100)
+    assert [entry.event.source for entry in page.entries] == ["a"] * 4
+
+
+class Slow(Listed):
+    """A stream whose reads wait until they are let go on."""
+
+    def __init__(self) -> None:
+        super().__init__(listed(["a"] * 40).rows)
+        self.go = asyncio.Event()
+        self.reading = 0
+
+    async def raw_range(self, *args: Any, **more: Any) -> list[RawEntry]:
+        self.reading += 1
+        try:
+            await self.go.wait()
+            return await super().raw_range(*args, **more)
+        finally:
+            self.reading -= 1
+
+
+async def test_so_many_steps_run_at_a_time_and_others_wait() -> None:
+    stream, hits = Slow(), Counter[str]()
+    seats = ScanSeats(2, 3, hits.update)
+    pages = []
+    for _ in range(5):
+        seats.require()
+        pages.append(asyncio.create_task(page_of(scan_of(stream, EVERYTHING, seats=seats), 100)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert (stream.reading, seats.waiting) == (2, 3)
+    with pytest.raises(Problem) as refused:
+        seats.require()
+    assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "2")
+    assert hits == {"scans": 1}
+    stream.go.set()
+    assert [len(page.entries) for page in await asyncio.gather(*pages)] == [40] * 5
+    seats.require()
+
+
+async def test_a_cancelled_scan_gives_its_seat_and_its_place_back() -> None:
+    stream = Slow()
+    seats = ScanSeats(1, 1)
+    going = [
+        asyncio.create_task(page_of(scan_of(stream, EVERYTHING, seats=seats), 100))
+        for _ in range(2)
+    ]
+    await wait_until(lambda: (stream.reading, seats.waiting) == (1, 1), "one reads, one waits")
+    for task in reversed(going):
+        task.cancel()
+    await asyncio.wait(going)
+    assert (stream.reading, seats.waiting) == (0, 0)
+    stream.go.set()
+    page = await page_of(scan_of(stream, EVERYTHING, seats=seats), 100)
+    assert len(page.entries) == 40
 
 
 async def test_the_history_of_nothing_is_empty(stream: Stream) -> None:
     page = await history(stream, EVERYTHING, START, END, 5, 7, newest_first=True)
-    assert page == ([], None)
+    assert page == ([], None, None)
 
 
 async def test_before_an_id_is_the_entry_below_it(stream: Stream) -> None:
@@ -196,29 +336,29 @@ async def test_before_an_id_in_a_wholly_trimmed_stream_is_where_the_gap_will_be_
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.sampled_from(["a", "b", ""]), min_size=1, max_size=30),
-    st.integers(0, 12),
+    st.integers(1, 12),
     st.integers(1, 7),
 )
 async def test_the_last_matching_entries_follow_their_cursor(
     kinds: list[str], wanted: int, page: int
 ) -> None:
     stream = listed(kinds)
-    cursor = await before_last(stream, Filter("source:a"), wanted, page)
+    cursor = await before_last(stream, ScanSeats(), Filter("source:a"), wanted, page)
     matching = [number for number, kind in enumerate(kinds) if kind == "a"]
     after = [number for number in matching if stream.rows[number][0] > cursor.id]
     assert after == matching[max(0, len(matching) - wanted) :]
 
 
 async def test_the_last_entries_of_no_stream_begin_at_its_end(stream: Stream) -> None:
-    assert await before_last(stream, EVERYTHING, 5, 10) == Cursor(START, 0)
+    assert await before_last(stream, ScanSeats(), EVERYTHING, 5, 10) == Cursor(START, 0)
     ids = await add(stream, 3)
     await plain(stream).xtrim(NAME, maxlen=0, approximate=False)
-    assert await before_last(stream, EVERYTHING, 5, 10) == Cursor(ids[2], 3)
+    assert await before_last(stream, ScanSeats(), EVERYTHING, 5, 10) == Cursor(ids[2], 3)
 
 
 async def test_the_last_entries_are_found_among_many_that_do_not_match(stream: Stream) -> None:
     await stream.append([Append([an_event("rare")] + [an_event("often")] * 300)])
-    cursor = await before_last(stream, Filter("source:rare"), 1, 20)
+    cursor = await before_last(stream, ScanSeats(), Filter("source:rare"), 1, 20)
     page = await stream.read(cursor, 1)
     assert page.entries[0].event.source == "rare"
     assert page.gap is None

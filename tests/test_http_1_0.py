@@ -131,18 +131,21 @@ async def test_the_page_s_stream_is_read_to_its_end(valkey: Valkey, version: str
 @VERSIONS
 async def test_a_download_is_what_the_stream_holds(valkey: Valkey, version: str) -> None:
     async with serving(redis_addr=valkey.url) as service, connected(service.url) as connection:
-        await service.post(EVENTS)
+        events = [{"source": "a", "message": f"{n} {'x' * 2_000}"} for n in range(200)]
+        await service.post(events)
         await connection.send(get("/ui/download", version))
         headers = await head_of(connection)
         body = Body(connection, headers)
         assert body.chunked == (version == "1.1")
         assert headers.get("connection") == ("close" if version == "1.0" else None)
         await body.rest()
-        assert ndjson_messages(body.text) == [event["message"] for event in EVENTS]
+        assert ndjson_messages(body.text) == [event["message"] for event in events]
 
 
 @VERSIONS
-@pytest.mark.parametrize("path", ["/events", "/openapi.json", "/metrics", "/nowhere", "/"])
+@pytest.mark.parametrize(
+    "path", ["/events", "/openapi.json", "/metrics", "/nowhere", "/", "/ui/download?format=csv"]
+)
 async def test_an_answer_of_known_length_is_the_same(
     valkey: Valkey, version: str, path: str
 ) -> None:

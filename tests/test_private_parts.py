@@ -268,13 +268,6 @@ PARTS = (
     ),
     Part(
         "starlette",
-        "StreamingResponse",
-        lambda: starlette.responses.StreamingResponse(iter(())),
-        {"stream_response": "send", "body_iterator": VALUE},
-        ("logpipe/ui/download.py",),
-    ),
-    Part(
-        "starlette",
         "Router",
         lambda: starlette.applications.Starlette().router,
         {"redirect_slashes": VALUE},

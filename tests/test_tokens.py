@@ -16,6 +16,7 @@ from logpipe.auth import is_known
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.distributor import RemoteDistributor
 from logpipe.client.log import RemoteLog
+from logpipe.fanout.history import page_of
 from logpipe.filters import EVERYTHING
 from logpipe.ids import START
 from logpipe.problems import Problem
@@ -162,7 +163,7 @@ async def test_what_a_page_asks_of_others_it_asks_with_the_token_that_is_the_fir
         for now in ("old", "new"):
             words.now = (now, "other")
             with pytest.raises(Problem):
-                await log.page(EVERYTHING, START, START, 1, newest_first=True)
+                await page_of(log.history(EVERYTHING, START, START, newest_first=True), 1)
             with pytest.raises(Problem):
                 await submit(b"{}")
             assert distributor.headers["Authorization"] == f"Bearer {now}"

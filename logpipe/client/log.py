@@ -1,6 +1,7 @@
 """A distributor's log over HTTP, for the page of a process without one."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import httpx
 import msgspec
@@ -8,16 +9,23 @@ import msgspec
 from logpipe.client.connection import away, bearer, refusal, stranger
 from logpipe.client.distributor import RemoteDistributor
 from logpipe.event import NOT_DECODED, Entry, StoredEvent
-from logpipe.fanout.history import HistoryPage
+from logpipe.fanout.history import PAGE_BYTES, STEP_BYTES, STEP_GROWTH, Budget
 from logpipe.filters import Filter
 from logpipe.ids import StreamId, parse_id
 from logpipe.messages import Start, Subscription
 from logpipe.settings import without_credentials
 
+FIRST_COUNT = 100
+"""Events that are asked for first, when their size is not known: the rows of a page."""
+MAX_COUNT = 5_000
+"""Events that are asked for at once; the most that `/events` takes as `limit`."""
+
 
 class _Page(msgspec.Struct):
     events: list[msgspec.Raw]
     next: str | None
+    searched_to: str | None = None
+    """Older distributors do not tell it."""
 
 
 class _Id(msgspec.Struct):
@@ -49,29 +57,84 @@ class RemoteLog:
         """A subscription without a filter: who reads it counts what a filter rejects."""
         return self._distributor(start, {})
 
-    async def page(
-        self, chosen: Filter, low: StreamId, high: StreamId, limit: int, *, newest_first: bool
-    ) -> HistoryPage:
-        """A page of `/events`. Raises a `Problem`: the distributor's own, a 502 or a 503."""
-        query = {
-            "q": chosen.query,
-            "from": str(low),
-            "to": str(high),
-            "limit": str(limit),
-            "order": "desc" if newest_first else "asc",
-        }
+    def history(
+        self,
+        chosen: Filter,
+        low: StreamId,
+        high: StreamId,
+        *,
+        newest_first: bool,
+        budget: Budget | None = None,
+    ) -> "RemoteScan":
+        """A search by pages of `/events`."""
+        query = {"q": chosen.query, "order": "desc" if newest_first else "asc"}
+        return RemoteScan(self._ask, query, low, high, budget or Budget())
+
+    async def _ask(self, query: Mapping[str, str]) -> httpx.Response:
+        """The answer with a page of `/events`. Raises a `Problem`."""
         try:
             answer = await self._http.get(self._url, params=query, headers=bearer(self._tokens))
         except httpx.HTTPError as error:
             raise away("distributor", error) from None
         if answer.status_code != 200:
             raise refusal("distributor", "READ_TOKENS", answer)
+        return answer
+
+
+class RemoteScan:
+    """A search of a distributor's history between two ids (inclusive); a step is a page of
+    `/events` of about `history.STEP_BYTES`."""
+
+    def __init__(
+        self,
+        ask: Callable[[Mapping[str, str]], Awaitable[httpx.Response]],
+        query: Mapping[str, str],
+        low: StreamId,
+        high: StreamId,
+        budget: Budget,
+    ) -> None:
+        self.next: StreamId | None = (
+            (high if query["order"] == "desc" else low) if low <= high else None
+        )
+        """The id at which it goes on; None when it has reached its end."""
+        self.searched_to: StreamId | None = None
+        """The last entry that was looked at, or found, as far as the distributor tells it."""
+        self._ask = ask
+        self._query = {**query, "from": str(low), "to": str(high)}
+        self._budget = budget
+        self._fits = FIRST_COUNT
+
+    @property
+    def over(self) -> bool:
+        """Whether it has reached its end or spent its budget; the time counts from the request to
+        the answer."""
+        return self.next is None or self._budget.spent
+
+    async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:  # noqa: ARG002
+        """Up to `limit` further matching entries.
+
+        Raises a `Problem`: the distributor's own, a 502 or a 503.
+        """
+        count = min(limit, self._fits, MAX_COUNT)
+        began = time.monotonic()
+        answer = await self._ask({**self._query, "limit": str(count), "cursor": str(self.next)})
+        self._budget.seconds -= time.monotonic() - began
         try:
             found = _page.decode(answer.content)
             entries = [_entry(bytes(raw)) for raw in found.events]
-            return HistoryPage(entries, parse_id(found.next) if found.next else None)
+            self.next = parse_id(found.next) if found.next else None
+            if found.searched_to:
+                self.searched_to = parse_id(found.searched_to)
+            elif entries:
+                self.searched_to = entries[-1].id
         except (*NOT_DECODED, ValueError):
             raise stranger("distributor", 200) from None
+        if entries:
+            average = max(1, len(answer.content) // len(entries))
+            self._fits = max(1, min(STEP_GROWTH * count, STEP_BYTES // average))
+        else:
+            self._fits = STEP_GROWTH * count
+        return entries
 
 
 def _entry(raw: bytes) -> Entry:

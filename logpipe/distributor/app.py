@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 
 import msgspec
@@ -12,8 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from logpipe import auth
+from logpipe.answers import Answers, StreamedResponse
 from logpipe.continuity import Cursor
-from logpipe.fanout.history import page_of
+from logpipe.fanout.history import PAGE_BYTES, History
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.streaming import HEADERS, StreamResponse, encoder_for
 from logpipe.fanout.subscription import HubSubscription
@@ -49,9 +50,11 @@ HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control", "X-Request
 """What a browser on another origin may send besides the headers that need no permission."""
 
 
-def create(settings: Settings, tokens: Tokens, hub: Hub, groups: Groups, seats: Seats) -> Starlette:
+def create(
+    settings: Settings, tokens: Tokens, hub: Hub, groups: Groups, seats: Seats, answers: Answers
+) -> Starlette:
     """The distributor's sub-app over the hub and the consumer groups of this process."""
-    endpoints = _Distributor(settings, tokens, hub, groups, seats)
+    endpoints = _Distributor(settings, tokens, hub, groups, seats, answers)
     routes = [
         Route("/subscribe", endpoints.subscribe),
         Route("/events", endpoints.events),
@@ -67,13 +70,20 @@ def create(settings: Settings, tokens: Tokens, hub: Hub, groups: Groups, seats: 
 
 class _Distributor:
     def __init__(
-        self, settings: Settings, tokens: Tokens, hub: Hub, groups: Groups, seats: Seats
+        self,
+        settings: Settings,
+        tokens: Tokens,
+        hub: Hub,
+        groups: Groups,
+        seats: Seats,
+        answers: Answers,
     ) -> None:
         self._settings = settings
         self._tokens = tokens
         self._hub = hub
         self._groups = groups
         self._seats = seats
+        self._answers = answers
 
     async def subscribe(self, request: Request) -> Response:
         """The stream, as SSE or NDJSON."""
@@ -170,14 +180,37 @@ class _Distributor:
         limit = number(query, "limit", 100, 1, MAX_LIMIT) or 100
         self._hub.scan_seats.require()
         scan = self._hub.scan(chosen, low, high, newest_first=newest_first)
-        page = await page_of(scan, limit)
-        body = b",".join([entry.json for entry in page.entries])
-        following = b'"%b"' % str(page.next).encode() if page.next else b"null"
-        return Response(
-            b'{"events":[%b],"next":%b}' % (body, following),
-            headers={"Cache-Control": "no-store"},
-            media_type="application/json",
-        )
+        headers = {"Cache-Control": "no-store"}
+        return StreamedResponse(_page(scan, limit), self._answers, headers, "application/json")
+
+
+async def _page(scan: History, limit: int) -> AsyncGenerator[bytes, None]:
+    """The JSON of a page of up to `limit` events, as they are found. Where Redis goes away in the
+    middle, the page ends there, with `next`."""
+    before = b'{"events":['
+    left = PAGE_BYTES
+    while limit > 0 and left > 0 and not scan.over:
+        try:
+            found = await scan.step(limit, left)
+        except Unavailable:
+            if scan.searched_to is None:
+                raise
+            break
+        if not found:
+            continue
+        piece = before + b",".join([entry.json for entry in found])
+        limit -= len(found)
+        left -= len(piece)
+        before = b","
+        del found
+        yield piece
+        del piece
+    head = before if left == PAGE_BYTES else b""
+    yield b'%b],"next":%b,"searched_to":%b}' % (head, _id(scan.next), _id(scan.searched_to))
+
+
+def _id(id_: StreamId | None) -> bytes:
+    return b'"%b"' % str(id_).encode() if id_ is not None else b"null"
 
 
 def _page_span(query: Mapping[str, str], *, newest_first: bool) -> tuple[StreamId, StreamId]:

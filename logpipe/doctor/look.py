@@ -27,6 +27,8 @@ ARRIVAL_S = 5.0
 METRICS_S = 3.0
 """A distributor knows its Redis after its first look, a second after its start."""
 POLL_S = 0.2
+MAX_PAGES = 20
+"""Pages of the history among which the events that were sent are looked for."""
 WRONG_TOKEN = "logpipe-doctor-knows-no-such-token"  # noqa: S105 - it is meant to be refused
 KEPT = "logpipe_redis_append_only"
 
@@ -238,14 +240,21 @@ class _Look:
         if self._facts.sent.keys() <= self._facts.arrived.keys():
             return
         token = self._target.read_token
-        page = await self._ask(
-            "GET",
-            f"{self._target.distributor}/events",
-            params={"text": self._facts.marker},
-            headers=bearer(token) if token else {},
-        )
-        events = _object(page.text).get("events", [])
-        self._facts.stored = frozenset(map(self._name_in, events))
+        query = {"text": self._facts.marker}
+        stored: set[str] = set()
+        for _ in range(MAX_PAGES):
+            page = await self._ask(
+                "GET",
+                f"{self._target.distributor}/events",
+                params=query,
+                headers=bearer(token) if token else {},
+            )
+            told = _object(page.text)
+            stored.update(map(self._name_in, told.get("events", [])))
+            if not told.get("next") or self._facts.sent.keys() <= stored:
+                break
+            query["cursor"] = str(told["next"])
+        self._facts.stored = frozenset(stored)
 
     async def measures(self) -> None:
         """The distributor's metrics, once they speak of Redis; where there is none, as they are."""

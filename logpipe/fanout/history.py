@@ -1,17 +1,19 @@
 """Reading back: where a subscription begins, and the pages of the history."""
 
 import asyncio
+import math
+import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry, read_entry
 from logpipe.filters import Filter
 from logpipe.ids import END, START, StreamId, from_wire
 from logpipe.problems import Problem
-from logpipe.stream import RawEntry, Stream, event_json
+from logpipe.stream import FIELD, RawEntry, Stream, event_json
 
 PAGE_BYTES = 8 * 1024 * 1024
 """A page of the history ends at this size, though it may hold fewer events than were asked for."""
@@ -20,15 +22,25 @@ PAGE_SCAN = 50_000
 PAGE_READ_BYTES = 32 * 1024 * 1024
 """Bytes that one page looks at."""
 PAGE_S = 0.25
-"""Seconds that one page may spend on looking at entries."""
+"""Seconds of the processor that one page may spend on looking at entries: a busy machine makes no
+page shorter."""
 
 STEP_BYTES = 1024 * 1024
-"""About so much is read from Redis in one step."""
-FIRST_COUNT = 64
-"""Entries of a first step, whose size nobody knows."""
+"""About so many bytes are read from Redis in one step, as far as the entries before it tell."""
+STEP_S = 0.05
+"""Seconds of the processor after which a step ends: `SCAN_SEATS` of them take 150 ms."""
+FIRST_COUNT = 16
+"""Entries of a first step, whose size is not known; of 64 KiB each they are 1 MiB."""
+STEP_GROWTH = 4
+"""A step has at most so many times the entries of the one before, whatever the size of those."""
+MAX_STEP_COUNT = 256
+"""Entries of one step: where large entries follow small ones, 16 MiB of 64 KiB each."""
 TURN_S = 0.005
-"""So long entries are looked at without a pause: a read of large ones, by a filter of regular
-expressions, can take seconds, for which nothing else may have to wait."""
+"""Seconds for which entries are looked at without a pause."""
+CLOCK_BYTES = 4 * 1024
+"""Bytes of rejected entries between two looks at the clock: about 30 us."""
+ENTRY_BYTES = 64
+"""What an entry counts besides its event, in budgets."""
 
 SCAN_SEATS = 3
 """Steps of scans that are under way at the same time in one process."""
@@ -41,20 +53,26 @@ BUSY_RETRY_S = 2
 class ScanSeats:
     """The seats for the steps of all scans in a process, taken in order of arrival."""
 
-    def __init__(self, seats: int = SCAN_SEATS, queue: int = SCAN_QUEUE) -> None:
+    def __init__(
+        self,
+        seats: int = SCAN_SEATS,
+        queue: int = SCAN_QUEUE,
+        limited: Callable[[Mapping[str, int]], None] = lambda _: None,
+    ) -> None:
         self._free = asyncio.Semaphore(seats)
         self._queue = queue
+        self._limited = limited
         self.waiting = 0
         """Steps that wait for a seat."""
 
     def require(self) -> None:
         """Raises a 503 `Problem` for a new scan where too many steps are waiting."""
         if self.waiting >= self._queue:
+            self._limited({"scans": 1})
             raise Problem(
                 503,
                 "Too many searches of the history are waiting here; try again later.",
                 headers={"Retry-After": str(BUSY_RETRY_S)},
-                hits={"scans": 1},
             )
 
     @asynccontextmanager
@@ -72,14 +90,21 @@ class ScanSeats:
 
 
 class Budget:
-    """What a scan may still look at before it has to end, and the seconds it may still take."""
+    """What a scan may still look at before it has to end, and the seconds of the processor that it
+    may still take."""
 
     def __init__(
-        self, entries: int = PAGE_SCAN, size: int = PAGE_READ_BYTES, seconds: float = PAGE_S
+        self, entries: int | None = None, size: int | None = None, seconds: float | None = None
     ) -> None:
-        self.entries = entries
-        self.bytes = size
-        self.seconds = seconds
+        """That of one page, where nothing else is given."""
+        self.entries = PAGE_SCAN if entries is None else entries
+        self.bytes = PAGE_READ_BYTES if size is None else size
+        self.seconds = PAGE_S if seconds is None else seconds
+
+    @classmethod
+    def unlimited(cls) -> "Budget":
+        """That of a scan which its caller ends."""
+        return cls(sys.maxsize, sys.maxsize, math.inf)
 
     @property
     def spent(self) -> bool:
@@ -87,28 +112,53 @@ class Budget:
         return self.entries <= 0 or self.bytes <= 0 or self.seconds <= 0
 
 
+class History(Protocol):
+    """A search of a log, step by step: of the stream by `Scan`, of another process by
+    `client.log.RemoteScan`."""
+
+    @property
+    def next(self) -> StreamId | None:
+        """The id at which it goes on; None when it has reached its end."""
+
+    @property
+    def searched_to(self) -> StreamId | None:
+        """The last entry that was looked at; None before the first."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it has reached its end or spent its budget."""
+
+    async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:
+        """Up to `limit` further matching entries. Raises a `Problem`."""
+
+
 class _Turn:
-    """The time for which nothing else had its turn; it is taken from a budget."""
+    """The time for which nothing else had its turn; the processor's part is taken from a budget."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._began = time.monotonic()
+        self._worked = time.thread_time()
+        self.lasted = 0.0
+        """Seconds of the processor, of all turns before."""
 
     @property
     def over(self) -> bool:
+        """Whether others should go on now."""
         return time.monotonic() - self._began > TURN_S
 
     def end(self) -> None:
-        """Takes what it has lasted from the budget."""
-        now = time.monotonic()
-        self._budget.seconds -= now - self._began
-        self._began = now
+        """Takes what the turn has lasted from the budget."""
+        worked = time.thread_time() - self._worked
+        self._budget.seconds -= worked
+        self.lasted += worked
 
     async def give(self) -> None:
         """Lets others go on."""
         self.end()
         await asyncio.sleep(0)
         self._began = time.monotonic()
+        self._worked = time.thread_time()
 
 
 class Scan:
@@ -134,16 +184,16 @@ class Scan:
         self.next: StreamId | None = (high if newest_first else low) if low <= high else None
         """The id at which it goes on; None when it has reached its end."""
         self.searched_to: StreamId | None = None
-        """The last entry that was looked at."""
+        """The last entry that was looked at; None before the first."""
         self._stream = stream
         self._seats = seats
         self._may_match = chosen.may_match
         self._accepts = chosen.predicate
         self._low = low
         self._high = high
-        self._count = count
+        self._most = min(count, MAX_STEP_COUNT)
+        self._fits = FIRST_COUNT
         self._newest_first = newest_first
-        self._average = 0
 
     @property
     def over(self) -> bool:
@@ -153,7 +203,7 @@ class Scan:
     async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:
         """Up to `limit` further matching entries, of `size` bytes or little more, from one read.
 
-        Raises `Unavailable`.
+        Raises `Unavailable`; the step may then be repeated.
         """
         assert self.next is not None
         low, high = (self._low, self.next) if self._newest_first else (self.next, self._high)
@@ -175,33 +225,36 @@ class Scan:
         return found
 
     def _wanted(self, limit: int) -> int:
-        """So many entries that a step is about as large as it should be."""
-        count = min(self._count, self.budget.entries)
-        if not self._average:
-            count = min(count, FIRST_COUNT)
-        else:
-            count = min(count, STEP_BYTES // self._average)
+        """How many entries to read: so many that the step stays within its bounds."""
+        count = min(self._most, self._fits, self.budget.entries)
         if self._accepts is None:
-            count = min(count, limit + 1)
+            count = min(count, limit)
+            # One more than is given tells whether the page is the last.
+            count += count == limit
         return max(1, count)
 
     async def _judged(
         self, rows: Sequence[RawEntry], limit: int, size: int
     ) -> tuple[list[Entry], int]:
-        """The matching entries, and how many rows were looked at until there were enough."""
+        """The matching entries, and how many rows were looked at until the step was over."""
         may_match, accepts, budget = self._may_match, self._accepts, self.budget
         found: list[Entry] = []
         seen = total = 0
+        look_at_clock = CLOCK_BYTES
         turn = _Turn(budget)
         for id_, fields in rows:
-            if turn.over:
-                await turn.give()
-                if budget.seconds <= 0 and seen:
-                    break
+            if total > look_at_clock:
+                look_at_clock = total + CLOCK_BYTES
+                if turn.over:
+                    await turn.give()
+                    if budget.seconds <= 0 or turn.lasted > STEP_S:
+                        break
             if len(found) >= limit or size <= 0:
                 break
             seen += 1
-            raw = event_json(fields)
+            total += ENTRY_BYTES
+            # Without a call for each entry, where it is as logpipe writes it.
+            raw = fields[1] if fields and fields[0] == FIELD else event_json(fields)
             if raw is None:
                 continue
             total += len(raw)
@@ -211,11 +264,16 @@ class Scan:
             if entry is not None and (accepts is None or accepts(entry.event)):
                 found.append(entry)
                 size -= len(entry.json)
+            look_at_clock = 0
         turn.end()
         budget.entries -= seen
         budget.bytes -= total
         if seen:
-            self._average = max(1, total // seen)
+            self._fits = min(
+                STEP_GROWTH * len(rows),
+                STEP_BYTES * seen // total,
+                int(STEP_S * seen / max(turn.lasted, 1e-6)),
+            )
         return found, seen
 
 
@@ -228,14 +286,13 @@ class HistoryPage(NamedTuple):
     searched_to: StreamId | None = None
 
 
-async def page_of(scan: Scan, limit: int) -> HistoryPage:
-    """Up to `limit` entries that a scan finds within its budget."""
+async def page_of(scan: History, limit: int, size: int = PAGE_BYTES) -> HistoryPage:
+    """Up to `limit` entries, of `size` bytes or little more, that a scan finds in its budget."""
     entries: list[Entry] = []
-    left = PAGE_BYTES
-    while len(entries) < limit and left > 0 and not scan.over:
-        found = await scan.step(limit - len(entries), left)
+    while len(entries) < limit and size > 0 and not scan.over:
+        found = await scan.step(limit - len(entries), size)
         entries += found
-        left -= sum(len(entry.json) for entry in found)
+        size -= sum(len(entry.json) for entry in found)
     return HistoryPage(entries, scan.next, scan.searched_to)
 
 
@@ -265,7 +322,7 @@ async def before_last(
     stream: Stream, seats: ScanSeats, chosen: Filter, wanted: int, count: int
 ) -> Cursor:
     """The cursor before the last `wanted` matching entries that are kept."""
-    budget = Budget(END.ms, END.ms, float("inf"))
+    budget = Budget.unlimited()
     scan = Scan(stream, seats, chosen, START, END, count, newest_first=True, budget=budget)
     missing = wanted
     while missing > 0 and not scan.over:

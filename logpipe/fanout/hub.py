@@ -8,7 +8,7 @@ import time
 from contextvars import Context
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
-from logpipe.fanout.history import Scan, ScanSeats
+from logpipe.fanout.history import Budget, Scan, ScanSeats
 from logpipe.fanout.live import Live
 from logpipe.fanout.shelf import Shelf
 from logpipe.fanout.window import BATCH_BYTES, Window, cut
@@ -79,7 +79,7 @@ class Hub:
         self.closing = False
         self.subscribers: set[Subscription] = set()
         self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
-        self.scan_seats = ScanSeats()
+        self.scan_seats = ScanSeats(limited=metrics.count_limited)
         self._rested_at = 0.0
         self._bounds = NO_STREAM
         self._looking: asyncio.Task[Bounds] | None = None
@@ -198,7 +198,15 @@ class Hub:
             self._bounds = await self.stream.bounds()
         return self._bounds
 
-    def scan(self, chosen: Filter, low: StreamId, high: StreamId, *, newest_first: bool) -> Scan:
+    def scan(
+        self,
+        chosen: Filter,
+        low: StreamId,
+        high: StreamId,
+        *,
+        newest_first: bool,
+        budget: Budget | None = None,
+    ) -> Scan:
         """A search of the stream that shares this process's seats for scans."""
         return Scan(
             self.stream,
@@ -208,6 +216,7 @@ class Hub:
             high,
             self.batch_count,
             newest_first=newest_first,
+            budget=budget,
         )
 
     def catchup_page(self) -> int:

@@ -2,7 +2,7 @@
 
 from logpipe.stream.append import Append, Appended, Declined
 from logpipe.stream.connections import NoGroupError
-from logpipe.stream.entries import RawEntry, event_json
+from logpipe.stream.entries import FIELD, RawEntry, event_json
 from logpipe.stream.group_scripts import gap_of
 from logpipe.stream.groups import Claimed
 from logpipe.stream.health import WRITES_ONLY, RedisHealth
@@ -10,6 +10,7 @@ from logpipe.stream.once import RECEIPT_BYTES, KeyLimits, Once, Rule, digest_of
 from logpipe.stream.stream import Page, Stream
 
 __all__ = [
+    "FIELD",
     "RECEIPT_BYTES",
     "WRITES_ONLY",
     "Append",

@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
+from logpipe.answers import Answers, while_connected
 from logpipe.event import LEVELS, Stored
 from logpipe.filters import PARAMETERS, FilterError, parse_filter
 from logpipe.limits import Seats
@@ -82,6 +83,7 @@ class Page:
         metrics: Metrics,
         watch: Watch,
         seats: Seats,
+        answers: Answers,
     ) -> None:
         self.assets = Assets()
         self.settings = settings
@@ -91,6 +93,7 @@ class Page:
         self._submit = submit
         self._metrics = metrics
         self._seats = seats
+        self._answers = answers
         self._templates = _templates(
             asset=self.assets.url,
             guarded=self._session.guarded,
@@ -153,7 +156,9 @@ class Page:
     async def rows(self, request: Request) -> Response:
         """Older rows, or those around one event."""
         self._require_reader(request)
-        query = request.query_params
+        return await while_connected(request, self._rows(request.query_params))
+
+    async def _rows(self, query: Mapping[str, str]) -> Response:
         read = reading.rows_around if query.get("at") else reading.older_rows
         return _fragment(await read(self._log, query))
 
@@ -165,7 +170,10 @@ class Page:
     async def volume(self, request: Request) -> Response:
         """How many events came when, as JSON."""
         self._require_reader(request)
-        counted = await reading.volume(self._log, request.query_params)
+        return await while_connected(request, self._volume(request.query_params))
+
+    async def _volume(self, query: Mapping[str, str]) -> Response:
+        counted = await reading.volume(self._log, query)
         return Response(counted, 200, {"Cache-Control": "no-store"}, "application/json")
 
     async def details(self, request: Request) -> Response:
@@ -180,7 +188,7 @@ class Page:
     async def download(self, request: Request) -> Response:
         """All that matches, as a file."""
         self._require_reader(request)
-        return await download(self._log, request.query_params)
+        return await download(self._log, request.query_params, self._answers)
 
     # -- sending ------------------------------------------------------------------------------
 

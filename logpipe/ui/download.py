@@ -1,83 +1,59 @@
-"""All that a filter takes, as a file: read page by page, as quickly as it is taken."""
+"""All that a filter takes, as a file: read step by step, as quickly as it is taken."""
 
 import csv
 import io
-import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 
-from starlette.concurrency import iterate_in_threadpool
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
-
+from logpipe.answers import Answers, StreamedResponse
 from logpipe.event import Entry
-from logpipe.fanout.history import HistoryPage
-from logpipe.filters import Filter
-from logpipe.ids import StreamId
+from logpipe.fanout.history import Budget, History
 from logpipe.parameters import chosen_filter, one_of, span
-from logpipe.problems import Problem
 from logpipe.ui.log import Log
 from logpipe.ui.rows import as_json
 
-log = logging.getLogger("logpipe.ui")
-
 AT_ONCE = 5_000
-"""Events that are read for one piece of a file, unless `history.PAGE_BYTES` makes them fewer."""
+"""The most events of one piece of a file."""
 
 _CSV_FIELDS = ("id", "ts_unix_ms", "level", "source", "message", "metadata")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What begins a formula, or may: OWASP, CSV injection."""
 
 
-class DownloadResponse(StreamingResponse):
-    """A file. One that cannot be read to its end is cut off, so that nobody takes it for whole."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As any response; HEAD reads nothing."""
-        if scope["method"] == "HEAD":
-            self.body_iterator = iterate_in_threadpool(())
-        await super().__call__(scope, receive, send)
-
-    async def stream_response(self, send: Send) -> None:
-        """Sends the pieces as they come."""
-        try:
-            await super().stream_response(send)
-        except Problem as problem:
-            log.warning("a download is cut off: %s", problem.detail)
-
-
-async def download(source: Log, query: Mapping[str, str]) -> DownloadResponse:
-    """What matches, from the oldest on. Raises a `Problem` as long as nothing is sent."""
+async def download(source: Log, query: Mapping[str, str], answers: Answers) -> StreamedResponse:
+    """What matches, from the oldest on. Raises a `Problem`."""
     chosen = chosen_filter(query)
     low, high = span(query, "since")
     name = one_of(query, "format", "ndjson", *_FORMATS)
     media_type, encoded = _FORMATS[name]
-    first = await source.page(chosen, low, high, AT_ONCE, newest_first=False)
+    scan = source.history(chosen, low, high, newest_first=False, budget=Budget.unlimited())
     headers = {
         "Content-Disposition": f'attachment; filename="logpipe.{name}"',
         "Cache-Control": "no-store",
     }
-    parts = encoded(_pages(source, chosen, first, high))
-    return DownloadResponse(parts, 200, headers, media_type)
+    return StreamedResponse(encoded(_steps(scan)), answers, headers, media_type)
 
 
-async def _pages(
-    source: Log, chosen: Filter, page: HistoryPage, high: StreamId
-) -> AsyncIterator[list[Entry]]:
-    yield page.entries
-    while page.next is not None:
-        page = await source.page(chosen, page.next, high, AT_ONCE, newest_first=False)
-        yield page.entries
+async def _steps(scan: History) -> AsyncGenerator[list[Entry], None]:
+    while not scan.over:
+        yield await scan.step(AT_ONCE)
 
 
-async def _ndjson(pages: AsyncIterator[list[Entry]]) -> AsyncIterator[bytes]:
-    async for entries in pages:
-        yield b"".join([entry.json + b"\n" for entry in entries])
+async def _ndjson(pages: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(pages):
+        async for entries in pages:
+            piece = b"".join([entry.json + b"\n" for entry in entries])
+            del entries  # what waits for a slow client is the piece alone
+            yield piece
 
 
-async def _csv(pages: AsyncIterator[list[Entry]]) -> AsyncIterator[bytes]:
+async def _csv(pages: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[bytes, None]:
     yield _csv_rows([_CSV_FIELDS])
-    async for entries in pages:
-        yield _csv_rows([_csv_row(entry) for entry in entries])
+    async with aclosing(pages):
+        async for entries in pages:
+            piece = _csv_rows([_csv_row(entry) for entry in entries])
+            del entries
+            yield piece
 
 
 def _csv_row(entry: Entry) -> tuple[str, ...]:
@@ -99,7 +75,9 @@ def _csv_rows(rows: list[tuple[str, ...]]) -> bytes:
     return out.getvalue().encode(errors="replace")
 
 
-_FORMATS: Mapping[str, tuple[str, Callable[[AsyncIterator[list[Entry]]], AsyncIterator[bytes]]]] = {
+_FORMATS: Mapping[
+    str, tuple[str, Callable[[AsyncGenerator[list[Entry], None]], AsyncGenerator[bytes, None]]]
+] = {
     "ndjson": ("application/x-ndjson", _ndjson),
     "csv": ("text/csv; charset=utf-8", _csv),
 }

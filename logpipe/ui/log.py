@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from logpipe.fanout.history import HistoryPage, page_of
+from logpipe.fanout.history import Budget, History
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import Filter
@@ -20,10 +20,19 @@ class Log(Protocol):
     def tail(self, start: Start, chosen: Filter) -> Subscription:
         """A subscription to the live stream; its batches may hold what the filter rejects."""
 
-    async def page(
-        self, chosen: Filter, low: StreamId, high: StreamId, limit: int, *, newest_first: bool
-    ) -> HistoryPage:
-        """Up to `limit` matching events between two ids (inclusive). Raises a `Problem`."""
+    def history(
+        self,
+        chosen: Filter,
+        low: StreamId,
+        high: StreamId,
+        *,
+        newest_first: bool,
+        budget: Budget | None = None,
+    ) -> History:
+        """A search between two ids (inclusive), within the budget of a page where none is given.
+
+        Raises a 503 `Problem` while too many searches wait.
+        """
 
 
 class LocalLog:
@@ -37,9 +46,15 @@ class LocalLog:
         """A subscription of the hub."""
         return HubSubscription(self._hub, start, chosen)
 
-    async def page(
-        self, chosen: Filter, low: StreamId, high: StreamId, limit: int, *, newest_first: bool
-    ) -> HistoryPage:
-        """A page of the history of the stream."""
+    def history(
+        self,
+        chosen: Filter,
+        low: StreamId,
+        high: StreamId,
+        *,
+        newest_first: bool,
+        budget: Budget | None = None,
+    ) -> History:
+        """A scan of the stream."""
         self._hub.scan_seats.require()
-        return await page_of(self._hub.scan(chosen, low, high, newest_first=newest_first), limit)
+        return self._hub.scan(chosen, low, high, newest_first=newest_first, budget=budget)

@@ -1,11 +1,12 @@
 """What the page reads besides its live stream: older rows, volume, details."""
 
+import time
 from collections.abc import Mapping
 
 import msgspec
 
 from logpipe.event import NOT_DECODED
-from logpipe.fanout.history import HistoryPage
+from logpipe.fanout.history import Budget, HistoryPage, page_of
 from logpipe.filters import Filter
 from logpipe.ids import END, START, StreamId, parse_id
 from logpipe.parameters import chosen_filter, span
@@ -23,9 +24,12 @@ CONTEXT_ROWS = 50
 """Rows on each side of an event that is shown in its context."""
 MAX_COUNTED = 50_000
 """Events that a volume counts, the newest first."""
-COUNTED_AT_ONCE = 5_000
-MAX_READS = 20
-"""Pages of the history that a volume takes: rare matches, or large ones, make a long way."""
+VOLUME_SCAN = 1_000_000
+"""Entries that a volume looks at."""
+VOLUME_BYTES = 256 * 1024 * 1024
+"""Bytes that a volume looks at."""
+VOLUME_S = 2.0
+"""Seconds that a volume may take."""
 MAX_SOURCES = 200
 
 
@@ -62,25 +66,32 @@ async def older_rows(log: Log, query: Mapping[str, str]) -> str:
     high = min(high, _id(query, "upto") or END)
     if before := _id(query, "before"):
         high = min(high, before.before())
-    page = _fitting(await log.page(chosen, low, high, PAGE_ROWS, newest_first=True))
+    page = await _page(log, chosen, low, high, PAGE_ROWS, newest_first=True)
     rows = "".join([row(entry, view) for entry in reversed(page.entries)])
-    return _edge(page.next, limited=low > START) + rows
+    return _edge(page, limited=low > START) + rows
 
 
-def _fitting(page: HistoryPage) -> HistoryPage:
-    """The page, cut where its rows would become too much for one answer."""
+async def _page(
+    log: Log, chosen: Filter, low: StreamId, high: StreamId, limit: int, *, newest_first: bool
+) -> HistoryPage:
+    """A page of the history, cut where its rows would become too much for one answer."""
+    scan = log.history(chosen, low, high, newest_first=newest_first)
+    page = await page_of(scan, limit, ROWS_BYTES)
     size = 0
     for number, entry in enumerate(page.entries):
         size += len(entry.json)
         if number and size > ROWS_BYTES:
-            return HistoryPage(page.entries[:number], entry.id)
+            return HistoryPage(page.entries[:number], entry.id, page.entries[number - 1].id)
     return page
 
 
-def _edge(following: StreamId | None, *, limited: bool) -> str:
-    """The row above the oldest: the page asks for what is before it when it comes into view."""
-    if following is not None:
-        return f'<div class="edge" data-upto="{following}">Older events…</div>'
+def _edge(page: HistoryPage, *, limited: bool) -> str:
+    """The row above the oldest: the page asks for what is before it when it comes into view, and
+    says how far was searched where nothing was found."""
+    if page.next is not None:
+        empty = page.searched_to if not page.entries else None
+        searched = f' data-searched="{empty}"' if empty is not None else ""
+        return f'<div class="edge" data-upto="{page.next}"{searched}>Older events…</div>'
     said = "Nothing older in this span." if limited else "The stream keeps nothing older."
     return f'<div class="edge" role="note">{said}</div>'
 
@@ -89,39 +100,42 @@ async def rows_around(log: Log, query: Mapping[str, str]) -> str:
     """The rows before an event, the event, and the rows behind it."""
     chosen, view = chosen_view(query)
     at = _id(query, "at") or START
-    older = _fitting(await log.page(chosen, START, at.before(), CONTEXT_ROWS, newest_first=True))
-    newer = _fitting(await log.page(chosen, at, END, CONTEXT_ROWS + 1, newest_first=False))
+    older = await _page(log, chosen, START, at.before(), CONTEXT_ROWS, newest_first=True)
+    newer = await _page(log, chosen, at, END, CONTEXT_ROWS + 1, newest_first=False)
     entries = [*reversed(older.entries), *newer.entries]
     if all(entry.id != at for entry in newer.entries[:1]):
         # Its filter may not take the event itself; a permalink shows it all the same.
-        own = await log.page(Filter(), at, at, 1, newest_first=False)
+        own = await _page(log, Filter(), at, at, 1, newest_first=False)
         entries[len(older.entries) : len(older.entries)] = own.entries
-    return _edge(older.next, limited=False) + "".join([row(entry, view) for entry in entries])
+    return _edge(older, limited=False) + "".join([row(entry, view) for entry in entries])
 
 
 async def volume(log: Log, query: Mapping[str, str]) -> bytes:
-    """How many events came when, by level, and from which sources, the newest first; `complete`
-    unless that takes more than `MAX_COUNTED` or `MAX_READS`. `upto` is the last id counted."""
+    """How many events came when, by level, and from which sources, the newest first: `complete`
+    unless that takes more than `MAX_COUNTED` or the budget of a volume, else `from` the last id
+    that was looked at. The parameter `upto` is the newest id that is counted."""
     chosen = chosen_filter(query)
     counted = Volume()
     sources: dict[str, None] = {}
-    high: StreamId | None = _id(query, "upto") or END
-    seen = reads = 0
-    while high is not None and seen < MAX_COUNTED and reads < MAX_READS:
-        reads += 1
-        page = await log.page(chosen, START, high, COUNTED_AT_ONCE, newest_first=True)
-        counted.add(page.entries)
+    high = _id(query, "upto") or END
+    budget = Budget(VOLUME_SCAN, VOLUME_BYTES, VOLUME_S)
+    scan = log.history(chosen, START, high, newest_first=True, budget=budget)
+    seen = 0
+    deadline = time.monotonic() + VOLUME_S
+    while not scan.over and seen < MAX_COUNTED and time.monotonic() < deadline:
+        entries = await scan.step(MAX_COUNTED - seen)
+        counted.add(entries)
         if len(sources) < MAX_SOURCES:
-            sources.update(dict.fromkeys(entry.event.source for entry in page.entries))
-        seen += len(page.entries)
-        high = page.next
+            sources.update(dict.fromkeys(entry.event.source for entry in entries))
+        seen += len(entries)
     return msgspec.json.encode(
         {
             "step_ms": counted.step_ms,
             "kinds": KINDS,
             "volume": counted.rows(),
             "sources": sorted(sources)[:MAX_SOURCES],
-            "complete": high is None,
+            "complete": scan.next is None,
+            "from": str(scan.searched_to) if scan.searched_to is not None else None,
         }
     )
 

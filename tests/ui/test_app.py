@@ -55,7 +55,7 @@ def routes() -> Iterator[str]:
         patch.setattr(page_app, "secured", lambda app, _: made.append(app))
         settings = load({}, {})
         tokens = Tokens(settings)
-        page = page_app.Page(settings, tokens, _Named(), unused, Metrics(), unused, unused)
+        page = page_app.Page(settings, tokens, _Named(), unused, Metrics(), unused, unused, unused)
         page_app.create(page)
     for route in made[0].routes:
         if isinstance(route, Mount):
@@ -68,7 +68,7 @@ def routes() -> Iterator[str]:
 class _Named:
     name = "none"
     tail: Any = None
-    page: Any = None
+    history: Any = None
 
 
 def test_every_route_has_its_guard_in_the_table() -> None:

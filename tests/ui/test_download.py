@@ -6,7 +6,7 @@ import gc
 import io
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logpipe.event import Entry, read_entry
-from logpipe.fanout.history import HistoryPage
+from logpipe.fanout.history import Scan
 from logpipe.problems import Unavailable
 from logpipe.ui import download
 from logpipe.ui.download import _csv
@@ -30,7 +30,7 @@ MESSAGE = 4
 
 
 async def csv_of(*entries: Entry) -> list[list[str]]:
-    async def pages() -> AsyncIterator[list[Entry]]:
+    async def pages() -> AsyncGenerator[list[Entry], None]:
         yield list(entries)
 
     text = b"".join([part async for part in _csv(pages())]).decode()
@@ -158,6 +158,10 @@ async def test_a_download_that_nobody_takes_holds_little_and_leaves_nothing(
         gc.collect()
 
 
+LARGE = [{"source": "a", "message": f"{n} {'x' * 1_000}"} for n in range(300)]
+"""Events that are more than one step of a scan, and whose first steps begin a streamed answer."""
+
+
 def _is_still(server: Any) -> bool:
     """Whether what is to be sent waits for its reader."""
     flows = [connection.flow for connection in server.server_state.connections]
@@ -169,9 +173,8 @@ async def test_a_download_that_redis_cuts_short_is_cut_off_and_not_taken_for_who
     valkey: Valkey, composition: str, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(download, "AT_ONCE", 10)
     async with page_at(composition, valkey) as (page, others):
-        await others.post(numbered(0, 30))
+        await others.post(LARGE)
         _fail_after(monkeypatch, 2)
         async with connected(page.url) as connection:
             await connection.send(b"GET /ui/download HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -179,7 +182,7 @@ async def test_a_download_that_redis_cuts_short_is_cut_off_and_not_taken_for_who
             with pytest.raises(asyncio.IncompleteReadError):
                 async for _ in connection.chunks():
                     pass
-    assert "a download is cut off: Redis: gone" in caplog.text
+    assert "an answer is cut off: Redis: gone" in caplog.text
     assert "Traceback" not in caplog.text
 
 
@@ -188,9 +191,8 @@ async def test_a_cut_download_without_chunks_ends_with_a_reset(
     valkey: Valkey, composition: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To HTTP/1.0 an orderly end of the connection would be the end of the file."""
-    monkeypatch.setattr(download, "AT_ONCE", 10)
     async with page_at(composition, valkey) as (page, others):
-        await others.post(numbered(0, 30))
+        await others.post(LARGE)
         _fail_after(monkeypatch, 2)
         async with connected(page.url) as connection:
             await connection.send(b"GET /ui/download HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -198,20 +200,16 @@ async def test_a_cut_download_without_chunks_ends_with_a_reset(
                 await connection.reader.read(-1)
 
 
-def _fail_after(monkeypatch: pytest.MonkeyPatch, pages: int) -> None:
-    """Lets so many pages of the history be read."""
-    from logpipe.distributor import app
-    from logpipe.fanout.history import history
-    from logpipe.ui import log
+def _fail_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Lets so many steps of the history be made."""
+    left = steps
+    step = Scan.step
 
-    left = pages
-
-    async def failing(*args: Any, **options: Any) -> HistoryPage:
+    async def failing(scan: Scan, *args: Any) -> list[Entry]:
         nonlocal left
         left -= 1
         if left < 0:
             raise Unavailable("away", "gone")
-        return await history(*args, **options)
+        return await step(scan, *args)
 
-    for module in (log, app):
-        monkeypatch.setattr(module, "history", failing)
+    monkeypatch.setattr(Scan, "step", failing)

@@ -7,19 +7,14 @@ from typing import Any
 
 import pytest
 
-from logpipe.event import Entry
-from logpipe.fanout.history import HistoryPage
-from logpipe.filters import Filter
-from logpipe.ids import END, StreamId
-from logpipe.messages import Start, Subscription
+from logpipe.ids import END
 from logpipe.problems import Problem
 from logpipe.ui import reading
-from logpipe.ui.reading import CONTEXT_ROWS, MAX_READS, PAGE_ROWS, ROWS_BYTES, columns_of
+from logpipe.ui.reading import CONTEXT_ROWS, PAGE_ROWS, ROWS_BYTES, columns_of
 from tests.servers import Service, Valkey, free_port, serving
 from tests.ui.pieces import (
     COMPOSITIONS,
     Seen,
-    entry,
     ids_of,
     messages_of,
     numbered,
@@ -210,6 +205,7 @@ async def test_the_volume_counts_all_that_matches(valkey: Valkey, composition: s
             "volume": [],
             "sources": [],
             "complete": True,
+            "from": None,
         }
         await others.post([*numbered(0, 300), *numbered(300, 330, source="b", level="ERROR")])
         ids = [id_ for id_, _ in stored(valkey)]
@@ -226,39 +222,22 @@ async def test_a_volume_of_too_much_says_that_it_is_not_complete(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "MAX_COUNTED", 100)
-    monkeypatch.setattr(reading, "COUNTED_AT_ONCE", 40)
     async with serving(redis_addr=valkey.url) as service:
         await service.post(numbered(0, 300))
         counted = await volume(service)
-        assert (count_of(counted), counted["complete"]) == (120, False)
+        assert (count_of(counted), counted["complete"]) == (100, False)
+        assert counted["from"] == stored(valkey)[-100][0]
 
 
-class Pages:
-    """A log that never ends, and finds little."""
-
-    name = "pages"
-
-    def __init__(self) -> None:
-        self.reads = 0
-
-    def tail(self, start: Start, chosen: Filter) -> Subscription:
-        raise NotImplementedError
-
-    async def page(
-        self, chosen: Filter, low: StreamId, high: StreamId, limit: int, *, newest_first: bool
-    ) -> HistoryPage:
-        self.reads += 1
-        entries: list[Entry] = [entry(high, source=f"s{self.reads}-{n}") for n in range(30)]
-        return HistoryPage(entries, StreamId(high.ms - 1000, 0))
-
-
-async def test_a_volume_of_rare_matches_ends_after_so_many_reads() -> None:
-    log = Pages()
-    counted = json.loads(await reading.volume(log, {"upto": "1710000000000-0"}))
-    assert log.reads == MAX_READS
-    assert count_of(counted) == 30 * MAX_READS
-    assert not counted["complete"]
-    assert len(counted["sources"]) == reading.MAX_SOURCES
+async def test_a_volume_of_rare_matches_says_how_far_it_has_looked(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "VOLUME_SCAN", 100)
+    async with serving(redis_addr=valkey.url) as service:
+        await service.post(numbered(0, 300))
+        counted = await volume(service, text="299")
+        assert (count_of(counted), counted["complete"]) == (1, False)
+        assert counted["from"] == stored(valkey)[-100][0]
 
 
 # -- parameters and trouble -------------------------------------------------------------------

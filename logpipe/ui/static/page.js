@@ -57,6 +57,7 @@ function enter(next) {
 
 function begin() {
   close();
+  stopAsking("rows", "around", "volume");
   generation++;
   rows.replaceChildren();
   cursor = counted = "";
@@ -74,7 +75,7 @@ function begin() {
 async function beginAt(id) {
   enter("paused");
   const mine = generation;
-  const html = await ask("/ui/rows?" + asked(IN_FILTER, { at: id }));
+  const html = await askLatest("around", "/ui/rows?" + asked(IN_FILTER, { at: id }));
   if (html === null || mine !== generation) return;
   rows.innerHTML = html;
   arrange();
@@ -293,6 +294,7 @@ function tick() {
     if (retryAt) setTimeout(() => retryAt && retryAt <= Date.now() && connect(), Math.max(0, retryAt - now));
   }
   tellRate(now);
+  tellBusy();
   volume.draw();
 }
 
@@ -305,8 +307,12 @@ async function suspectProxy() {
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) return connect();
+  if (!document.hidden) {
+    if (log.scrollTop < 400) older();
+    return connect();
+  }
   close(); // costs nothing meanwhile; the cursor stays
+  stopAsking("rows");
   slot.release();
 });
 addEventListener("pagehide", () => slot.release());
@@ -339,11 +345,55 @@ const slot = {
 };
 
 // Text from the server; null where there is none, and what that means is shown.
-async function ask(url, options) {
-  const response = await fetch(url, options).catch(() => null);
-  if (response?.ok) return response.text();
+async function ask(url, options = {}) {
+  const signal = options.signal ?? new AbortController().signal;
+  return textOf(await fetch(url, options).catch(() => null), signal);
+}
+
+// What costs the server a search is asked one at a time: the next of a kind aborts the one before.
+const BUSY = { rows: "older events", around: "the events", volume: "the volume", filter: "the filter" };
+const asking = {}; // kind: the AbortController of its request
+const busy = new Map(); // kind: when it is asked again after a 503, in ms
+
+async function askLatest(kind, url) {
+  stopAsking(kind);
+  const { signal } = (asking[kind] = new AbortController());
+  for (;;) {
+    const response = await fetch(url, { signal }).catch(() => null);
+    if (response?.status !== 503) return signal.aborted ? null : textOf(response, signal);
+    const waitMs = 1000 * (Number(response.headers.get("Retry-After")) || 2);
+    busy.set(kind, Date.now() + waitMs);
+    tellBusy();
+    await new Promise((done) => {
+      setTimeout(done, waitMs);
+      signal.addEventListener("abort", done);
+    });
+    if (signal.aborted) return null;
+    busy.delete(kind);
+    tellBusy();
+  }
+}
+
+async function textOf(response, signal) {
   if (response && response.status !== 400 && FINAL.includes(response.status)) refuse(response.status);
-  return null;
+  const text = response?.ok ? await response.text().catch(() => null) : null;
+  return signal.aborted ? null : text;
+}
+
+function stopAsking(...kinds) {
+  for (const kind of kinds) {
+    asking[kind]?.abort();
+    busy.delete(kind);
+  }
+  tellBusy();
+}
+
+function tellBusy() {
+  const what = [...busy.keys()].map((kind) => BUSY[kind]).join(" and ");
+  const seconds = Math.ceil((Math.max(...busy.values()) - Date.now()) / 1000);
+  byId("busy").hidden = !what;
+  const text = what && `The server is busy or cannot reach Redis. Asking for ${what} again in ${Math.max(0, seconds)} s.`;
+  if (byId("busy").textContent !== text) byId("busy").textContent = text;
 }
 
 // -- rows ------------------------------------------------------------------------------------------
@@ -384,10 +434,11 @@ let loading = false;
 async function older() {
   const top = rows.firstElementChild;
   const enough = mode === "live" && rows.childElementCount > MAX_ROWS / 2;
-  if (loading || enough || !top?.matches("[data-upto], [data-before]")) return;
+  if (loading || enough || document.hidden || !top?.matches("[data-upto], [data-before]")) return;
   loading = true;
   const mine = generation;
-  const html = await ask("/ui/rows?" + asked([...IN_FILTER, "since", "to"], { ...top.dataset }));
+  const { upto, before } = top.dataset;
+  const html = await askLatest("rows", "/ui/rows?" + asked([...IN_FILTER, "since", "to"], { upto, before }));
   loading = false;
   if (mine !== generation) return older();
   if (html === null) return setTimeout(older, RETRY_MS[1]);
@@ -395,6 +446,7 @@ async function older() {
   const below = log.scrollHeight - log.scrollTop;
   top.remove();
   rows.insertAdjacentHTML("afterbegin", html);
+  tellSearched(rows.firstElementChild);
   const fresh = rows.querySelectorAll(".when:not([data-clock])");
   counters.shown += fresh.length;
   tellRate(Date.now());
@@ -403,6 +455,12 @@ async function older() {
   if (atEnd) toEnd();
   if (mode === "paused") trimEnd();
   if (log.scrollTop < 400) older();
+}
+
+// A page without rows says how far it has searched; the next one goes on from there.
+function tellSearched(top) {
+  const searched = top?.dataset.searched;
+  if (searched) top.textContent = `Searching older events: none found since ${placeOf(searched)}…`;
 }
 
 // Rows that were scrolled far away leave at the end; going on begins after those that are left.
@@ -493,13 +551,18 @@ function step(direction, selector) {
 async function toggle(row) {
   const open = row.nextElementSibling?.matches(".details") ? row.nextElementSibling : null;
   row.classList.toggle("open", !open);
-  if (open) return open.remove();
+  if (open) {
+    open.asking?.abort();
+    return open.remove();
+  }
   pause({ scrolling: true });
   const details = Object.assign(document.createElement("div"), { className: "details" });
   details.dataset.id = row.dataset.id;
   row.after(details);
   const body = new URLSearchParams({ event: row.dataset.event });
-  details.innerHTML = (await ask("/ui/details", { method: "POST", body })) ?? "These cannot be shown now.";
+  details.asking = new AbortController();
+  const { signal } = details.asking;
+  details.innerHTML = (await ask("/ui/details", { method: "POST", body, signal })) ?? "These cannot be shown now.";
   details.scrollIntoView({ block: "nearest" });
 }
 
@@ -563,12 +626,13 @@ function tellRate(now) {
 
 async function loadVolume(upto) {
   const mine = generation;
-  const text = await ask("/ui/volume?" + asked(IN_FILTER, { upto }));
+  const text = await askLatest("volume", "/ui/volume?" + asked(IN_FILTER, { upto }));
   if (text === null || mine !== generation) return;
   const told = JSON.parse(text);
   volume.step = Math.max(volume.step, told.step_ms);
   volume.add(told.volume);
   volume.complete = told.complete;
+  volume.from = told.complete || !told.from ? null : parseInt(told.from);
   offerSources(told.sources);
   volume.draw();
 }
@@ -582,11 +646,14 @@ const volume = {
   counts: new Map(),
   step: 1000,
   complete: true,
+  from: null, // in ms: up to where the server has counted, unless that is all
   low: 0,
   width: 1000,
   clear() {
     this.counts = new Map();
     this.step = 1000;
+    this.complete = true;
+    this.from = null;
     this.draw();
   },
   add(told) {
@@ -620,10 +687,12 @@ const volume = {
     const tallest = Math.max(1, ...bars.map((bar) => bar.reduce((a, b) => a + b)));
     svg.setAttribute("viewBox", `0 0 ${Math.max(1, bars.length)} 100`);
     svg.replaceChildren(...bars.flatMap((bar, at) => this.barOf(bar, at, tallest)), this.chosen(bars.length));
-    byId("volume-from").textContent = bars.length ? (this.complete ? "" : "counted from ") + toSecond(this.low) : "";
+    const from = this.from ?? this.low;
+    byId("volume-from").textContent = bars.length || this.from ? (this.complete ? "" : "counted from ") + toSecond(from) : "";
     byId("volume-to").textContent = bars.length ? toSecond(this.low + bars.length * this.width) : "";
     const most = `at most ${count(tallest)} in ${count(this.width / 1000)} s`;
-    if (!this.pointed) byId("volume-said").textContent = bars.length ? most : "no events yet";
+    const none = busy.has("volume") ? "not counted yet" : this.from ? "none found" : "no events yet";
+    if (!this.pointed) byId("volume-said").textContent = bars.length ? most : none;
   },
   barOf(bar, at, tallest) {
     let y = 100;
@@ -703,7 +772,7 @@ function columnButton(name) {
 }
 
 async function explainFilter() {
-  const html = await ask("/ui/filter?" + asked(["q", "level", "source", "text"]));
+  const html = await askLatest("filter", "/ui/filter?" + asked(["q", "level", "source", "text"]));
   if (html !== null) byId("filter-said").innerHTML = html;
 }
 

@@ -1,0 +1,141 @@
+"""Searches of the history by real requests: bounded, shared, and ended with their client."""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import httpx
+import pytest
+
+from logpipe.fanout.history import SCAN_QUEUE, SCAN_SEATS
+from tests.helpers import wait_until
+from tests.raw import connected
+from tests.servers import Service, Valkey, serving
+
+ENTRIES = 60_000
+RARE = "/zz[0-9]+qq/"
+"""A filter that takes nothing and that no search can decide without decoding."""
+
+
+def fill(valkey: Valkey, number: int) -> None:
+    with valkey.client.pipeline(transaction=False) as pipe:
+        for n in range(number):
+            pipe.xadd("logs", {"event": b'{"source":"s","message":"number %d"}' % n})
+        pipe.execute()
+
+
+def reads(valkey: Valkey, *commands: str) -> int:
+    """How often the stream was read by range; XREVRANGE is what searches alone do."""
+    stats: dict[str, Any] = valkey.client.info("commandstats")
+    names = [f"cmdstat_{name}" for name in commands or ("xrange", "xrevrange")]
+    return sum(stats.get(name, {"calls": 0})["calls"] for name in names)
+
+
+def limited(metrics: str, name: str) -> float:
+    (value,) = re.findall(rf'logpipe_limited_total{{limit="{name}"}} (\S+)', metrics)
+    return float(value)
+
+
+@pytest.mark.parametrize(
+    "path", ["/events", "/ui/rows", "/ui/rows?at=99-1", "/ui/volume", "/ui/download"]
+)
+async def test_a_search_ends_when_its_client_leaves(valkey: Valkey, path: str) -> None:
+    fill(valkey, ENTRIES)
+    async with serving(redis_addr=valkey.url) as service:
+        before = reads(valkey)
+        async with connected(service.url) as connection:
+            target = f"{path}{'&' if '?' in path else '?'}q={RARE.replace('+', '%2B')}"
+            await connection.send(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            await wait_until(lambda: reads(valkey) > before, "it searches")
+        await wait_until(lambda: not service.server.server_state.tasks, "it has ended")
+        # All of it would be more than two hundred steps.
+        assert reads(valkey) - before < 50
+        assert (await service.http.get("/events?limit=1")).json()["events"]
+
+
+async def is_ready(service: Service) -> bool:
+    return (await service.http.get("/healthz")).status_code == 200
+
+
+async def test_many_searches_are_shared_or_refused_and_others_are_served(valkey: Valkey) -> None:
+    fill(valkey, 1_000)
+    most = SCAN_SEATS + SCAN_QUEUE
+    limits = httpx.Limits(max_connections=None)
+    async with (
+        serving(redis_addr=valkey.url) as service,
+        httpx.AsyncClient(base_url=service.url, limits=limits, timeout=60) as http,
+    ):
+        await wait_until(lambda: is_ready(service), "it is ready")
+        searching = [
+            asyncio.create_task(http.get("/events", params={"q": RARE})) for _ in range(3 * most)
+        ]
+        while not all(search.done() for search in searching):
+            health = await service.http.get("/healthz")
+            assert health.status_code == 200, health.text
+            assert (await service.post({"source": "a", "message": "m"})).status_code == 202
+        answers = [search.result() for search in searching]
+        codes = Counter(answer.status_code for answer in answers)
+        assert set(codes) == {200, 503}
+        assert codes[200] >= most
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert {answer.headers["retry-after"] for answer in refused} == {"2"}
+        assert {"redis" in answer.json() for answer in refused} == {False}
+        metrics = (await service.http.get("/metrics")).text
+        assert limited(metrics, "scans") == len(refused)
+
+
+async def test_a_page_says_how_far_it_searched_and_where_to_go_on(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("logpipe.fanout.history.PAGE_SCAN", 100)
+    fill(valkey, 450)
+    ids = [id_.decode() for id_, _ in valkey.client.xrange("logs")]  # type: ignore[union-attr]
+    async with serving(redis_addr=valkey.url) as service:
+        pages = await all_pages(service, q='"number 7"', order="asc")
+        assert [page["searched_to"] for page in pages] == [
+            *(ids[n] for n in (99, 199, 299, 399, 449)),
+        ]
+        assert [page["next"] for page in pages[:-1]] == [ids[n] for n in (100, 200, 300, 400)]
+        found = [event["message"] for page in pages for event in page["events"]]
+        assert found == [f"number {n}" for n in (7, *range(70, 80))]
+
+
+async def all_pages(service: Service, **query: str) -> list[dict[str, Any]]:
+    pages: list[dict[str, Any]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        answer = await service.http.get("/events", params={**query, **cursor})
+        pages.append(answer.json())
+        if pages[-1]["next"] is None:
+            return pages
+        cursor = {"cursor": pages[-1]["next"]}
+
+
+async def test_a_page_that_redis_cuts_short_ends_there_with_next(own_valkey: Valkey) -> None:
+    text = "x" * 50_000
+    async with serving(redis_addr=own_valkey.url) as service:
+        for first in range(0, 600, 100):
+            events = [{"source": "a", "message": f"{first + n} {text}"} for n in range(100)]
+            assert (await service.post(events)).status_code == 202
+        async with connected(service.url) as connection:
+            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await connection.send(b"GET /events?limit=5000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            before = 0
+
+            async def still() -> bool:
+                nonlocal before
+                last, before = before, reads(own_valkey, "xrevrange")
+                await asyncio.sleep(0.3)
+                return 0 < last == before
+
+            await wait_until(still, "the page waits for its reader")
+            own_valkey.kill()
+            connection.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            page = json.loads((await connection.answer(30)).body)
+    numbers = [int(event["message"].split()[0]) for event in page["events"]]
+    assert numbers == [599 - n for n in range(len(numbers))]
+    assert 0 < len(numbers) < 160
+    assert page["searched_to"] == page["events"][-1]["id"]
+    assert page["next"] < page["searched_to"]
