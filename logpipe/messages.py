@@ -31,9 +31,13 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Hello(NamedTuple):
-    """The first word on every subscription; `id` is the point after which it begins."""
+    """The first message of every subscription.
 
-    id: StreamId
+    `id` is the id after which the subscription begins; None with `tail`, where the first entry or
+    `Progress` after it says so.
+    """
+
+    id: StreamId | None
     first: StreamId | None
     last: StreamId | None
     delivery: Delivery
@@ -41,9 +45,14 @@ class Hello(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """All up to `id` was read, though the filter took none of it."""
+    """All up to `id` was read, and no entry since the last message matches the filter.
+
+    `looked_back_to` is set where `tail` has found fewer entries than were asked for, because the
+    search ended at its limit: entries up to this id were not looked at.
+    """
 
     id: StreamId
+    looked_back_to: StreamId | None = None
 
 
 class Bye(NamedTuple):
@@ -97,8 +106,9 @@ def named(
         case Gap(reason, after, before, count, resume):
             told = {"reason": reason, "after": str(after), "before": str(before), "count": count}
             return "gap", resume, told
-        case Progress(id):
-            return "progress", id, {"id": str(id)}
+        case Progress(id, looked_back_to):
+            limited = {"looked_back_to": str(looked_back_to)} if looked_back_to else {}
+            return "progress", id, {"id": str(id), **limited}
         case Bye(reason, retry_ms):
             return "bye", None, {"reason": reason, "retry_ms": retry_ms}
 
@@ -177,10 +187,18 @@ class Batch:
             found = (
                 self.entries if accepts is None else [e for e in self.entries if accepts(e.event)]
             )
-            if len(self._matching) >= MAX_FILTERS:
-                del self._matching[next(iter(self._matching))]
-            self._matching[chosen] = found
+            self.keep(chosen, found)
         return found
+
+    def kept(self, chosen: Filter) -> list[Entry] | None:
+        """The entries that the filter takes, where they were found already."""
+        return self.entries if chosen.predicate is None else self._matching.get(chosen)
+
+    def keep(self, chosen: Filter, found: list[Entry]) -> None:
+        """Keeps the entries that the filter takes, for `matching`."""
+        if len(self._matching) >= MAX_FILTERS:
+            del self._matching[next(iter(self._matching))]
+        self._matching[chosen] = found
 
     def chunk(self, encoder: Encoder, chosen: Filter) -> bytes:
         """The bytes of the matching entries, encoded once a format and filter; empty for none."""
