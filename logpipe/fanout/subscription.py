@@ -17,7 +17,7 @@ from logpipe.fanout.history import before
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.live import Writer
 from logpipe.fanout.look_back import LookBack
-from logpipe.fanout.window import BATCH_BYTES, rest_of
+from logpipe.fanout.window import BATCH_BYTES, cut, rest_of
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Notice, Start, goodbye
@@ -190,7 +190,9 @@ class HubSubscription:
         if page.gap is not None:
             items.append(page.gap)
         if page.end != page.start:
-            batch = Batch(page.start, page.end, page.entries)
+            # Where entries grow larger, a page may be many times one write: the rest is read again.
+            batch = cut(page.start, page.end, page.entries, BATCH_BYTES)[0]
+            self.cursor = batch.end
             self._average = batch.size // max(1, len(batch.entries))
             items.append(batch)
             if page.gap is None and era == self._hub.era:
