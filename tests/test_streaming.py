@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from logpipe.limits import Seats
 from logpipe.messages import Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
 from logpipe.metrics import Metrics
 from logpipe.stream import Stream
+from logpipe.turns import TURN_S, Turns
 from tests.helpers import fair_time, wait_until
 from tests.servers import Valkey
 from tests.streams import add, address_of, stream_at
@@ -254,6 +256,32 @@ async def test_head_gets_the_headers_and_enters_no_subscription() -> None:
     assert source.asked == 0
 
 
+async def test_others_go_on_while_a_batch_is_filtered() -> None:
+    ticks = itertools.count()
+    seats = Seats(1)
+    seats.turns = Turns(clock=lambda: next(ticks) * TURN_S)
+    batch = a_batch(*range(5, 105))
+    source, browser = Source([batch], None), Browser()
+    source.filter = Filter("source:a*")
+    passed = 0
+
+    async def others() -> None:
+        nonlocal passed
+        while True:
+            passed += 1
+            await asyncio.sleep(0)
+
+    going = asyncio.create_task(others())
+    response = StreamResponse(cast(Any, source), SSE, Metrics(), seats)
+    await asyncio.wait_for(
+        response({"type": "http", "method": "GET"}, browser.receive, browser.send), 10
+    )
+    going.cancel()
+    assert passed >= 50  # of 100 entries, which take half a turn or more each
+    expected = SSE.entries(batch.matching(source.filter))
+    assert browser.body == expected
+
+
 async def test_a_client_that_leaves_ends_the_response_and_its_subscription() -> None:
     source, browser = Source([HELLO]), Browser()
     response = respond(source, browser)
@@ -465,6 +493,7 @@ async def test_clients_that_leave_a_real_hub_are_all_let_go(valkey: Valkey) -> N
             await asyncio.wait_for(response, 10)
         assert not hub.subscribers
         assert hub.catching_up._value == 8
+        await wait_until(lambda: not hub.searches, "no search goes on")
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)

@@ -242,6 +242,32 @@ async def test_a_bundle_is_no_larger_than_is_read_for_one(
         assert sizes == [1, 3, 3, 1]
 
 
+def test_a_hello_without_an_id_has_no_cursor_for_the_page() -> None:
+    hello = Hello(None, StreamId(1, 1), StreamId(1, 3), "broadcast", "1")
+    (told,) = sse.Parser().feed(encoded(feed_of(), [hello]).decode())
+    assert (told.event, told.id) == ("hello", "")
+    assert json.loads(told.data)["cursor"] is None
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_the_page_shows_how_far_a_limited_search_looked_back(rows: bool) -> None:
+    limited = Progress(StreamId(1_710_000_000_123, 4), StreamId(1_710_000_000_123, 4))
+    told = list(sse.Parser().feed(encoded(feed_of(rows=rows), [limited]).decode()))
+    assert [each.event for each in told] == ["progress", "message"][: 1 + rows]
+    assert {each.id for each in told} == {"1710000000123-4"}
+    if rows:
+        said = "Looked back as far as 2024-03-09 16:00:00.123 UTC; older matches are not shown."
+        assert said in told[1].data
+
+
+def test_a_bundle_has_no_more_events_than_are_counted_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed, "BUNDLE_READ_EVENTS", 3)
+    assert not feed._full([batch(1, 3)])
+    assert feed._full([batch(1, 3), batch(3, 4)])
+
+
 async def test_others_go_on_while_a_bundle_is_filtered_and_made_rows() -> None:
     chosen = parse_filter({"q": "/./"})
     response = feed_of(chosen, seats=slow_seats())
