@@ -282,6 +282,16 @@ async def test_others_go_on_while_a_batch_is_filtered() -> None:
     assert browser.body == expected
 
 
+async def test_a_reader_without_a_filter_waits_for_no_other_readers_filter() -> None:
+    seats = Seats(1)
+    async with seats.turns._turn:  # as long as another reader's filter takes
+        response = StreamResponse(cast(Any, Source([a_batch(5)], None)), SSE, Metrics(), seats)
+        browser = Browser()
+        scope = {"type": "http", "method": "GET"}
+        await asyncio.wait_for(response(scope, browser.receive, browser.send), 10)
+        assert browser.body == SSE.entries(a_batch(5).entries)
+
+
 async def test_a_client_that_leaves_ends_the_response_and_its_subscription() -> None:
     source, browser = Source([HELLO]), Browser()
     response = respond(source, browser)

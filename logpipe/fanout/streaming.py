@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -236,7 +237,11 @@ class StreamResponse(Response):
         for item in items:
             if isinstance(item, Batch):
                 found: list[Entry] = []
-                await self._seats.turns.run(self._encoding(item, found, parts))
+                encoding = self._encoding(item, found, parts)
+                if item.kept(self._subscription.filter) is None:
+                    await self._seats.turns.run(encoding)
+                else:  # it is short, and need not wait for the filters of others
+                    deque(encoding, maxlen=0)
                 self._metrics.delivered_events.inc(len(found))
                 passed = None if found and found[-1].id == item.end.id else item
             else:
