@@ -89,6 +89,13 @@ def test_named_messages_carry_the_cursor_that_they_move_to() -> None:
     assert json.loads(NDJSON.message(GAP)) == {"event": "gap", "id": "8-5", **told}
 
 
+def test_a_hello_without_an_id_has_no_id_on_the_wire() -> None:
+    hello = HELLO._replace(id=None)
+    assert SSE.message(hello).startswith(b"event: hello\ndata: {")
+    told = json.loads(NDJSON.message(hello))
+    assert (told["event"], told["last_id"], "id" in told) == ("hello", "4-0", False)
+
+
 def test_a_farewell_sets_the_time_to_come_back_and_moves_no_cursor() -> None:
     parser = sse.Parser()
     sent = SSE.message(Bye("stopping", 1234))
