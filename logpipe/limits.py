@@ -12,6 +12,7 @@ from collections.abc import Callable
 from starlette.types import Scope
 
 from logpipe.problems import Problem
+from logpipe.turns import Turns
 
 NAMES = (
     "body", "event", "batch", "metadata_keys", "metadata_depth", "head", "head_time", "body_time",
@@ -100,6 +101,8 @@ class Seats:
         self.most = most
         self.most_per_client = most_per_client
         self.taken = 0
+        self.turns = Turns()
+        """For what each subscriber is sent: filtering, encoding, rows of the page."""
         self._of_client: Counter[str] = Counter()
 
     def take(self, address: str) -> str:

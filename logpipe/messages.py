@@ -31,9 +31,13 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Hello(NamedTuple):
-    """The first word on every subscription; `id` is the point after which it begins."""
+    """The first message of every subscription.
 
-    id: StreamId
+    `id` is the id after which the subscription begins; None with `tail`, where the first entry or
+    `Progress` after it says so.
+    """
+
+    id: StreamId | None
     first: StreamId | None
     last: StreamId | None
     delivery: Delivery
@@ -41,9 +45,14 @@ class Hello(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """All up to `id` was read, though the filter took none of it."""
+    """All up to `id` was read, and no entry since the last message matches the filter.
+
+    `looked_back_to` is set where `tail` has found fewer entries than were asked for, because the
+    search ended at its limit: entries up to this id were not looked at.
+    """
 
     id: StreamId
+    looked_back_to: StreamId | None = None
 
 
 class Bye(NamedTuple):
@@ -97,8 +106,9 @@ def named(
         case Gap(reason, after, before, count, resume):
             told = {"reason": reason, "after": str(after), "before": str(before), "count": count}
             return "gap", resume, told
-        case Progress(id):
-            return "progress", id, {"id": str(id)}
+        case Progress(id, looked_back_to):
+            limited = {"looked_back_to": str(looked_back_to)} if looked_back_to else {}
+            return "progress", id, {"id": str(id), **limited}
         case Bye(reason, retry_ms):
             return "bye", None, {"reason": reason, "retry_ms": retry_ms}
 

@@ -337,7 +337,8 @@ def _distributor(settings: Settings) -> Iterator[Operation]:
         *(Parameter(name, "As the header, for clients that set none.")
           for name in HEADER_PARAMETERS),
         Parameter("since", f"Where to begin: {_TIME}", {**TEXT, "default": "latest"}),
-        Parameter("tail", "First so many of the newest that match.", _whole(0, MAX_TAIL)),
+        Parameter("tail", "First so many of the newest that match; the search is bounded.",
+                  _whole(0, MAX_TAIL)),
         Parameter("on_lag", "What happens to a reader that is too slow.",
                   _one_of("catchup", "skip", default="catchup")),
         Parameter("delivery", "To each, or each to one of a group.",

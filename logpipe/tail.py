@@ -13,8 +13,16 @@ from logpipe.client.connection import http_client
 from logpipe.client.distributor import UNREACHABLE, Refused, RemoteDistributor
 from logpipe.continuity import Gap
 from logpipe.event import Entry
-from logpipe.messages import Batch, Hello, Item, Notice, Start, Subscription, named
-from logpipe.terminal import Printer, caret_lines, counted, printable, printable_json, seconds
+from logpipe.messages import Batch, Hello, Item, Notice, Progress, Start, Subscription, named
+from logpipe.terminal import (
+    Printer,
+    caret_lines,
+    counted,
+    local_time_of,
+    printable,
+    printable_json,
+    seconds,
+)
 
 DEFAULT_TAIL = 10
 """Events that come before the live ones where nothing else is asked for."""
@@ -162,6 +170,9 @@ class Tail:
             case Hello():
                 self._totals.reconnects += self._greeted
                 self._greeted = True
+            case Progress(looked_back_to=upto) if upto is not None:
+                when = " ".join(local_time_of(upto.ms))
+                self._tell(f"looked back as far as {when}; older matches are not shown")
         return b""
 
     def _on_trouble(self, reason: str) -> None:

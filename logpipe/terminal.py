@@ -141,7 +141,12 @@ def _day_and_second(seconds: int) -> tuple[str, str]:
 def local_time(entry: Entry) -> tuple[str, str]:
     """The day and the time with milliseconds; that of the id where the event names none."""
     ms = entry.event.ts_unix_ms
-    seconds, rest = divmod(entry.id.ms if ms is None else ms, 1000)
+    return local_time_of(entry.id.ms if ms is None else ms)
+
+
+def local_time_of(unix_ms: int) -> tuple[str, str]:
+    """The day and the time with milliseconds."""
+    seconds, rest = divmod(unix_ms, 1000)
     day, time = _day_and_second(seconds)
     return day, f"{time}.{rest:03d}"
 

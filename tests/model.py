@@ -94,15 +94,21 @@ class Reader:
         if self.resume == START:
             self.begin = None
 
-    def told_hello(self, begin: StreamId) -> None:
-        """The first word of a connection."""
+    def told_hello(self, begin: StreamId | None) -> None:
+        """The first message of a connection; without an id, what follows says where it begins."""
+        if begin is None:
+            return
+        self.told_begin(begin)
+        if self.resume is None:
+            self.resume = begin
+        assert begin <= self.resume
+
+    def told_begin(self, begin: StreamId) -> None:
+        """The id after which the subscription begins, unless an earlier connection has told it."""
         if self.begin is None:
             self.begin = begin
             self._since = self.log.flushed_at if begin == START else 0
             assert begin <= self.log.last
-        if self.resume is None:
-            self.resume = begin
-        assert begin <= self.resume
 
     def told_gap(self, gap: Gap) -> None:
         """Checks what a gap says against the log as it is now."""

@@ -438,6 +438,30 @@ async def test_what_cannot_be_read_does_not_move_the_cursor(broken: str) -> None
 BYE = 'event: bye\nretry: 600\ndata: {"reason":"too many","retry_ms":600}\n\n'
 
 
+NAMELESS_HELLO = HELLO.removeprefix("id: 5-0\n")
+LIMITED = 'id: 6-0\nevent: progress\ndata: {"id":"6-0","looked_back_to":"5-0"}\n\n'
+
+
+async def test_a_reader_that_has_no_id_yet_asks_for_the_same_tail_again() -> None:
+    async with (
+        Impostor(
+            f"{SSE_HEAD}{NAMELESS_HELLO}",
+            f"{SSE_HEAD}{NAMELESS_HELLO}{LIMITED}",
+            f"{SSE_HEAD}{HELLO}[wait]",
+        ) as other,
+        remote(other.url) as distributor,
+    ):
+        with reading(distributor, Start(tail=7)) as taken:
+            assert (await taken.until(Hello)).id is None
+            limited = await taken.until(Progress)
+            assert limited == Progress(StreamId(6, 0), StreamId(5, 0))
+            await wait_until(lambda: len(other.heads) == 3, "it connects again")
+        for number in range(3):
+            assert "tail=7" in other.heads[number].splitlines()[0]
+        resumed = [other.header(number, "Last-Event-ID") for number in range(3)]
+        assert resumed == [None, None, "6-0"]
+
+
 @pytest.mark.parametrize(
     "farewell",
     [BYE, "retry: 600\n\n: too many\n\n"],

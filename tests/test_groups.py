@@ -12,14 +12,16 @@ import pytest
 from logpipe.background import Background
 from logpipe.continuity import Gap
 from logpipe.filters import EVERYTHING, Filter
-from logpipe.groups import LAST_READ_S, MAX_GROUPS, Groups, TooManyGroupsError
+from logpipe.groups import LAST_READ_S, MAX_GROUPS, READS, Groups, TooManyGroupsError
 from logpipe.groups import consumer as consumer_module
 from logpipe.groups import group as group_module
+from logpipe.groups.group import PENDING_ENTRIES
 from logpipe.groups.shared import SharedSubscription
-from logpipe.ids import START, StreamId
+from logpipe.ids import END, START, StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Start
 from logpipe.metrics import Metrics
 from logpipe.stream import Append, Stream, connections
+from logpipe.stream.groups import READ_BYTES, READ_ENTRIES
 from tests.helpers import fair_time, wait_until
 from tests.servers import Valkey
 from tests.streams import NAME, add, address_of, event, plain, stream_at
@@ -982,3 +984,76 @@ async def test_an_idle_subscriber_of_a_group_gets_its_heartbeat_in_time(valkey: 
             assert await worker.subscription.next() == []
             assert loop.time() - started > 0.19
             assert fair_time() - fair < 1
+
+
+# -- bounds of reads -------------------------------------------------------------------------------
+
+
+async def test_a_read_of_large_events_ends_and_the_next_goes_on(valkey: Valkey) -> None:
+    large = b'{"source":"api","message":"%b"}' % (b"x" * 50_000)
+    async with stream_at(address_of(valkey), maxlen=10**6) as stream:
+        await stream.groups.create(GROUP, START)
+        await stream.append([Append([large] * 150)])
+        rows = await stream.range(START, END, 150)
+        read: list[StreamId] = []
+        while len(read) < 150:
+            claimed = await stream.groups.read(GROUP, "one", 500)
+            assert claimed.entries
+            size = sum(len(entry.json) for entry in claimed.entries)
+            assert size <= READ_BYTES + READ_ENTRIES * 50_100
+            read += [entry.id for entry in claimed.entries]
+            assert (claimed.end, claimed.lag) == (read[-1], 150 - len(read))
+        assert read == [id_ for id_, _ in rows]
+        assert (await stream.groups.read(GROUP, "one", 500)).entries == []
+
+
+async def test_a_read_has_no_more_events_than_were_asked_for(valkey: Valkey) -> None:
+    async with stream_at(address_of(valkey), maxlen=10**6) as stream:
+        await stream.groups.create(GROUP, START)
+        ids = await add(stream, 100)
+        for count in (1, READ_ENTRIES, READ_ENTRIES + 1):
+            claimed = await stream.groups.read(GROUP, "one", count)
+            assert [entry.id for entry in claimed.entries] == ids[:count]
+            ids = ids[count:]
+
+
+async def test_few_groups_read_at_the_same_time(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = most = 0
+    async with a_replica(valkey) as replica:
+        read = replica.stream.groups.read
+
+        async def counted(*args: Any) -> Any:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            try:
+                await asyncio.sleep(0.001)
+                return await read(*args)
+            finally:
+                now -= 1
+
+        monkeypatch.setattr(replica.stream.groups, "read", counted)
+        with contextlib.ExitStack() as stack:
+            workers = []
+            for number in range(40):
+                made = SharedSubscription(replica.groups, f"g{number}", Start(), EVERYTHING)
+                workers.append(stack.enter_context(Worker(made)))
+                await workers[-1].greet()
+                workers[-1].work()
+            ids = await add(replica.stream, 30)
+            await wait_until(lambda: all(each.got == ids for each in workers), "all have all", 20)
+        assert 1 < most <= READS
+
+
+async def test_all_that_a_dead_consumer_left_is_claimed(valkey: Valkey) -> None:
+    count = 2 * PENDING_ENTRIES + 10
+    async with a_replica(valkey, batch_count=3 * PENDING_ENTRIES) as replica:
+        await replica.stream.groups.create(GROUP, START)
+        ids = await add(replica.stream, count)
+        claimed = await replica.stream.groups.read(GROUP, "dead", count)
+        assert len(claimed.entries) == count
+        with replica.worker() as worker:
+            worker.work()
+            await wait_until(lambda: sorted(worker.got) == ids, "it has them", 20)

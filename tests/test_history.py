@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from logpipe.continuity import Cursor, Gap
@@ -15,13 +15,12 @@ from logpipe.fanout.history import (
     Scan,
     ScanSeats,
     before,
-    before_last,
     page_of,
 )
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import END, START, StreamId
 from logpipe.problems import Problem
-from logpipe.stream import Append, RawEntry, Stream
+from logpipe.stream import RawEntry, Stream
 from tests.helpers import wait_until
 from tests.servers import Valkey
 from tests.streams import NAME, add, address_of, plain, stream_at
@@ -121,9 +120,6 @@ async def test_looking_back_leaves_the_others_their_turn_however_long_a_filter_t
     going = asyncio.create_task(others())
     page = await history(stream, EVERYTHING, START, END, 100, 100, newest_first=True)
     assert len(page.entries) == 40
-    assert turns > 30
-    turns = 0
-    await before_last(stream, ScanSeats(), Filter("source:b"), 1, 100)
     assert turns > 30
     going.cancel()
 
@@ -331,34 +327,3 @@ async def test_before_an_id_in_a_wholly_trimmed_stream_is_where_the_gap_will_be_
     [new] = await add(stream)
     page = await stream.read(cursor, 10)
     assert page.gap == Gap("trimmed", ids[2].before(), new, None, new.before())
-
-
-@settings(suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.lists(st.sampled_from(["a", "b", ""]), min_size=1, max_size=30),
-    st.integers(1, 12),
-    st.integers(1, 7),
-)
-async def test_the_last_matching_entries_follow_their_cursor(
-    kinds: list[str], wanted: int, page: int
-) -> None:
-    stream = listed(kinds)
-    cursor = await before_last(stream, ScanSeats(), Filter("source:a"), wanted, page)
-    matching = [number for number, kind in enumerate(kinds) if kind == "a"]
-    after = [number for number in matching if stream.rows[number][0] > cursor.id]
-    assert after == matching[max(0, len(matching) - wanted) :]
-
-
-async def test_the_last_entries_of_no_stream_begin_at_its_end(stream: Stream) -> None:
-    assert await before_last(stream, ScanSeats(), EVERYTHING, 5, 10) == Cursor(START, 0)
-    ids = await add(stream, 3)
-    await plain(stream).xtrim(NAME, maxlen=0, approximate=False)
-    assert await before_last(stream, ScanSeats(), EVERYTHING, 5, 10) == Cursor(ids[2], 3)
-
-
-async def test_the_last_entries_are_found_among_many_that_do_not_match(stream: Stream) -> None:
-    await stream.append([Append([an_event("rare")] + [an_event("often")] * 300)])
-    cursor = await before_last(stream, ScanSeats(), Filter("source:rare"), 1, 20)
-    page = await stream.read(cursor, 1)
-    assert page.entries[0].event.source == "rare"
-    assert page.gap is None

@@ -22,7 +22,7 @@ from logpipe.fanout.hub import Hub
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import START, StreamId, parse_id
-from logpipe.messages import Batch, Hello, Item, Notice, Start
+from logpipe.messages import Batch, Hello, Item, Notice, Progress, Start
 from logpipe.problems import Unavailable
 from logpipe.stream import Page, Stream, connections
 from tests.helpers import wait_until
@@ -123,8 +123,13 @@ class Client:
             case Hello(id=begin):
                 self.reader.told_hello(begin)
             case Gap():
+                self.reader.told_begin(item.after)
                 self.reader.told_gap(item)
+            case Progress(id=id_):
+                self.reader.told_begin(id_)
+                self.reader.progress(id_)
             case Batch():
+                self.reader.told_begin(item.start.id)
                 for entry in item.matching(chosen):
                     self.reader.told_entry(entry.id)
                 self.reader.passed = max(self.reader.passed, item.end.id)

@@ -132,6 +132,30 @@ def test_hello_names_the_ends_of_the_stream_and_moves_to_where_it_begins() -> No
     )
 
 
+def test_hello_before_the_search_of_a_tail_moves_to_no_id() -> None:
+    name, id_, data = named(Hello(None, StreamId(2, 0), StreamId(5, 1), "broadcast", "1.0"))
+    assert (name, id_) == ("hello", None)
+    assert data["last_id"] == "5-1"
+
+
+def test_progress_says_how_far_a_limited_search_looked_back() -> None:
+    assert named(Progress(StreamId(5, 1))) == ("progress", StreamId(5, 1), {"id": "5-1"})
+    assert named(Progress(StreamId(5, 1), StreamId(3, 0))) == (
+        "progress",
+        StreamId(5, 1),
+        {"id": "5-1", "looked_back_to": "3-0"},
+    )
+
+
+def test_entries_that_were_found_elsewhere_are_kept_for_a_filter() -> None:
+    entries = [an_entry(ms, "api") for ms in (1, 2, 3)]
+    batch, chosen = Batch.of(entries), Filter("nothing")
+    assert batch.kept(chosen) is None
+    assert batch.kept(EVERYTHING) == entries
+    batch.keep(chosen, entries[1:])
+    assert batch.kept(chosen) == batch.matching(chosen) == entries[1:]
+
+
 def test_hello_of_an_empty_stream_names_no_ends() -> None:
     _, id_, data = named(Hello(START, None, None, "shared", "1.0"))
     assert id_ == START

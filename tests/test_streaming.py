@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from logpipe.limits import Seats
 from logpipe.messages import Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
 from logpipe.metrics import Metrics
 from logpipe.stream import Stream
+from logpipe.turns import TURN_S, Turns
 from tests.helpers import fair_time, wait_until
 from tests.servers import Valkey
 from tests.streams import add, address_of, stream_at
@@ -85,6 +87,13 @@ def test_named_messages_carry_the_cursor_that_they_move_to() -> None:
     assert json.loads(gap.data) == told
     assert (progress.event, progress.id) == ("progress", "9-0")
     assert json.loads(NDJSON.message(GAP)) == {"event": "gap", "id": "8-5", **told}
+
+
+def test_a_hello_without_an_id_has_no_id_on_the_wire() -> None:
+    hello = HELLO._replace(id=None)
+    assert SSE.message(hello).startswith(b"event: hello\ndata: {")
+    told = json.loads(NDJSON.message(hello))
+    assert (told["event"], told["last_id"], "id" in told) == ("hello", "4-0", False)
 
 
 def test_a_farewell_sets_the_time_to_come_back_and_moves_no_cursor() -> None:
@@ -252,6 +261,42 @@ async def test_head_gets_the_headers_and_enters_no_subscription() -> None:
     assert browser.body == b""
     assert browser.ended
     assert source.asked == 0
+
+
+async def test_others_go_on_while_a_batch_is_filtered() -> None:
+    ticks = itertools.count()
+    seats = Seats(1)
+    seats.turns = Turns(clock=lambda: next(ticks) * TURN_S)
+    batch = a_batch(*range(5, 105))
+    source, browser = Source([batch], None), Browser()
+    source.filter = Filter("source:a*")
+    passed = 0
+
+    async def others() -> None:
+        nonlocal passed
+        while True:
+            passed += 1
+            await asyncio.sleep(0)
+
+    going = asyncio.create_task(others())
+    response = StreamResponse(cast(Any, source), SSE, Metrics(), seats)
+    await asyncio.wait_for(
+        response({"type": "http", "method": "GET"}, browser.receive, browser.send), 10
+    )
+    going.cancel()
+    assert passed >= 50  # of 100 entries, which take half a turn or more each
+    expected = SSE.entries(batch.matching(source.filter))
+    assert browser.body == expected
+
+
+async def test_a_reader_without_a_filter_waits_for_no_other_readers_filter() -> None:
+    seats = Seats(1)
+    async with seats.turns._turn:  # as long as another reader's filter takes
+        response = StreamResponse(cast(Any, Source([a_batch(5)], None)), SSE, Metrics(), seats)
+        browser = Browser()
+        scope = {"type": "http", "method": "GET"}
+        await asyncio.wait_for(response(scope, browser.receive, browser.send), 10)
+        assert browser.body == SSE.entries(a_batch(5).entries)
 
 
 async def test_a_client_that_leaves_ends_the_response_and_its_subscription() -> None:
@@ -465,6 +510,7 @@ async def test_clients_that_leave_a_real_hub_are_all_let_go(valkey: Valkey) -> N
             await asyncio.wait_for(response, 10)
         assert not hub.subscribers
         assert hub.catching_up._value == 8
+        await wait_until(lambda: not hub.searches, "no search goes on")
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)

@@ -236,6 +236,23 @@ async def test_a_gap_whose_size_is_known_is_counted() -> None:
             assert tail.told == ["0 events, 1 gap (213 events missing), 0 reconnects"]
 
 
+async def test_a_search_that_ended_at_its_limit_is_told_with_its_time() -> None:
+    hello = HELLO.removeprefix("id: 5-0\n")
+    limited = {"id": "1710000000123-0", "looked_back_to": "1710000000123-0"}
+    told = f"id: {limited['id']}\nevent: progress\ndata: {json.dumps(limited)}\n\n"
+    async with (
+        Impostor(f"{SSE_HEAD}{hello}{told}[wait]") as other,
+        tailing("--url", other.url, TZ="UTC") as tail,
+    ):
+        await tail.until_told("not shown")
+        assert await tail.stop() == 0
+        assert tail.out == b""
+        assert tail.told == [
+            "logpipe: looked back as far as 2024-03-09 16:00:00.123; older matches are not shown",
+            "0 events, 0 gaps, 0 reconnects",
+        ]
+
+
 async def test_who_cannot_reach_the_service_is_told_the_address_and_what_to_do() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     async with tailing("--url", url) as tail:

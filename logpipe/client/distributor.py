@@ -236,9 +236,12 @@ class RemoteSubscription:
                 self._after = str(item.end.id)
             case Gap():
                 self._after = str(item.resume)
-            case Hello(id) | Progress(id):
-                self._after = str(id)
+            case Hello(id):
+                # Without an id, as with `tail`, the next connection asks for the same again.
+                self._after = str(id) if id is not None else self._after
                 self._greeted = True
+            case Progress(id):
+                self._after = str(id)
         if isinstance(item, Notice):
             return
         self._told = ""

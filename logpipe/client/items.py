@@ -42,10 +42,10 @@ def _named(told: sse.ServerSentEvent) -> Message | None:
             count = msgspec.convert(data["count"], int | None)
             return Gap(data["reason"], *ends, count, parse_id(told.id))
         case "progress":
-            return Progress(parse_id(told.id))
+            return Progress(parse_id(told.id), _id(data.get("looked_back_to")))
         case "hello":
             first, last = _id(data.get("first_id")), _id(data.get("last_id"))
-            return Hello(parse_id(told.id), first, last, "broadcast", data["version"])
+            return Hello(_id(told.id), first, last, "broadcast", data["version"])
         case "bye":
             return Bye(data["reason"], msgspec.convert(data["retry_ms"], int))
     return None

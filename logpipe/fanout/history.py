@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry, read_entry
 from logpipe.filters import Filter
-from logpipe.ids import END, START, StreamId, from_wire
+from logpipe.ids import START, StreamId, from_wire
 from logpipe.problems import Problem
 from logpipe.stream import FIELD, RawEntry, Stream, event_json
 
@@ -316,18 +316,3 @@ async def before(stream: Stream, since: StreamId) -> tuple[Cursor, Gap | None]:
     if since == START or not bounds.trimmed or since >= bounds.first:
         return cursor, None
     return cursor, Gap("trimmed", since.before(), bounds.first, None, cursor.id)
-
-
-async def before_last(
-    stream: Stream, seats: ScanSeats, chosen: Filter, wanted: int, count: int
-) -> Cursor:
-    """The cursor before the last `wanted` matching entries that are kept."""
-    budget = Budget.unlimited()
-    scan = Scan(stream, seats, chosen, START, END, count, newest_first=True, budget=budget)
-    missing = wanted
-    while missing > 0 and not scan.over:
-        missing -= len(await scan.step(missing))
-    if scan.searched_to is None:
-        bounds = await stream.bounds()
-        return Cursor(bounds.last, bounds.added)
-    return Cursor(scan.next if scan.next is not None else scan.searched_to.before())

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from contextvars import Context
+from typing import Any
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
 from logpipe.fanout.history import Budget, Scan, ScanSeats
@@ -28,6 +29,12 @@ subscribers are written to a thousand times a second, and thousands get larger b
 
 CATCHUP_READERS = 8
 """How many subscribers read from the stream at the same time; the others wait their turn."""
+STARTS = 4
+"""Subscriptions whose first id is looked up in the stream at the same time: one small read each,
+apart from catch-up, so that a new reader is greeted at once."""
+LOOK_BACKS = 2
+"""Of the seats for scans, those that subscriptions with `tail` may take: one is left for pages of
+the history."""
 
 CATCHUP_SHARE = 0.15
 """The part of the event loop that reading for those who are behind may take, all together, while
@@ -79,7 +86,13 @@ class Hub:
         self.closing = False
         self.subscribers: set[Subscription] = set()
         self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
+        self.starting = asyncio.Semaphore(STARTS)
         self.scan_seats = ScanSeats(limited=metrics.count_limited)
+        self.looking_back = asyncio.Semaphore(LOOK_BACKS)
+        self.searches: set[asyncio.Task[Any]] = set()
+        """The searches of subscriptions with `tail` that are under way."""
+        self.kept_bytes = 0
+        """Bytes of events that they keep."""
         self._rested_at = 0.0
         self._bounds = NO_STREAM
         self._looking: asyncio.Task[Bounds] | None = None
@@ -243,6 +256,8 @@ class Hub:
         """Ends all subscriptions with a `Bye`, and those to come."""
         self.closing = True
         self.live.dismiss()
+        for search in self.searches:
+            search.cancel()
         self._wake()
 
 

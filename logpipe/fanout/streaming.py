@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry
 from logpipe.fanout.live import PROGRESS_S
+from logpipe.filters import Filter
 from logpipe.ids import StreamId
 from logpipe.limits import Seats
 from logpipe.messages import (
@@ -100,6 +102,19 @@ NDJSON = NdjsonEncoder()
 def encoder_for(accept: str) -> Encoder:
     """The format that an Accept header asks for: SSE unless it names NDJSON."""
     return NDJSON if NDJSON.media_type in accept.lower() else SSE
+
+
+def finding(batch: Batch, chosen: Filter) -> Iterator[None]:
+    """Has `batch.matching` found, as work for `Turns`: it can be interrupted between entries."""
+    accepts = chosen.predicate
+    if accepts is None or batch.kept(chosen) is not None:
+        return
+    found: list[Entry] = []
+    for entry in batch.entries:
+        if accepts(entry.event):
+            found.append(entry)
+        yield
+    batch.keep(chosen, found)
 
 
 class StreamResponse(Response):
@@ -191,7 +206,7 @@ class StreamResponse(Response):
 
     async def _pump(self, send: Send) -> None:
         while (items := await self._subscription.next()) is not None:
-            body = self._encode(items)
+            body = await self._encode(items)
             if body:
                 # A reader that takes nothing is waited for here; the socket's own time limit
                 # (listening.py) ends it when it is dead.
@@ -215,20 +230,20 @@ class StreamResponse(Response):
             return [body]
         return [*(self._wire.pieces(body) if self._wire is not None else [body]), b""]
 
-    def _encode(self, items: Sequence[Item]) -> bytes:
+    async def _encode(self, items: Sequence[Item]) -> bytes:
         """The bytes of some items; of none, a heartbeat."""
         parts: list[bytes] = []
         passed: Batch | None = None
         for item in items:
             if isinstance(item, Batch):
-                chunk = item.chunk(self.encoder, self._subscription.filter)
-                passed = item
-                if chunk:
-                    parts.append(chunk)
-                    found = item.matching(self._subscription.filter)
-                    self._metrics.delivered_events.inc(len(found))
-                    if found[-1].id == item.end.id:
-                        passed = None
+                found: list[Entry] = []
+                encoding = self._encoding(item, found, parts)
+                if item.kept(self._subscription.filter) is None:
+                    await self._seats.turns.run(encoding)
+                else:  # it is short, and need not wait for the filters of others
+                    deque(encoding, maxlen=0)
+                self._metrics.delivered_events.inc(len(found))
+                passed = None if found and found[-1].id == item.end.id else item
             else:
                 parts.append(self.encoder.message(item))
                 if isinstance(item, Gap):
@@ -240,6 +255,14 @@ class StreamResponse(Response):
         if passed is not None:
             self.passed = passed.end.id
         return self._nothing_new(idle=not items)
+
+    def _encoding(self, batch: Batch, found: list[Entry], parts: list[bytes]) -> Iterator[None]:
+        """Adds the matching entries of a batch, and their bytes where there are any."""
+        chosen = self._subscription.filter
+        yield from finding(batch, chosen)
+        found += batch.matching(chosen)
+        if found:
+            parts.append(batch.chunk(self.encoder, chosen))
 
     def _nothing_new(self, *, idle: bool) -> bytes:
         """A word that the cursor moved on though nothing matched, or a heartbeat, when due."""

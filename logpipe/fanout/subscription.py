@@ -13,10 +13,11 @@ from typing import Self
 
 from logpipe import __version__
 from logpipe.continuity import Bounds, Cursor, Gap
-from logpipe.fanout.history import before, before_last
+from logpipe.fanout.history import before
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.live import Writer
-from logpipe.fanout.window import BATCH_BYTES, rest_of
+from logpipe.fanout.look_back import LookBack
+from logpipe.fanout.window import BATCH_BYTES, cut, rest_of
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Notice, Start, goodbye
@@ -53,6 +54,9 @@ class HubSubscription:
         self._noticed = False
         self._ended = False
         self._average = 0
+        self._look_back: LookBack | None = None
+        self._gap: Gap | None = None
+        """What is missing where it begins at `since`, until the search of `tail` is over."""
 
     def __enter__(self) -> Self:
         self._hub.subscribers.add(self)
@@ -60,16 +64,20 @@ class HubSubscription:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._look_back is not None:
+            self._look_back.cancel()
         self._hub.subscribers.discard(self)
         self._hub.metrics.subscribers.labels("broadcast").dec()
 
     @property
     def reached(self) -> StreamId | None:
-        """Up to which id it was told; None before it has begun."""
-        return self.cursor.id if self._begun else None
+        """The id up to which it has read; None before it has begun."""
+        return self.cursor.id if self._begun and self._look_back is None else None
 
     def behind(self, newest: Bounds) -> int | None:
         """How many entries lie between its cursor and the newest; None where that is not known."""
+        if self._look_back is not None:
+            return None
         if self.cursor.id == newest.last:
             return 0
         if self._era != self._hub.era or self.cursor.position is None or newest.added is None:
@@ -94,13 +102,20 @@ class HubSubscription:
                 return [goodbye("the server is stopping")]
             patience = None
             try:
-                items = await (self._read_on() if self._begun else self._begin())
+                if not self._begun:
+                    items = await self._begin()
+                elif self._look_back is not None:
+                    items = await self._search(self._look_back, due)
+                else:
+                    items = await self._read_on()
             except Unavailable as error:
                 items = self._notice(error)
                 patience = RETRY_S
                 self.cursor = Cursor(self.cursor.id)  # it may be another stream that comes back
             if items or time.monotonic() >= due:
                 return items
+            if self._look_back is not None and patience is None:
+                continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience):
                     await change.wait()
@@ -175,7 +190,9 @@ class HubSubscription:
         if page.gap is not None:
             items.append(page.gap)
         if page.end != page.start:
-            batch = Batch(page.start, page.end, page.entries)
+            # Where entries grow larger, a page may be many times one write: the rest is read again.
+            batch = cut(page.start, page.end, page.entries, BATCH_BYTES)[0]
+            self.cursor = batch.end
             self._average = batch.size // max(1, len(batch.entries))
             items.append(batch)
             if page.gap is None and era == self._hub.era:
@@ -220,8 +237,11 @@ class HubSubscription:
     # -- where it begins ----------------------------------------------------------------------
 
     async def _begin(self) -> Sequence[Item]:
-        """Finds the first cursor. The hello comes with it, so that a reader that has had no entry
-        yet can resume."""
+        """Finds the first cursor, by one small read at the most, and says hello.
+
+        The hello has the id of that cursor, so that a reader that has had no entry yet can resume;
+        with `tail` it has none, and the search begins after it.
+        """
         gap = None
         if not self._hub.attached:
             raise self._hub.stream.health.unavailable()
@@ -236,7 +256,7 @@ class HubSubscription:
             # The beginning is that of the stream as it is now; other ids have to prove themselves.
             self._era = self._hub.era if start.resume == START else None
         elif start.since is not None or start.tail is not None or self._waited:
-            async with self._hub.catching_up:
+            async with self._hub.starting:
                 era = self._hub.era
                 gap = await self._find_start()
             self._era = era
@@ -244,17 +264,22 @@ class HubSubscription:
             self.cursor = self._hub.window.end
             self.number = self._hub.window.next_number
             self._era = self._hub.era
+        begin = None
+        if self._look_back is None:
+            begin = gap.after if gap else self.cursor.id
+        else:
+            self._gap, gap = gap, None
+        hello = await self._hello(begin)
         self._begun = True
-        hello = await self._hello(gap.after if gap else self.cursor.id)
         return [hello, gap] if gap else [hello]
 
-    async def _hello(self, begin: StreamId) -> Hello:
+    async def _hello(self, begin: StreamId | None) -> Hello:
         bounds = await self._hub.bounds()
         last = max(bounds.last, self._hub.window.end.id)
         return Hello(begin, bounds.first, last if last > START else None, "broadcast", __version__)
 
     async def _find_start(self) -> Gap | None:
-        """The cursor of `since` and `tail`: the later of the two where both are given."""
+        """The cursor of `since`, and the search of `tail` for one that is later."""
         since = self._start.since
         if since is None and self._start.tail is None:
             # It connected while Redis was away: what was sent since then is new to it.
@@ -263,13 +288,16 @@ class HubSubscription:
         if since is not None:
             self.cursor, gap = await before(self._hub.stream, since)
         if self._start.tail is not None:
-            tail = await before_last(
-                self._hub.stream,
-                self._hub.scan_seats,
-                self.filter,
-                self._start.tail,
-                self._hub.batch_count,
-            )
-            if since is None or tail.id > self.cursor.id:
-                self.cursor, gap = tail, None
+            first = self.cursor if since is not None else None
+            bounds = await self._hub.stream.bounds()
+            end = Cursor(bounds.last, bounds.added)
+            self._look_back = LookBack(self._hub, self.filter, self._start.tail, first, end)
         return gap
+
+    async def _search(self, look_back: LookBack, due: float) -> Sequence[Item]:
+        """What is found before the time that a heartbeat is due: nothing, or how it begins."""
+        items = await look_back.items(max(0.0, due - time.monotonic()), self._gap)
+        if items:
+            self._look_back = None
+            self.cursor = look_back.cursor
+        return items or ()

@@ -16,6 +16,9 @@ from logpipe.stream import Stream
 MAX_GROUPS = 64
 """Consumer groups that one process reads at a time; a client may name any, Redis keeps them all."""
 
+READS = 4
+"""Reads of entries that are under way at the same time, of all groups of a process."""
+
 LAST_READ_S = 2.0
 """How long the end of the process waits for a read under way."""
 
@@ -47,7 +50,8 @@ class Groups:
         self.subscribers: set[Subscription] = set()
         self.consumer = Consumer(stream, consumer)
         self._stream = stream
-        self._terms = Terms(self.consumer, pending_idle_ms, batch_count)
+        reads = asyncio.Semaphore(READS)
+        self._terms = Terms(self.consumer, pending_idle_ms, batch_count, reads)
         self._groups: dict[str, Group] = {}
         self._running: set[str] = set()
         self._background = background

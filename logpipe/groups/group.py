@@ -33,6 +33,10 @@ KEEPER_S = 1.0
 RECOVERY_S = 1.0
 """How long a group waits for word that Redis is back before it looks for itself."""
 
+PENDING_ENTRIES = 64
+"""Pending entries that one read takes over at the most, as many as `BATCH_COUNT` allows: of events
+of 64 KiB 4 MiB."""
+
 
 class Terms(NamedTuple):
     """How a process takes part in its groups."""
@@ -40,6 +44,13 @@ class Terms(NamedTuple):
     consumer: Consumer
     pending_idle_ms: int
     batch_count: int
+    reads: asyncio.Semaphore
+    """The seats for reads of entries, of all groups together."""
+
+    @property
+    def pending_count(self) -> int:
+        """How many pending entries one read takes over at the most."""
+        return min(self.batch_count, PENDING_ENTRIES)
 
 
 class Share:
@@ -281,7 +292,8 @@ class Group:
             if pending is not None:
                 pending = await self._read_history(read_as, pending)
                 continue
-            claimed = await self.stream.groups.read(self.name, read_as, self._terms.batch_count)
+            async with self._terms.reads:
+                claimed = await self.stream.groups.read(self.name, read_as, self._terms.batch_count)
             for record in claimed.losses:
                 self._metrics.lost(gap_of(record).count)
             self._read_until = claimed.end
@@ -293,9 +305,10 @@ class Group:
 
     async def _read_history(self, consumer: str, after: StreamId) -> StreamId | None:
         """Takes a page of what is pending for a consumer; the id to go on from, None at the end."""
-        history = await self.stream.groups.history(
-            self.name, consumer, self._terms.batch_count, after
-        )
+        async with self._terms.reads:
+            history = await self.stream.groups.history(
+                self.name, consumer, self._terms.pending_count, after
+            )
         if history.lost:
             await self.stream.groups.lose(self.name, history.lost)
         self._take(history)
@@ -334,21 +347,26 @@ class Group:
         await self._flush_written()
         if self._in_flight:
             await self.stream.groups.keep(self.name, consumer, self._in_flight)
-        if any(member.waiting for member in self.members):
+        for _ in range(0, self._terms.batch_count, self._terms.pending_count):
+            if not any(member.waiting for member in self.members):
+                break
             await self._claim(consumer)
+            if self._claim_after == START:
+                break
         if time.monotonic() - self._swept > self._terms.pending_idle_ms / 1000:
             self._swept = time.monotonic()
             await self.stream.groups.sweep(self.name, consumer, self._terms.pending_idle_ms)
         self._metrics.pending(await self.stream.groups.pending(self.name))
 
     async def _claim(self, consumer: str) -> None:
-        claimed = await self.stream.groups.claim(
-            self.name,
-            consumer,
-            self._terms.pending_idle_ms,
-            self._terms.batch_count,
-            after=self._claim_after,
-        )
+        async with self._terms.reads:
+            claimed = await self.stream.groups.claim(
+                self.name,
+                consumer,
+                self._terms.pending_idle_ms,
+                self._terms.pending_count,
+                after=self._claim_after,
+            )
         self._claim_after = claimed.end
         self._metrics.claimed(len(claimed.entries))
         self._take(claimed)

@@ -1,9 +1,11 @@
 """Entries as Redis sends them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from logpipe.event import Entry, read_entry
 from logpipe.ids import StreamId, from_wire
+from logpipe.turns import Turns
 
 FIELD = b"event"
 """The one field of an entry: the event's JSON."""
@@ -25,3 +27,16 @@ def event_json(fields: Sequence[bytes] | None) -> bytes | None:
     if fields[0] == FIELD:
         return fields[1]
     return dict(zip(fields[::2], fields[1::2], strict=True)).get(FIELD)
+
+
+async def decoded(raw: Sequence[Any], turns: Turns) -> list[tuple[StreamId, Entry | None]]:
+    """`entry_of` of many, in turns."""
+    pairs: list[tuple[StreamId, Entry | None]] = []
+
+    def decoding() -> Iterator[None]:
+        for id_, fields in raw:
+            pairs.append(entry_of(id_, fields))
+            yield
+
+    await turns.run(decoding())
+    return pairs

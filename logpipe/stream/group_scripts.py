@@ -62,9 +62,9 @@ end
 """
 
 # KEYS: the stream, the group's losses, the last entries before failovers. ARGV: group, consumer,
-# count, whether a failover may cost what was acknowledged. New entries, and what the bounds and the
-# group were just before. Redis' own count of what a group has read forgets what was trimmed unread,
-# so it is put right.
+# count, whether a failover may cost what was acknowledged, after how many bytes reading ends, how
+# many entries are read at a time. New entries, and what the bounds and the group were just before.
+# Redis' own count of what a group has read forgets what was trimmed unread, so it is put right.
 READ = Script.of(
     _FIELD
     + _LESS
@@ -75,10 +75,22 @@ local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
 for _, group in ipairs(groups) do
   if field(group, 'name') == ARGV[1] then before = group end
 end
-local answer = redis.pcall(
-  'XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '>')
-if answer and answer.err then return answer end
-local entries = answer and answer[1][2] or {}
+local entries, size, left = {}, 0, tonumber(ARGV[3])
+while left > 0 and size < tonumber(ARGV[5]) do
+  local count = math.min(left, tonumber(ARGV[6]))
+  local answer = redis.pcall(
+    'XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', count, 'STREAMS', KEYS[1], '>')
+  if answer and answer.err then
+    if #entries == 0 then return answer end
+    break
+  end
+  local some = answer and answer[1][2] or {}
+  for _, entry in ipairs(some) do
+    entries[#entries + 1] = entry
+    for _, text in ipairs(entry[2]) do size = size + #text end
+  end
+  left = #some == count and left - count or 0
+end
 local info = redis.call('XINFO', 'STREAM', KEYS[1])
 local first, added = field(info, 'first-entry'), field(info, 'entries-added')
 local length, deleted = field(info, 'length'), field(info, 'max-deleted-entry-id')

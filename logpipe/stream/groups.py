@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 from logpipe.event import Entry
 from logpipe.ids import START, StreamId, from_wire
 from logpipe.stream.connections import Connections
-from logpipe.stream.entries import entry_of
+from logpipe.stream.entries import decoded
 from logpipe.stream.failovers import failovers_key
 from logpipe.stream.group_scripts import (
     CLAIM,
@@ -23,9 +23,15 @@ from logpipe.stream.group_scripts import (
     with_fields,
 )
 from logpipe.stream.scripts import companion_key
+from logpipe.turns import Turns
 
 AT_ONCE = 1000
 """Ids of one call of a script; Lua unpacks some thousands at the most."""
+
+READ_BYTES = 1024 * 1024
+READ_ENTRIES = 32
+"""A read of new entries ends once it has so many bytes, which is looked at after so many entries:
+with events of 64 KiB at 3 MiB."""
 
 
 class Claimed(NamedTuple):
@@ -50,9 +56,10 @@ class StreamGroups:
     """The verbs of consumer groups. They raise `Unavailable`, and `NoGroupError` when the group is
     gone, as it is after a flush."""
 
-    def __init__(self, redis: Connections, stream: str) -> None:
+    def __init__(self, redis: Connections, stream: str, turns: Turns) -> None:
         self._redis = redis
         self._stream = stream
+        self._turns = turns
 
     async def create(
         self, group: str, after: StreamId | None, *, from_the_first: bool = False
@@ -73,7 +80,8 @@ class StreamGroups:
                     raise
 
     async def read(self, group: str, consumer: str, count: int) -> Claimed:
-        """New entries of a group, at once: none when there are none."""
+        """Up to `count` new entries of a group, about `READ_BYTES` at the most; none when there are
+        none."""
         async with self._redis.translated():
             answer = await READ.run(
                 self._redis.writing,
@@ -82,9 +90,12 @@ class StreamGroups:
                 consumer,
                 count,
                 int(self._redis.replicas is None),
+                READ_BYTES,
+                READ_ENTRIES,
             )
         read = group_read(answer)
-        return _claimed(read.entries, [])._replace(end=read.end, losses=read.missed, lag=read.lag)
+        claimed = await self._claimed(read.entries, [])
+        return claimed._replace(end=read.end, losses=read.missed, lag=read.lag)
 
     async def history(self, group: str, consumer: str, count: int, after: StreamId) -> Claimed:
         """What is pending for this consumer, from an id on."""
@@ -92,7 +103,7 @@ class StreamGroups:
             answer: Any = await self._redis.writing.xreadgroup(
                 group, consumer, {self._stream: str(after)}, count
             )
-        return _claimed(answer[0][1] if answer else [], [])
+        return await self._claimed(answer[0][1] if answer else [], [])
 
     async def acknowledge(self, group: str, ids: Iterable[StreamId]) -> None:
         """Takes ids off the group's pending list."""
@@ -137,7 +148,7 @@ class StreamGroups:
                 str(after),
                 count,
             )
-        claimed = _claimed(with_fields(raw), [from_wire(id_) for id_ in trimmed])
+        claimed = await self._claimed(with_fields(raw), [from_wire(id_) for id_ in trimmed])
         return claimed._replace(end=from_wire(end), losses=[record.decode() for record in late])
 
     async def lose(self, group: str, ids: Sequence[StreamId]) -> None:
@@ -191,6 +202,17 @@ class StreamGroups:
         async with self._redis.translated():
             await LET_GO.run(self._redis.writing, [self._key(consumer)], holder)
 
+    async def _claimed(self, raw: list[Any], lost: list[StreamId]) -> Claimed:
+        """Sorts what a group handed out; an entry without fields was trimmed while pending."""
+        claimed = Claimed([], lost, [])
+        pairs = await decoded(raw, self._turns)
+        for (where, entry), (_, fields) in zip(pairs, raw, strict=True):
+            if entry is not None:
+                claimed.entries.append(entry)
+            else:
+                (claimed.unreadable if fields else claimed.lost).append(where)
+        return claimed
+
     def _keys(self, group: str) -> list[str]:
         return [self._stream, companion_key(self._stream, "lost", group)]
 
@@ -201,15 +223,3 @@ class StreamGroups:
 def _some(ids: Sequence[StreamId]) -> Iterator[list[str]]:
     for first in range(0, len(ids), AT_ONCE):
         yield [str(id_) for id_ in ids[first : first + AT_ONCE]]
-
-
-def _claimed(raw: list[Any], lost: list[StreamId]) -> Claimed:
-    """Sorts what a group handed out; an entry without fields was trimmed while pending."""
-    claimed = Claimed([], lost, [])
-    for id_, fields in raw:
-        where, entry = entry_of(id_, fields)
-        if entry is not None:
-            claimed.entries.append(entry)
-        else:
-            (claimed.unreadable if fields else claimed.lost).append(where)
-    return claimed

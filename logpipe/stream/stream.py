@@ -26,7 +26,7 @@ from logpipe.stream.append import (
     outcomes,
 )
 from logpipe.stream.connections import Connections, Keeping, Memory
-from logpipe.stream.entries import RawEntry, entry_of, event_json
+from logpipe.stream.entries import RawEntry, decoded, event_json
 from logpipe.stream.exchange import exchange
 from logpipe.stream.failovers import KEPT, NOTE, Failovers, gap_before, note_keys
 from logpipe.stream.groups import StreamGroups
@@ -35,6 +35,7 @@ from logpipe.stream.once import KEY_LIMITS, KeyLimits
 from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas
 from logpipe.stream.trimming import StreamTrimming
+from logpipe.turns import Turns
 
 SIZE_SAMPLES = 5
 """Of each node of a stream, and of each group: what asking for its size may cost Redis."""
@@ -78,7 +79,8 @@ class Stream:
         self._parted: StreamId | None = None
         """Where the stream that is followed parted from the one of now. A cursor behind it proves
         nothing: in a partition, both sides may have given the same id."""
-        self.groups = StreamGroups(self._redis, name)
+        self._turns = Turns()
+        self.groups = StreamGroups(self._redis, name, self._turns)
         self.trimming = StreamTrimming(self._redis, name)
 
     @property
@@ -214,7 +216,7 @@ class Stream:
         if raw and from_wire(raw[0][0]) == after.id:
             # Trimming takes from the front: while the cursor's own entry is there, nothing after
             # it has gone.
-            return self._page(after, raw[1:])
+            return await self._page(after, raw[1:])
         return await self._prove(after, count, witness)
 
     async def follow(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
@@ -240,7 +242,7 @@ class Stream:
         if self._parted is not None and self._parted < after.id:
             return await self._rejoin(after, self._parted, count)
         if raw and from_wire(raw[0][0]) == after.id:
-            return self._page(after, [(id_, dict(_pairs(fields))) for id_, fields in raw[1:]])
+            return await self._page(after, [(id_, dict(_pairs(fields))) for id_, fields in raw[1:]])
         return await self._prove(after, count, witness)
 
     async def _prove(self, after: Cursor, count: int, witness: StreamId) -> Page:
@@ -250,7 +252,7 @@ class Stream:
             after = after.unproven()
         gap = gap_after(after, bounds)
         if gap is None:
-            return self._page(_located(after, bounds), raw)
+            return await self._page(_located(after, bounds), raw)
         if gap.reason == "reset" and (end := self._failovers.end_before(after.id)) is not None:
             return await self._rejoin(after, end, count)
         start = Cursor(gap.resume, bounds.position_before_first)
@@ -258,19 +260,19 @@ class Stream:
             again, raw = await self._look(gap.resume, count)
             if again.first != bounds.first:
                 return await self._read(after, count, witness)
-        return self._page(start, raw)._replace(gap=gap)
+        return (await self._page(start, raw))._replace(gap=gap)
 
     async def _rejoin(self, after: Cursor, end: StreamId, count: int) -> Page:
         """What follows a cursor that a failover has taken from the stream, which is the same up to
         `end`."""
         _, raw = await self._look(end, count)
         if not raw:
-            return _page(None, after, [])
+            return Page(None, after, after, [], 0)
         gap = gap_before(from_wire(raw[0][0]), after.id)
-        page = self._page(Cursor(gap.resume), raw)
+        page = await self._page(Cursor(gap.resume), raw)
         return page if after.id == gap.resume else page._replace(gap=gap)
 
-    def _page(self, after: Cursor, raw: list[Any]) -> Page:
+    async def _page(self, after: Cursor, raw: list[Any]) -> Page:
         """Entries that follow a cursor: up to where a failover may have cost some, or from there
         on, with the gap."""
         end = None
@@ -278,11 +280,21 @@ class Stream:
             end = self._failovers.end_between(after.id, from_wire(raw[-1][0]))
         before = [each for each in raw if end is not None and from_wire(each[0]) <= end]
         if end is None or before:
-            return _page(None, after, before or raw)
+            return await self._decoded(after, before or raw)
         gap = gap_before(from_wire(raw[0][0]), after.id)
         if gap.resume == end:
-            return _page(None, after, raw)
-        return self._page(Cursor(gap.resume), raw)._replace(gap=gap)
+            return await self._decoded(after, raw)
+        return (await self._page(Cursor(gap.resume), raw))._replace(gap=gap)
+
+    async def _decoded(self, start: Cursor, raw: list[Any]) -> Page:
+        """A page of the entries after a cursor."""
+        pairs = await decoded(raw, self._turns)
+        entries = [entry for _, entry in pairs if entry is not None]
+        end = start
+        if pairs:
+            position = None if start.position is None else start.position + len(pairs)
+            end = Cursor(pairs[-1][0], position)
+        return Page(None, start, end, entries, len(pairs) - len(entries))
 
     async def _look(self, after: StreamId, count: int) -> tuple[Bounds, list[Any]]:
         """The bounds and the entries after an id, as of one moment."""
@@ -366,13 +378,3 @@ def _located(cursor: Cursor, bounds: Bounds) -> Cursor:
     if bounds.first is not None and cursor.id < bounds.first:
         return Cursor(cursor.id, bounds.position_before_first)
     return cursor
-
-
-def _page(gap: Gap | None, start: Cursor, raw: list[Any]) -> Page:
-    pairs = [entry_of(*pair) for pair in raw]
-    entries = [entry for _, entry in pairs if entry is not None]
-    end = start
-    if pairs:
-        position = None if start.position is None else start.position + len(pairs)
-        end = Cursor(pairs[-1][0], position)
-    return Page(gap, start, end, entries, len(pairs) - len(entries))

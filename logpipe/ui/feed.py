@@ -18,17 +18,19 @@ from logpipe import sse
 from logpipe.continuity import Gap
 from logpipe.event import Entry, level_rank
 from logpipe.fanout.live import Writer
-from logpipe.fanout.streaming import Revoking, StreamResponse, named_frame
-from logpipe.filters import EVERYTHING, Filter
+from logpipe.fanout.streaming import Revoking, StreamResponse, finding, named_frame
+from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
 from logpipe.limits import Seats
 from logpipe.messages import Batch, Hello, Item, Message, Notice, Progress, Subscription, named
 from logpipe.metrics import Metrics
-from logpipe.ui.rows import View, gap_row, left_out_row, row
+from logpipe.ui.rows import View, gap_row, left_out_row, look_back_row, row
 from logpipe.ui.volume import Volume
 
 BUNDLE_READ_BYTES = 2 * 1024 * 1024
-"""Events of one bundle, shown or not: a page that catches up has more bundles, not larger ones."""
+BUNDLE_READ_EVENTS = 10_000
+"""Events of one bundle, shown or not: a page that catches up has more bundles, not larger ones.
+To count ten thousand by time and source takes some milliseconds."""
 TICK_S = 0.25
 """Between two bundles of one page; the first after a silence comes at once."""
 ROWS_A_SECOND = 200
@@ -47,19 +49,14 @@ ERROR_RANK = level_rank("ERROR")
 class Paced:
     """A subscription whose items come in bundles, `TICK_S` apart at the least.
 
-    What a filter takes of them is found already, batch by batch: a whole bundle would hold up
-    everything else.
     With `once` it ends when it has given what was there at its beginning: the page asks again.
     """
 
     confirms = False
 
-    def __init__(
-        self, inner: Subscription, chosen: Filter = EVERYTHING, *, once: bool = False
-    ) -> None:
+    def __init__(self, inner: Subscription, *, once: bool = False) -> None:
         self.connected_ms = inner.connected_ms
         self._inner = inner
-        self._chosen = chosen
         self._once = once
         self._begun = False
         self._over = False
@@ -106,7 +103,7 @@ class Paced:
             return None if self._once else first
         items = list(first)
         due = self._given_at + TICK_S
-        while (rest := due - time.monotonic()) > 0 and _size(items) < BUNDLE_READ_BYTES:
+        while (rest := due - time.monotonic()) > 0 and not _full(items):
             more = await self._more(rest)
             if more is None:
                 break  # nothing more in time, or the end, which the next call finds again
@@ -114,20 +111,13 @@ class Paced:
         self._begun = True
         self._over = self._once and any(self._has_all(item) for item in items)
         self._given_at = time.monotonic()
-        await self._find(items)
         return items
-
-    async def _find(self, items: Sequence[Item]) -> None:
-        for item in items:
-            if isinstance(item, Batch):
-                item.matching(self._chosen)  # which keeps it
-                await asyncio.sleep(0)
 
     def _has_all(self, item: Item) -> bool:
         """Whether this leads to what was the last id at the beginning, or nothing more does."""
         match item:
             case Hello(id, last=last):
-                self._last, at = last or START, id
+                self._last, at = last or START, id or START
             case Batch():
                 at = item.end.id
             case Gap(resume=at) | Progress(at):
@@ -161,8 +151,11 @@ def _forget(task: "asyncio.Task[Sequence[Item] | None]") -> None:
         task.exception()
 
 
-def _size(items: Sequence[Item]) -> int:
-    return sum(item.size for item in items if isinstance(item, Batch))
+def _full(items: Sequence[Item]) -> bool:
+    """Whether a bundle has read enough."""
+    batches = [item for item in items if isinstance(item, Batch)]
+    size, events = sum(each.size for each in batches), sum(len(each.entries) for each in batches)
+    return size >= BUNDLE_READ_BYTES or events >= BUNDLE_READ_EVENTS
 
 
 class RowEncoder:
@@ -178,17 +171,20 @@ class RowEncoder:
 
     def entries(self, entries: Sequence[Entry]) -> bytes:
         """The rows of a batch, with the last entry's id."""
-        return self.rows(entries, "", entries[-1].id)
+        return self.rows([self.row(entry) for entry in entries], entries[-1].id)
 
-    def rows(self, entries: Sequence[Entry], note: str, cursor: StreamId) -> bytes:
-        """The rows of some entries and a note below them, with the id that they lead to."""
-        html = "".join([row(entry, self._view) for entry in entries]) + note
-        return sse.frame(html.encode(), id=str(cursor).encode())
+    def row(self, entry: Entry) -> str:
+        """The row of one entry."""
+        return row(entry, self._view)
+
+    def rows(self, rows: Sequence[str], cursor: StreamId) -> bytes:
+        """Some rows, with the id that they lead to."""
+        return sse.frame("".join(rows).encode(), id=str(cursor).encode())
 
     def message(self, message: Message) -> bytes:
         """A gap is a row like any other; the rest are named events with JSON."""
         if isinstance(message, Gap):
-            return sse.frame(gap_row(message).encode(), id=str(message.resume).encode())
+            return self.rows([gap_row(message)], message.resume)
         if isinstance(message, Notice):
             return sse.frame(msgspec.json.encode({"reason": message.reason}), event=b"notice")
         return named_frame(message)
@@ -256,7 +252,7 @@ class FeedResponse(StreamResponse):
         rows: bool = True,
         once: bool = False,
     ) -> None:
-        inner = Paced(subscription, chosen, once=once)
+        inner = Paced(subscription, once=once)
         super().__init__(inner, RowEncoder(view), metrics, seats, revoking)
         self._chosen = chosen
         self._query = query
@@ -271,11 +267,12 @@ class FeedResponse(StreamResponse):
         )
         await super()._pump(send)
 
-    def _encode(self, items: Sequence[Item]) -> bytes:
+    async def _encode(self, items: Sequence[Item]) -> bytes:
         parts: list[bytes] = []
         for are_batches, group in groupby(items, lambda item: isinstance(item, Batch)):
             if are_batches:
-                parts += self._bundle([item for item in group if isinstance(item, Batch)])
+                batches = [item for item in group if isinstance(item, Batch)]
+                await self._seats.turns.run(self._bundle(batches, parts))
             else:
                 parts += [self._told(item) for item in group if not isinstance(item, Batch)]
         return b"".join(parts) or self.encoder.heartbeat
@@ -288,26 +285,42 @@ class FeedResponse(StreamResponse):
             return (self.encoder.message(message) + told) if self._rows else told
         if isinstance(message, Hello):
             name, cursor, data = named(message)
-            return self.encoder.named(name, {**data, "cursor": str(cursor)}, cursor)
-        return self.encoder.message(message)
+            told_cursor = None if cursor is None else str(cursor)
+            return self.encoder.named(name, {**data, "cursor": told_cursor}, cursor)
+        told = self.encoder.message(message)
+        if isinstance(message, Progress) and message.looked_back_to and self._rows:
+            told += self.encoder.rows([look_back_row(message.looked_back_to)], message.id)
+        return told
 
-    def _bundle(self, batches: Sequence[Batch]) -> Iterator[bytes]:
-        found = [entry for batch in batches for entry in batch.matching(self._chosen)]
+    def _bundle(self, batches: Sequence[Batch], parts: list[bytes]) -> Iterator[None]:
+        """Adds the rows of some batches and their tally, as work for `Turns`."""
+        found: list[Entry] = []
+        for batch in batches:
+            yield from finding(batch, self._chosen)
+            found += batch.matching(self._chosen)
         cursor = batches[-1].end.id
         shown: Sequence[Entry] = ()
         if found and self._rows:
             shown = sample(found, self._budget.take(_fitting(found)))
+            yield
+            rows: list[str] = []
+            for entry in shown:
+                rows.append(self.encoder.row(entry))
+                yield
+            rows.append(self._left_out(found, len(shown)))
+            parts.append(self.encoder.rows(rows, cursor))
             self._metrics.delivered_events.inc(len(shown))
-            note = self._left_out(found, len(shown))
-            yield self.encoder.rows(shown, note, cursor)
+            yield
+        volume = Volume.of(found).rows()
+        yield
         tally = {
             "read": sum(len(batch.entries) for batch in batches),
             "found": len(found),
             "shown": len(shown),
-            "volume": Volume.of(found).rows(),
+            "volume": volume,
             "sources": self._new_sources(found),
         }
-        yield self.encoder.named("tally", tally, cursor)
+        parts.append(self.encoder.named("tally", tally, cursor))
 
     def _left_out(self, found: Sequence[Entry], shown: int) -> str:
         if shown == len(found):

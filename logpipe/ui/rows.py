@@ -78,6 +78,16 @@ def left_out_row(count: int, first: StreamId, last: StreamId, href: str) -> str:
     )
 
 
+def look_back_row(upto: StreamId) -> str:
+    """Says that a search has not looked at the events up to an id."""
+    seconds, rest = divmod(upto.ms, 1000)
+    date, time = _clock(seconds)
+    return (
+        f'<div class="left-out" role="note">Looked back as far as {date}'
+        f" {time}.{rest:03} UTC; older matches are not shown.</div>"
+    )
+
+
 def _facts(id_: StreamId, event: StoredEvent) -> str:
     facts = {
         "id": str(id_),

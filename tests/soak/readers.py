@@ -118,7 +118,7 @@ class Reader:
         """Takes note of an event or a named message."""
         if told.metadata is not None:
             self.history.received.append((parse_id(told.id), told.metadata.n))
-        elif name == "hello" and not self.history.begin:
+        elif name == "hello" and id_ and not self.history.begin:
             self.history.begin.append(parse_id(id_))
         elif name == "gap":
             ends = parse_id(told.after), parse_id(told.before)

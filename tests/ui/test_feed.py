@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from logpipe.ids import START, StreamId
 from logpipe.limits import Seats
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Progress
 from logpipe.metrics import Metrics
+from logpipe.turns import TURN_S, Turns
 from logpipe.ui import feed
 from logpipe.ui.feed import (
     BUNDLE_BYTES,
@@ -240,24 +242,48 @@ async def test_a_bundle_is_no_larger_than_is_read_for_one(
         assert sizes == [1, 3, 3, 1]
 
 
-async def test_finding_what_a_filter_takes_of_a_bundle_leaves_the_others_their_turn() -> None:
+def test_a_hello_without_an_id_has_no_cursor_for_the_page() -> None:
+    hello = Hello(None, StreamId(1, 1), StreamId(1, 3), "broadcast", "1")
+    (told,) = sse.Parser().feed(encoded(feed_of(), [hello]).decode())
+    assert (told.event, told.id) == ("hello", "")
+    assert json.loads(told.data)["cursor"] is None
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_the_page_shows_how_far_a_limited_search_looked_back(rows: bool) -> None:
+    limited = Progress(StreamId(1_710_000_000_123, 4), StreamId(1_710_000_000_123, 4))
+    told = list(sse.Parser().feed(encoded(feed_of(rows=rows), [limited]).decode()))
+    assert [each.event for each in told] == ["progress", "message"][: 1 + rows]
+    assert {each.id for each in told} == {"1710000000123-4"}
+    if rows:
+        said = "Looked back as far as 2024-03-09 16:00:00.123 UTC; older matches are not shown."
+        assert said in told[1].data
+
+
+def test_a_bundle_has_no_more_events_than_are_counted_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed, "BUNDLE_READ_EVENTS", 3)
+    assert not feed._full([batch(1, 3)])
+    assert feed._full([batch(1, 3), batch(3, 4)])
+
+
+async def test_others_go_on_while_a_bundle_is_filtered_and_made_rows() -> None:
     chosen = parse_filter({"q": "/./"})
-    bundle = [batch(n, n + 1) for n in range(1, 30)]
-    turns = 0
+    response = feed_of(chosen, seats=slow_seats())
+    passed = 0
 
     async def others() -> None:
-        nonlocal turns
+        nonlocal passed
         while True:
+            passed += 1
             await asyncio.sleep(0)
-            turns += 1
 
-    with Paced(Scripted(bundle), chosen) as paced:
-        going = asyncio.create_task(others())
-        items = await paced.next()
-        going.cancel()
-    assert items == bundle
-    assert turns > 20
-    assert all(chosen in each._matching for each in bundle)
+    going = asyncio.create_task(others())
+    out = await response._encode([batch(n, n + 10) for n in range(1, 101, 10)])
+    going.cancel()
+    assert len(ids_of(out.decode())) == 100
+    assert passed >= 200  # for each entry that is looked at, and for each row
 
 
 async def test_a_heartbeat_comes_through_and_what_takes_longer_is_not_lost(
@@ -343,11 +369,25 @@ async def test_a_stream_that_is_asked_for_once_waits_no_longer_than_it_has_to(
 # -- the response, by hand --------------------------------------------------------------------
 
 
-def feed_of(chosen: Filter = EVERYTHING, **options: Any) -> FeedResponse:
-    metrics = Metrics()
+def feed_of(
+    chosen: Filter = EVERYTHING, seats: Seats | None = None, **options: Any
+) -> FeedResponse:
     return FeedResponse(
-        Scripted(), chosen, View(), metrics, Seats(1), query={"q": "a b"}, **options
+        Scripted(), chosen, View(), Metrics(), seats or Seats(1), query={"q": "a b"}, **options
     )
+
+
+def slow_seats() -> Seats:
+    """Seats on a machine on which each piece of work takes as long as a turn."""
+    ticks = itertools.count()
+    seats = Seats(1)
+    seats.turns = Turns(clock=lambda: next(ticks) * 2 * TURN_S)
+    return seats
+
+
+def encoded(response: FeedResponse, items: Sequence[Item]) -> bytes:
+    """The bytes of some items."""
+    return asyncio.run(response._encode(items))
 
 
 class Wire:
@@ -421,7 +461,7 @@ def test_nothing_disappears_on_the_way_to_the_page(
     read = found = gaps = at = 0
     for script in scripts:
         items = list(items_of(script, at))
-        wire.take(response._encode(items))
+        wire.take(encoded(response, items))
         batches = [item for item in items if isinstance(item, Batch)]
         read += sum(len(each.entries) for each in batches)
         found += sum(len(each.matching(chosen)) for each in batches)
@@ -445,17 +485,17 @@ def test_nothing_disappears_on_the_way_to_the_page(
 def test_each_source_is_told_once_and_no_more_than_so_many() -> None:
     response, wire = feed_of(), Wire()
     for n in range(3):
-        wire.take(response._encode([batch(10 * n + 1, 10 * n + 4, source=f"s{n % 2}")]))
+        wire.take(encoded(response, [batch(10 * n + 1, 10 * n + 4, source=f"s{n % 2}")]))
     assert [tally["sources"] for tally in wire.tallies] == [["s0"], ["s1"], []]
     many = [entry(StreamId(9, n), source=f"x{n:03}") for n in range(500)]
-    wire.take(response._encode([Batch(Cursor(START), Cursor(StreamId(9, 499)), many)]))
-    wire.take(response._encode([batch(1000, 1001, source="later")]))
+    wire.take(encoded(response, [Batch(Cursor(START), Cursor(StreamId(9, 499)), many)]))
+    wire.take(encoded(response, [batch(1000, 1001, source="later")]))
     assert [len(tally["sources"]) for tally in wire.tallies[3:]] == [MAX_SOURCES, 0]
 
 
 def test_what_a_sample_leaves_out_has_a_link_with_the_filter_and_the_span() -> None:
     response = feed_of()
-    out = response._encode([batch(1, BURST_ROWS + 501)]).decode()
+    out = encoded(response, [batch(1, BURST_ROWS + 501)]).decode()
     assert ">500 more events between" in out
     assert f'href="/?q=a+b&amp;since=1-1&amp;to=1-{BURST_ROWS + 500}"' in out
 
@@ -463,7 +503,7 @@ def test_what_a_sample_leaves_out_has_a_link_with_the_filter_and_the_span() -> N
 def test_of_large_events_fewer_are_shown() -> None:
     response, wire = feed_of(), Wire()
     large = [entry(StreamId(1, n), message="x" * 60_000) for n in range(1, 41)]
-    wire.take(response._encode([Batch(Cursor(START), Cursor(StreamId(1, 40)), large)]))
+    wire.take(encoded(response, [Batch(Cursor(START), Cursor(StreamId(1, 40)), large)]))
     assert 0 < len(wire.rows) <= BUNDLE_BYTES // 60_000
     assert len(wire.rows) + wire.left_out == 40
 
@@ -471,20 +511,20 @@ def test_of_large_events_fewer_are_shown() -> None:
 def test_one_event_is_shown_however_large_it_is() -> None:
     response, wire = feed_of(), Wire()
     large = [entry(StreamId(1, 1), message="x" * 2 * BUNDLE_BYTES)]
-    wire.take(response._encode([Batch(Cursor(START), Cursor(StreamId(1, 1)), large)]))
+    wire.take(encoded(response, [Batch(Cursor(START), Cursor(StreamId(1, 1)), large)]))
     assert len(wire.rows) == 1
 
 
 def test_nothing_to_say_is_a_heartbeat() -> None:
-    assert feed_of()._encode([]) == RowEncoder.heartbeat
+    assert encoded(feed_of(), []) == RowEncoder.heartbeat
 
 
 def test_a_gap_is_a_row_and_a_figure_and_for_a_paused_page_the_figure_alone() -> None:
     gap = Gap("trimmed", StreamId(1, 2), StreamId(3, 4), 7, StreamId(3, 3))
-    out = feed_of()._encode([gap]).decode()
+    out = encoded(feed_of(), [gap]).decode()
     assert gap_row(gap) in out
     wire = Wire()
-    wire.take(feed_of(rows=False)._encode([gap]))
+    wire.take(encoded(feed_of(rows=False), [gap]))
     assert wire.missing == [{"count": 7, "reason": "trimmed"}]
     assert wire.cursors[-1] == StreamId(3, 3)
 

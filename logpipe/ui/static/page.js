@@ -243,7 +243,7 @@ on("hello", ({ data }) => {
   retryMs = RETRY_MS[0];
   const way = heldBack ? ", asking again and again: a proxy on the way holds streams back (nginx: proxy_buffering off)" : asks() ? ", by short requests: other tabs hold the streams" : "";
   show("connected", `connected to ${live.dataset.from} ${hello.version}${way}`);
-  if (cursor || mode !== "live") return;
+  if (cursor || mode !== "live" || !hello.cursor) return;
   cursor = hello.cursor;
   loadVolume(cursor);
   rows.prepend(edge({ upto: cursor }));

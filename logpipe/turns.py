@@ -1,0 +1,41 @@
+"""Turns: long work on the event loop, a few milliseconds at a time."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+TURN_S = 0.005
+"""Seconds of work after which everything else on the event loop goes on."""
+
+
+class Turns:
+    """Work of many tasks, of which one at a time has its turn of `TURN_S`, in order of arrival.
+
+    Shorter work is added up: many tasks whose work is short hold the loop for no longer together.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._spent = 0.0
+        """Seconds of work since the last pause."""
+
+    async def run(self, work: Iterator[None]) -> None:
+        """Runs through an iterator, which yields wherever its work can be interrupted."""
+        done = False
+        while not done:
+            async with self._turn:
+                done = self._go_on(work)
+                if self._spent > TURN_S:
+                    self._spent = 0.0
+                    await asyncio.sleep(0)
+
+    def _go_on(self, work: Iterator[None]) -> bool:
+        """Works until the turn is over; whether all work is done."""
+        began = self._clock() - self._spent
+        for _ in work:
+            self._spent = self._clock() - began
+            if self._spent > TURN_S:
+                return False
+        self._spent = self._clock() - began
+        return True
