@@ -41,6 +41,8 @@ async def _play(names: list[str], times: Times, late: int, altered: str) -> list
             click.echo(line(row))
             for found in row.found:
                 click.echo(f"    {found}")
+            if row.found:
+                click.echo(f"    answers: {dict(row.answers)}")
             if row.found and not altered:
                 click.echo(trial.log.read_text()[-2_000:], err=True)
     return rows

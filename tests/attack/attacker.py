@@ -1,6 +1,6 @@
-"""The process that plays an attack; arguments: NAME PORT SYSLOG_PORT SECONDS.
+"""The process that plays an attack.
 
-It prints a line of JSON (`Tally`) every half second and at the end.
+It reads one line of JSON (`Wanted`), and prints a line (`Tally`) every half second and at the end.
 """
 
 import asyncio
@@ -15,6 +15,15 @@ from tests.attack.client import Target
 
 EXPECTED = (OSError, EOFError, TimeoutError, ValueError, asyncio.LimitOverrunError)
 """What happens to a client whose server defends itself."""
+
+
+class Wanted(msgspec.Struct):
+    """What to play, where, and for how long."""
+
+    name: str
+    port: int
+    syslog_port: int
+    seconds: float
 
 
 async def play(attack: Attack, target: Target, seconds: float) -> None:
@@ -50,10 +59,11 @@ def _print(target: Target) -> None:
     sys.stdout.buffer.flush()
 
 
-async def _main(name: str, port: int, syslog_port: int, seconds: float) -> None:
-    target = Target(port, syslog_port)
+async def _main() -> None:
+    wanted = msgspec.json.decode(sys.stdin.readline(), type=Wanted)
+    target = Target(wanted.port, wanted.syslog_port)
     reporting = asyncio.create_task(_report(target))
-    await play(ATTACKS[name], target, seconds)
+    await play(ATTACKS[wanted.name], target, wanted.seconds)
     reporting.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await reporting
@@ -61,5 +71,4 @@ async def _main(name: str, port: int, syslog_port: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    name, port, syslog_port, seconds = sys.argv[1:]
-    asyncio.run(_main(name, int(port), int(syslog_port), float(seconds)))
+    asyncio.run(_main())

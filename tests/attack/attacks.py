@@ -1,6 +1,7 @@
 """The attacks: a table of rows, each with a function that hostile clients repeat."""
 
 import asyncio
+import base64
 import gzip
 import json
 import sys
@@ -117,6 +118,20 @@ async def tiny_chunks(turn: Turn) -> None:
         await connection.answer(30)
 
 
+async def wide_head(turn: Turn) -> None:
+    """Heads of 60 KB in 12,000 lines."""
+    lines = ["a:"] * 15_000
+    async with turn.target.connected() as connection:
+        for _ in range(20):
+            await turn.target.ask_over(connection, "GET /livez", b"", *lines)
+
+
+async def wide_query(turn: Turn) -> None:
+    """Queries of 60 KB with as many parameters."""
+    paths = ("/events", "/ui/rows", "/subscribe", "/")
+    await turn.target.ask(f"GET {paths[turn.number % 4]}?{'_a&' * 20_000}")
+
+
 async def half_syslog(turn: Turn) -> None:
     """A message of syslog over TCP that never ends."""
     async with turn.target.connected(turn.target.syslog_port) as connection:
@@ -210,9 +225,8 @@ async def charted(turn: Turn) -> None:
 
 
 async def regexes(turn: Turn) -> None:
-    """A filter of four regular expressions that nobody has used before."""
-    n = turn.number
-    q = " ".join(f"/[a-z{n % 10}]{{1,{20 + k}}}x{n}y{k}[0-9a-f]{{1,20}}/" for k in range(4))
+    """A filter of four new regular expressions, each with as many states as its text makes."""
+    q = " OR ".join(f"/[0-4{k}].{{14}}x{turn.number}/" for k in range(5, 9))
     await turn.target.ask(url("/events", q=q, limit=1))
 
 
@@ -232,14 +246,16 @@ async def worded(turn: Turn) -> None:
                 turn.target.tally.received += len(data)
 
 
-COSTLY_FILTERS = (
-    " OR ".join(f"a>{1_000 + n}" for n in range(64)),
-    " OR ".join(f"a:*x{n}*y" for n in range(64)),
-    ".".join("a" * 990) + ":x",
-    " OR ".join(f"ä{n}é" for n in range(64)),
-    " OR ".join(f"*:x{n}y" for n in range(64)),
-    " ".join(f"/{'(a|b|ab|İ)*' * 4}x{n}/" for n in range(4)),
-)
+def costly_filter(number: int) -> str:
+    """One of six kinds, with words of its own."""
+    return (
+        " OR ".join(f"a>{number}{1_000 + n}" for n in range(64)),
+        " OR ".join(f"a:*x{n}*{number}y" for n in range(64)),
+        ".".join("a" * 900) + f":x{number}",
+        " OR ".join(f"ä{n}é{number}" for n in range(64)),
+        " OR ".join(f"*:x{n}y{number}" for n in range(64)),
+        " OR ".join(f"/{'[ab]' * 9}.{{9}}x{number}y{n}/" for n in range(4)),
+    )[number % 6]
 
 
 @cache
@@ -256,7 +272,7 @@ def costly_events() -> bytes:
         {"source": "attack", "message": "ab" * 32_000},
         {"source": "attack", "message": "m", "metadata": {f"k{n}": "y" * 40 for n in range(999)}},
     ]
-    return _packed(json.dumps(events * 3, ensure_ascii=False).encode())
+    return _packed(json.dumps(events * 3, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 async def costly(turn: Turn) -> None:
@@ -265,7 +281,7 @@ async def costly(turn: Turn) -> None:
         await turn.target.ask(post("/ingest"), costly_events(), JSON, GZIP)
         await asyncio.sleep(0.1)
         return
-    q = COSTLY_FILTERS[turn.client % len(COSTLY_FILTERS)]
+    q = costly_filter(turn.client)
     path = "/ui/stream" if turn.client % 3 == 0 else "/subscribe"
     async with turn.target.connected() as connection:
         await turn.target.send(connection, head(url(path, q=q)), 1)
@@ -333,6 +349,87 @@ async def enlarged(turn: Turn) -> None:
     """A body of MAX_BODY_BYTES in one of the protocols, packed."""
     path, body, lines = bodies()[turn.number % len(bodies())]
     await turn.target.ask(post(path), body, JSON, GZIP, *lines)
+
+
+@cache
+def damaged() -> tuple[tuple[str, bytes], ...]:
+    """Large bodies that are malformed, or whose parts are, packed: path, body."""
+    kinds = (
+        b"x\n",
+        b'{"a":',
+        b"[",
+        b'"\\',
+        b"}{",
+        b'{"source":"a"}\n',
+        b'{"source":"a","message":"\xff"}\n',
+        b"\n",
+        b'{"a":1e999}\n',
+        b"9",
+    )
+    paths = ("/ingest", "/ingest/json", "/ingest", "/api/v2/logs")
+    return (
+        *(
+            (paths[number % len(paths)], _packed(kind * ((BODY_BYTES - 1) // len(kind))))
+            for number, kind in enumerate(kinds)
+        ),
+        ("/logplex", _packed(b"4 <1>x" * (BODY_BYTES // 6))),
+        ("/syslog", _packed(b"<1>\n" * (BODY_BYTES // 4))),
+        ("/services/collector/raw", _packed(b"a\n" * (BODY_BYTES // 2))),
+    )
+
+
+async def misled(turn: Turn) -> None:
+    """A malformed body of MAX_BODY_BYTES, packed."""
+    path, body = damaged()[turn.number % len(damaged())]
+    await turn.target.ask(post(path), body, JSON, GZIP)
+
+
+@cache
+def delivery() -> bytes:
+    """A request of Firehose whose records are tiny frames."""
+    data = base64.b64encode(frames("zstd")[: 10 * 1024 * 1024]).decode()
+    records = [{"data": data}]
+    return _packed(json.dumps({"requestId": "r", "timestamp": 1, "records": records}).encode())
+
+
+async def delivered(turn: Turn) -> None:
+    """Records that are packed once more, in tiny frames."""
+    await turn.target.ask(post("/firehose"), delivery(), JSON, GZIP)
+
+
+@cache
+def protobufs() -> tuple[tuple[str, bytes], ...]:
+    """Bodies of protobuf with as many empty messages as they hold, packed: path, body."""
+    import cramjam
+
+    size = BODY_BYTES - 100
+    record = b"\x12\x00" * (size // 2)
+    scope = b"\x12" + _varint(len(record)) + record
+    logs = b"\x0a" + _varint(len(scope)) + scope
+    loki = b"\x0a\x00" * (size // 2)
+    return (
+        ("/v1/logs", logs),
+        ("/v1/logs", b"\x0a\x00" * (size // 2)),
+        ("/loki/api/v1/push", bytes(cramjam.snappy.compress_raw(loki))),
+    )
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
+
+
+async def emptied(turn: Turn) -> None:
+    """Empty messages of protobuf."""
+    path, body = protobufs()[turn.number % len(protobufs())]
+    lines = ["Content-Type: application/x-protobuf"]
+    if path == "/v1/logs":
+        body, lines = _packed(body), [*lines, GZIP]
+    await turn.target.ask(post(path), body, *lines)
 
 
 async def batches(turn: Turn) -> None:
@@ -468,9 +565,9 @@ ATTACKS: Mapping[str, Attack] = {
         settings=LONG_STREAM,
     ),
     "costly-filters": Attack(
-        "12 readers with costly filters, 2 senders of costly events",
+        "18 readers with costly filters, 2 senders of costly events",
         costly,
-        14,
+        20,
         Bound(150, 120),
         "the window (64 MB), batches under way",
     ),
@@ -528,6 +625,20 @@ ATTACKS: Mapping[str, Attack] = {
         Bound(100, 20),
         "MAX_INFLIGHT_BYTES",
     ),
+    "wide-heads": Attack(
+        "heads of 60 KB in 15,000 lines",
+        wide_head,
+        8,
+        Bound(40, 20),
+        "64 KB a head",
+    ),
+    "wide-queries": Attack(
+        "queries with 20,000 parameters",
+        wide_query,
+        8,
+        Bound(40, 20),
+        "64 KB a head",
+    ),
     "half-syslog": Attack(
         "600 messages of syslog over TCP that never end",
         half_syslog,
@@ -575,6 +686,27 @@ ATTACKS: Mapping[str, Attack] = {
         "8 bodies of 16 MiB at a time, in eleven protocols",
         enlarged,
         8,
+        Bound(128 + 160, 150),
+        "MAX_INFLIGHT_BYTES, ten times MAX_BODY_BYTES",
+    ),
+    "malformed-bodies": Attack(
+        "8 malformed bodies of 16 MiB at a time, in several protocols",
+        misled,
+        8,
+        Bound(128 + 160, 150),
+        "MAX_INFLIGHT_BYTES, ten times MAX_BODY_BYTES",
+    ),
+    "protobuf": Attack(
+        "4 bodies of 16 MiB of empty messages at a time",
+        emptied,
+        4,
+        Bound(128 + 160, 150),
+        "MAX_INFLIGHT_BYTES, ten times MAX_BODY_BYTES",
+    ),
+    "records": Attack(
+        "4 requests of Firehose whose records are tiny frames of zstd",
+        delivered,
+        4,
         Bound(128 + 160, 150),
         "MAX_INFLIGHT_BYTES, ten times MAX_BODY_BYTES",
     ),

@@ -232,10 +232,14 @@ class Clients:
         return ""
 
     async def _resume(self) -> str:
-        """A reader from long ago, until its first event."""
-        async with self._subscribed("", self._wanted.resume_from) as events:
+        """A reader from long ago, until its first event; in turn with one that looks back for
+        something rare, until its `hello`."""
+        query, last_id, wanted = "", self._wanted.resume_from, "message"
+        if len(self.seen.resumes) % 2:
+            query, last_id, wanted = "tail=10&q=/honestly-rare/", "", "hello"
+        async with self._subscribed(query, last_id) as events:
             async for event in events:
-                if event.event == "message":
+                if event.event == wanted:
                     return ""
                 if event.event == "bye":
                     return f"bye: {event.data}"

@@ -171,7 +171,8 @@ class Row(NamedTuple):
     name: str
     requests: int
     sent: int
-    statuses: Mapping[str, int]
+    answers: Mapping[str, int]
+    """How many of each status the attacker read, and of each of its errors."""
     seen: Witnessed
     memory: Memory
     found: Sequence[str]

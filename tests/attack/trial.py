@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from tests.attack import attacker as attacking
 from tests.attack.attacks import ATTACKS
 from tests.attack.client import Tally
-from tests.attack.honest import Progress, Wanted
+from tests.attack.honest import AT_THE_END_S, PATIENCE_S, Progress, Wanted
 from tests.attack.judge import MEGA, Limits, Memory, Row, Witnessed, offences
 from tests.raw import peak_memory
 from tests.servers import UNMEASURED, Process, Valkey, free_port
@@ -26,15 +27,16 @@ STREAM = "logs"
 SERVER = "logpipe"
 """The module that is run as the server; an altered one is `tests.attack.altered`."""
 SEED = """
-local size, large = tonumber(ARGV[1]), ARGV[2]
+local size, large, id = tonumber(ARGV[1]), ARGV[2], ''
 for n = 1, size do
-  redis.call('XADD', KEYS[1], '*', 'event', string.format(
+  id = redis.call('XADD', KEYS[1], '*', 'event', string.format(
     '{"source":"service-%d","level":"%s","message":"GET /items/%d of %d took %d ms%s",' ..
     '"ts_unix_ms":1710000000000,"metadata":{"region":"r%d","status":%d}}',
     n % 10, n % 7 == 0 and 'ERROR' or 'INFO', n, n * 7, n % 977, large, n % 3, 200 + n % 5))
 end
+return id
 """
-SEEDED_AT_ONCE = 50_000
+SEEDED_AT_ONCE = 10_000
 LARGE = "x" * 60_000
 MAX_LINE = 2**28
 """Of what the honest clients have seen, as JSON."""
@@ -58,21 +60,19 @@ class Watched(NamedTuple):
     resident: int
 
 
+Child = asyncio.subprocess.Process
 Show = Callable[[str, Watched], None]
 
 
 def seed(valkey: Valkey, count: int, *, large: bool) -> str:
-    """Fills the stream; the id of an entry in its middle, empty where there is none."""
+    """Fills the stream; the id of an entry around its middle, empty where there is none."""
     script = valkey.client.register_script(SEED)
     step = 100 if large else SEEDED_AT_ONCE
+    ids = []
     for begun in range(0, count, step):
-        script(keys=[STREAM], args=[min(step, count - begun), LARGE if large else ""])
-    if not count:
-        return ""
-    first = valkey.client.xrange(STREAM, count=1)[0][0]
-    last = valkey.client.xrevrange(STREAM, count=1)[0][0]
-    middle = (int(first.split(b"-")[0]) + int(last.split(b"-")[0])) // 2
-    return valkey.client.xrange(STREAM, min=middle, count=1)[0][0].decode()
+        given: list[int | str] = [min(step, count - begun), LARGE if large else ""]
+        ids.append(script(keys=[STREAM], args=given).decode())
+    return ids[len(ids) // 2 - 1] if ids else ""
 
 
 class Trial:
@@ -90,6 +90,7 @@ class Trial:
         self._altered = altered
         self._tally = Tally()
         self._progress = Progress(0.0, 0.0, 0)
+        self._syslog_port = free_port() if self.attack.syslog else 0
 
     @property
     def log(self) -> Path:
@@ -99,19 +100,30 @@ class Trial:
     async def run(self, late: int = 0) -> Row:
         """The attack's row of the table."""
         self._valkey.reset()
-        resume_from = await asyncio.to_thread(
-            seed, self._valkey, self.attack.stored, large=self.attack.large
-        )
-        async with self._server() as server, self._witness() as (witness, witness_pid):
-            syslog = self._syslog_port if self.attack.syslog else 0
-            pids = [server.popen.pid, self._valkey.pid, witness_pid]
-            wanted = Wanted(server.port, witness, pids, resume_from, syslog)
-            seen, memory = await self._played(server, wanted)
+        async with (
+            # They start while the stream is filled, and wait for their orders.
+            _module("witness") as witness,
+            _module("honest") as honest,
+            _module("attacker") as attacker,
+            self._server() as server,
+        ):
+            resume_from = await asyncio.to_thread(
+                seed, self._valkey, self.attack.stored, large=self.attack.large
+            )
+            await server.ready()
+            pids = [server.popen.pid, self._valkey.pid, witness.pid]
+            wanted = Wanted(
+                server.port,
+                int(await _read(witness).readline()),
+                pids,
+                resume_from,
+                self._syslog_port,
+            )
+            seen, memory = await self._played(server, honest, attacker, wanted)
         found = [*offences(seen, memory, Limits(self.attack.bound, late))]
-        if server.popen.returncode not in (None, -9):
-            found.append(f"the server ended with {server.popen.returncode}")
         tally = self._tally
-        return Row(self.name, tally.requests, tally.sent, tally.statuses, seen, memory, found)
+        answers = tally.statuses | tally.failures
+        return Row(self.name, tally.requests, tally.sent, answers, seen, memory, found)
 
     @contextlib.asynccontextmanager
     async def _server(self) -> AsyncIterator[Process]:
@@ -123,8 +135,7 @@ class Trial:
             "PORT": str(free_port()),
             **self.attack.settings,
         }
-        if self.attack.syslog:
-            self._syslog_port = free_port()
+        if self._syslog_port:
             environ["SYSLOG_TCP"] = str(self._syslog_port)
         module = SERVER
         if self._altered:
@@ -134,58 +145,42 @@ class Trial:
             if self.attack.files:
                 limits = (self.attack.files, self.attack.files)
                 resource.prlimit(process.popen.pid, resource.RLIMIT_NOFILE, limits)
-            await process.ready()
             yield process
         finally:
             process.popen.kill()
             process.popen.wait(10)
 
-    @contextlib.asynccontextmanager
-    async def _witness(self) -> AsyncIterator[tuple[int, int]]:
-        process = await _module("witness")
-        try:
-            assert process.stdout is not None
-            yield int(await process.stdout.readline()), process.pid
-        finally:
-            await _ended(process)
-
-    async def _played(self, server: Process, wanted: Wanted) -> tuple[Witnessed, Memory]:
+    async def _played(
+        self, server: Process, honest: Child, attacker: Child, wanted: Wanted
+    ) -> tuple[Witnessed, Memory]:
         """What the honest clients saw from the beginning of the attack on, and the memory."""
-        honest = await _module("honest")
-        assert honest.stdin is not None and honest.stdout is not None
-        seen: asyncio.Task[Witnessed] = asyncio.create_task(self._read(honest.stdout))
+        watching = asyncio.create_task(self._watch(_read(honest)))
         try:
-            honest.stdin.write(msgspec.json.encode(wanted) + b"\n")
-            await honest.stdin.drain()
+            await _order(honest, wanted)
             await self._pass("warming", self._times.warm, server)
             pid = server.popen.pid
             before = resident_bytes(pid)
             peak_memory(pid, reset=True)
             began = time.monotonic()
-            await self._attack(server)
+            await self._attack(server, attacker)
             await self._pass("after it", self._times.settle, server)
             after, peak = resident_bytes(pid), peak_memory(pid)
+            assert honest.stdin is not None
             honest.stdin.close()
-            async with asyncio.timeout(60):
-                whole = await seen
+            async with asyncio.timeout(AT_THE_END_S + PATIENCE_S + 30):
+                whole = await watching
         finally:
-            seen.cancel()
-            await _ended(honest)
+            watching.cancel()
         return _since(whole, began), Memory(before, peak, after)
 
-    async def _attack(self, server: Process) -> None:
-        syslog = self._syslog_port if self.attack.syslog else 0
-        given = (self.name, str(server.port), str(syslog), str(self._times.attack))
-        attacker = await _module("attacker", *given)
-        assert attacker.stdout is not None
+    async def _attack(self, server: Process, attacker: Child) -> None:
         began = time.monotonic()
-        try:
-            async with asyncio.timeout(self._times.attack + 30):
-                async for line in attacker.stdout:
-                    self._tally = msgspec.json.decode(line, type=Tally)
-                    self._tell("attacked", time.monotonic() - began, server)
-        finally:
-            await _ended(attacker)
+        wanted = attacking.Wanted(self.name, server.port, self._syslog_port, self._times.attack)
+        await _order(attacker, wanted)
+        async with asyncio.timeout(self._times.attack + 30):
+            async for line in _read(attacker):
+                self._tally = msgspec.json.decode(line, type=Tally)
+                self._tell("attacked", time.monotonic() - began, server)
 
     async def _pass(self, what: str, seconds: float, server: Process) -> None:
         began = time.monotonic()
@@ -199,7 +194,7 @@ class Trial:
         resident = resident_bytes(server.popen.pid)
         self._show(f"{self.name}, {what}", Watched(passed_s, self._tally, self._progress, resident))
 
-    async def _read(self, lines: asyncio.StreamReader) -> Witnessed:
+    async def _watch(self, lines: asyncio.StreamReader) -> Witnessed:
         """Takes the progress of the honest clients, and returns what they have seen."""
         async for line in lines:
             message = msgspec.json.decode(line, type=Progress | Witnessed)
@@ -209,25 +204,38 @@ class Trial:
         raise RuntimeError("the honest clients have ended before they told what they saw")
 
 
-async def _module(name: str, *arguments: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
+@contextlib.asynccontextmanager
+async def _module(name: str) -> AsyncIterator[Child]:
+    """A process of this package, which is gone at the end."""
+    process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         f"tests.attack.{name}",
-        *arguments,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, **UNMEASURED},
         limit=MAX_LINE,
     )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                # Its `kill` would take the exit status away from the loop, if it has just ended.
+                os.kill(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
-async def _ended(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            # Its `kill` would take the exit status away from the loop, where it has just ended.
-            os.kill(process.pid, signal.SIGKILL)
-    await process.wait()
+def _read(process: Child) -> asyncio.StreamReader:
+    assert process.stdout is not None
+    return process.stdout
+
+
+async def _order(process: Child, wanted: msgspec.Struct) -> None:
+    """Tells a waiting process what to do."""
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(wanted) + b"\n")
+    await process.stdin.drain()
 
 
 def _since(whole: Witnessed, began: float) -> Witnessed:
