@@ -5,17 +5,23 @@ from collections.abc import Callable
 
 from logpipe.cli import main
 from logpipe.fanout import history
+from logpipe.filters import predicate
 
 
 def _scans() -> None:
-    """Any number of scans at a time, in steps without a pause."""
-    history.SCAN_SEATS = 1_000
-    history.SCAN_QUEUE = 1_000_000
+    """Searches of the history have as many seats as they want, and do not pause within a step."""
+    history.ScanSeats.__init__.__defaults__ = (1_000, 1_000_000)  # type: ignore[misc]
     history.TURN_S = 60.0
+
+
+def _filter_cost() -> None:
+    """A filter may take as long as it likes for an event."""
+    predicate.MAX_STEPS = 10**9
 
 
 ALTERATIONS: dict[str, Callable[[], None]] = {
     "scans": _scans,
+    "filter-cost": _filter_cost,
 }
 
 if __name__ == "__main__":

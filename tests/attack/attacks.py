@@ -493,6 +493,7 @@ ATTACKS: Mapping[str, Attack] = {
         "3 steps of 1 MB, heads of 200 connections",
         pause_s=0.5,
         stored=SCANNED,
+        control="scans",
     ),
     "rows-abandoned": Attack(
         "the same for the rows of the page",
@@ -537,6 +538,7 @@ ATTACKS: Mapping[str, Attack] = {
         Bound(40, 20),
         "3 steps of 1 MB",
         stored=SCANNED,
+        control="scans",
     ),
     "scans-300": Attack(
         "300 searches by regular expressions at a time",
@@ -570,6 +572,7 @@ ATTACKS: Mapping[str, Attack] = {
         20,
         Bound(150, 120),
         "the window (64 MB), batches under way",
+        control="filter-cost",
     ),
     "regexes": Attack(
         "filters of four regular expressions, each of them new",
