@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from logpipe import sse
-from tests.attack.judge import Accepted, Gap, Sample, Witnessed, latency
+from tests.attack.judge import Accepted, Gap, Sample, Witnessed
 from tests.helpers import processor_wait_s
 from tests.raw import Answer, Connection, request
 from tests.soak.judge import parse_id
@@ -291,6 +291,10 @@ async def _events(connection: Connection) -> AsyncIterator[sse.ServerSentEvent]:
             yield event
 
 
+def _worst(samples: list[Sample]) -> float:
+    return max((sample.fair_s for sample in samples), default=0.0)
+
+
 def _print(message: msgspec.Struct) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.buffer.flush()
@@ -307,8 +311,7 @@ async def _main() -> None:
         await asyncio.wait([running, ending] if not ending.done() else [running], timeout=0.5)
         clients.stopping = ending.done()
         seen = clients.seen
-        livez, posts = latency(seen.livez), latency(seen.posts)
-        _print(Progress(livez.worst, posts.worst, len(seen.received)))
+        _print(Progress(_worst(seen.livez), _worst(seen.posts), len(seen.received)))
     running.result()
     _print(clients.seen)
 

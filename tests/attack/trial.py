@@ -99,6 +99,16 @@ class Trial:
 
     async def run(self, late: int = 0) -> Row:
         """The attack's row of the table."""
+        try:
+            seen, memory = await self._tried()
+            found = [*offences(seen, memory, Limits(self.attack.bound, late))]
+        except (RuntimeError, TimeoutError) as error:
+            seen, memory, found = Witnessed(), Memory(0, 0, 0), [f"the trial broke off: {error!r}"]
+        tally = self._tally
+        answers = tally.statuses | tally.failures
+        return Row(self.name, tally.requests, tally.sent, answers, seen, memory, found)
+
+    async def _tried(self) -> tuple[Witnessed, Memory]:
         self._valkey.reset()
         async with (
             # They start while the stream is filled, and wait for their orders.
@@ -119,11 +129,7 @@ class Trial:
                 resume_from,
                 self._syslog_port,
             )
-            seen, memory = await self._played(server, honest, attacker, wanted)
-        found = [*offences(seen, memory, Limits(self.attack.bound, late))]
-        tally = self._tally
-        answers = tally.statuses | tally.failures
-        return Row(self.name, tally.requests, tally.sent, answers, seen, memory, found)
+            return await self._played(server, honest, attacker, wanted)
 
     @contextlib.asynccontextmanager
     async def _server(self) -> AsyncIterator[Process]:
