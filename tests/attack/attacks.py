@@ -68,7 +68,7 @@ class Attack(NamedTuple):
 
 async def pipelined(turn: Turn) -> None:
     """Thousands of requests at once on one connection, whose answers nobody reads."""
-    requests = head("GET /openapi.json") * 8 + b"GET /x HTTP/1.1\r\n\r\n" * 14_000
+    requests = head("GET /openapi.json") * 8 + b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n" * 14_000
     async with turn.target.connected(takes_little=True) as connection, asyncio.timeout(5):
         await turn.target.send(connection, requests, 14_008)
         await asyncio.sleep(5)
@@ -579,9 +579,9 @@ ATTACKS: Mapping[str, Attack] = {
         "filters of four regular expressions, each of them new",
         regexes,
         8,
-        Bound(80, 80),
-        "the cache of compiled filters",
-        stored=1_000,
+        Bound(64, 64),
+        "compiled.MAX_BYTES",
+        stored=100,
         control="filter-memory",
     ),
     "malformed-filters": Attack(
