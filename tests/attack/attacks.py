@@ -585,9 +585,9 @@ ATTACKS: Mapping[str, Attack] = {
         control="filter-memory",
     ),
     "malformed-filters": Attack(
-        "long filters with an error at the end, each of them new",
+        "100 clients whose long filters have an error at the end, each of them new",
         malformed,
-        8,
+        100,
         Bound(20, 20),
         "none",
     ),
