@@ -4,46 +4,62 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from logpipe import filters
 from logpipe.cli import main
-from logpipe.fanout import history
-from logpipe.filters import predicate, reading
-from logpipe.serving import connections, protocol
 
 NO_BOUND = 10**12
+LONG_S = 60.0
 
 
 def _pipeline() -> None:
     """All that a connection has received is parsed at once, however many requests it holds."""
+    from logpipe.serving import protocol
+
     protocol.MAX_OPEN = protocol.MAX_QUEUED_BYTES = NO_BOUND
     protocol.BoundedProtocol._is_one_step = lambda self, data: True  # type: ignore[method-assign]
 
 
 def _idle() -> None:
     """No idle connection is closed to make room for another."""
+    from logpipe.serving import connections
+
     connections.CROWDED_PERCENT = 1_000
 
 
 def _scans() -> None:
     """Searches of the history have as many seats as they want, and do not pause within a step."""
+    from logpipe.fanout import history
+
     init = history.ScanSeats.__init__
 
     def without_bounds(self: history.ScanSeats, *_: Any, **given: Any) -> None:
         init(self, **{**given, "seats": 1_000, "queue": NO_BOUND})
 
     history.ScanSeats.__init__ = without_bounds  # type: ignore[method-assign]
-    history.TURN_S = 60.0
+    history.TURN_S = LONG_S
 
 
 def _filter_cost() -> None:
     """A filter may take as long as it likes for an event."""
+    from logpipe.filters import predicate
+
     predicate.MAX_STEPS = NO_BOUND
 
 
 def _filter_memory() -> None:
     """Compiled filters are kept, whoever used them, and as large as they like."""
+    from logpipe import filters
+    from logpipe.filters import reading
+
     filters._PREDICATES._max_bytes = filters._PREDICATES._idle_bytes = NO_BOUND
     reading.REGEX_MEMORY = 1 << 20
+
+
+def _frames() -> None:
+    """A body may have any number of frames, and is unpacked without a pause."""
+    from logpipe.collector import body
+
+    body.MAX_FRAMES = NO_BOUND
+    body.FIRST_STEP_S = body.STEP_S = LONG_S
 
 
 ALTERATIONS: dict[str, Callable[[], None]] = {
@@ -52,6 +68,7 @@ ALTERATIONS: dict[str, Callable[[], None]] = {
     "scans": _scans,
     "filter-cost": _filter_cost,
     "filter-memory": _filter_memory,
+    "frames": _frames,
 }
 
 if __name__ == "__main__":

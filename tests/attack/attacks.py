@@ -689,6 +689,7 @@ ATTACKS: Mapping[str, Attack] = {
         6,
         Bound(100, 30),
         "MAX_INFLIGHT_BYTES",
+        control="frames",
     ),
     "bodies": Attack(
         "8 bodies of 16 MiB at a time, in eleven protocols",
@@ -769,7 +770,7 @@ SLICE = (
     "scans-abandoned",
     "scans-100",
     "costly-filters",
+    "frames",
     "idle-connections",
-    "mixed",
 )
 """What continuous integration plays, for a few seconds each."""
