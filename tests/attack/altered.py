@@ -1,5 +1,6 @@
 """logpipe without one of its bounds, which ALTERED names: what an attack on it must notice."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,9 @@ def _idle() -> None:
 
 
 def _scans() -> None:
-    """Searches of the history have as many seats as they want, and do not pause within a step."""
+    """Searches of the history have as many seats as they want, read all in one step, do not pause,
+    and go on when their clients have left."""
+    from logpipe import answers
     from logpipe.fanout import history
 
     init = history.ScanSeats.__init__
@@ -35,7 +38,10 @@ def _scans() -> None:
         init(self, **{**given, "seats": 1_000, "queue": NO_BOUND})
 
     history.ScanSeats.__init__ = without_bounds  # type: ignore[method-assign]
-    history.TURN_S = LONG_S
+    history.TURN_S = history.STEP_S = history.PAGE_S = LONG_S
+    history.FIRST_COUNT = history.MAX_STEP_COUNT = history.PAGE_SCAN
+    history.STEP_BYTES = history.CLOCK_BYTES = NO_BOUND
+    answers.attended = lambda receive: contextlib.nullcontext()
 
 
 def _filter_cost() -> None:

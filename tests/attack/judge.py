@@ -18,7 +18,7 @@ POST_S = 1.0
 """The worst latency of `/livez`, and of somebody else's POST: the contract."""
 RESUME_S = 2.0
 """The worst time to the first event of a reader that resumes: generous, 0.05 s without attacks."""
-GROWTH_MB = 40
+GROWTH_MB = 25
 """Memory that is no limit's: buffers of the kernel's size, the allocator's free lists, code that
 is used for the first time."""
 
