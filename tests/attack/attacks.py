@@ -581,7 +581,7 @@ ATTACKS: Mapping[str, Attack] = {
         8,
         Bound(10, 6),
         "compiled.IDLE_BYTES, and 8 filters in use",
-        stored=100,
+        stored=300,
         control="filter-memory",
     ),
     "malformed-filters": Attack(
