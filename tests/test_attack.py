@@ -6,6 +6,7 @@ import pytest
 
 from tests.attack.altered import ALTERATIONS
 from tests.attack.attacks import ATTACKS, SLICE
+from tests.attack.honest import machine_part_s
 from tests.attack.judge import (
     GROWTH_MB,
     HEAD,
@@ -73,6 +74,12 @@ def test_what_the_machine_took_is_not_the_server_s(seen: Witnessed) -> None:
     assert latency(seen.livez).worst == pytest.approx(0.1)
 
 
+def test_of_a_process_the_waits_of_two_threads_count() -> None:
+    before = [{"1": 1.0, "2": 5.0, "3": 5.0}, {"9": 0.0}]
+    after = [{"1": 1.5, "2": 5.1, "3": 5.2, "4": 0.1}, {"9": 1.0}]
+    assert machine_part_s(before, after) == pytest.approx(0.5 + 0.2 + 1.0)
+
+
 def test_some_late_answers_may_be_allowed(seen: Witnessed) -> None:
     seen.livez += samples(0.3, 0.4)
     assert found(seen, limits=LIMITS._replace(late=2)) == []
@@ -132,9 +139,8 @@ def test_the_99th_percentile_leaves_out_one_of_a_hundred() -> None:
 
 def test_a_row_of_the_table_says_what_was_measured(seen: Witnessed) -> None:
     row = Row("pipelining", 1_000, 2 * MEGA, {}, seen, CALM, [])
-    assert line(row).split() == (
-        "pipelining 1,000 2.0 20 ms/20 ms 20 ms/20 ms - 60/70/65 ok 0 held".split()
-    )
+    told = "pipelining 1,000 2.0 20 ms/20 ms 20 ms/20 ms - 60/70/65 ok 0 held"
+    assert " ".join(line(row).split()) == told
     assert line(row._replace(found=["late"])).endswith("FAILED")
     assert len(line(row)) <= len(HEAD)
 
