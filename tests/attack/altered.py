@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from logpipe.cli import main
@@ -11,12 +11,20 @@ NO_BOUND = 10**12
 LONG_S = 60.0
 
 
+@contextlib.asynccontextmanager
+async def _unattended(_: Any) -> AsyncIterator[None]:
+    """Nobody notices that a client has left."""
+    yield
+
+
 def _pipeline() -> None:
     """All that a connection has received is parsed at once, however many requests it holds."""
-    from logpipe.serving import protocol
+    from logpipe.serving import connections, protocol
 
-    protocol.MAX_OPEN = protocol.MAX_QUEUED_BYTES = NO_BOUND
-    protocol.BoundedProtocol._is_one_step = lambda self, data: True  # type: ignore[method-assign]
+    protocol.MAX_OPEN = protocol.MAX_QUEUED_BYTES = protocol.SLICE_BYTES = NO_BOUND
+    protocol.HEAD_END = b"\0"
+    connections.STEPS_AT_ONCE = NO_BOUND
+    connections.TURN_S = LONG_S
 
 
 def _idle() -> None:
@@ -41,7 +49,7 @@ def _scans() -> None:
     history.TURN_S = history.STEP_S = history.PAGE_S = LONG_S
     history.FIRST_COUNT = history.MAX_STEP_COUNT = history.PAGE_SCAN
     history.STEP_BYTES = history.CLOCK_BYTES = NO_BOUND
-    answers.attended = lambda receive: contextlib.nullcontext()
+    answers.attended = _unattended
 
 
 def _filter_cost() -> None:
