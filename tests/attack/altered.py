@@ -12,7 +12,7 @@ LONG_S = 60.0
 
 
 @contextlib.asynccontextmanager
-async def _unattended(_: Any) -> AsyncIterator[None]:
+async def _unattended(receive: Any) -> AsyncIterator[None]:
     """Nobody notices that a client has left."""
     yield
 
