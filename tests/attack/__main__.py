@@ -18,7 +18,7 @@ from tests.servers import Valkey
 SLICE_TIMES = Times(attack=3.0, warm=0.7, settle=0.7)
 SLICE_LATE = 2
 """Answers of each kind that may be late in the slice: a machine can stop for a moment."""
-BREAK_TIMES = Times(attack=8.0, warm=1.0, settle=2.0)
+BREAK_TIMES = Times(attack=12.0, warm=1.0, settle=2.0)
 
 
 def _show(what: str, watched: Watched) -> None:

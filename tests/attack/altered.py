@@ -19,19 +19,19 @@ async def _unattended(receive: Any) -> AsyncIterator[None]:
 
 def _pipeline() -> None:
     """All that a connection has received is parsed at once, however many requests it holds."""
-    from logpipe.serving import connections, protocol
+    from logpipe.serving import admission, protocol
 
     protocol.MAX_OPEN = protocol.MAX_QUEUED_BYTES = protocol.SLICE_BYTES = NO_BOUND
     protocol.HEAD_END = b"\0"
-    connections.STEPS_AT_ONCE = NO_BOUND
-    connections.TURN_S = LONG_S
+    admission.STEPS_AT_ONCE = NO_BOUND
+    admission.TURN_S = LONG_S
 
 
 def _idle() -> None:
     """No idle connection is closed to make room for another."""
-    from logpipe.serving import connections
+    from logpipe.serving import admission
 
-    connections.CROWDED_PERCENT = 1_000
+    admission.CROWDED_PERCENT = 1_000
 
 
 def _scans() -> None:

@@ -18,6 +18,8 @@ POST_S = 1.0
 """The worst latency of `/livez`, and of somebody else's POST: the contract."""
 RESUME_S = 2.0
 """The worst time to the first event of a reader that resumes: generous, 0.05 s without attacks."""
+HEALTH_S = 5.0
+"""The worst latency of `/healthz`, which has to ask Redis."""
 GROWTH_MB = 25
 """Memory that is no limit's: buffers of the kernel's size, the allocator's free lists, code that
 is used for the first time."""
@@ -130,6 +132,7 @@ def offences(seen: Witnessed, memory: Memory, limits: Limits) -> Iterator[str]:
     yield from _late("/livez", seen.livez, LIVEZ_S, limits.late)
     yield from _late("POST", seen.posts, POST_S, limits.late)
     yield from _late("resume", seen.resumes, RESUME_S, limits.late)
+    yield from _late("/healthz", seen.health, HEALTH_S, limits.late)
     yield from _late("syslog", seen.syslog, POST_S, limits.late)
     for name, samples in (
         ("/livez", seen.livez),
