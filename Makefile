@@ -16,7 +16,7 @@ BUILD_REQUIRES := 'import tomllib; print(*tomllib.load(open("pyproject.toml", "r
 LOCKED := --quiet --require-hashes --only-binary :all:
 
 .DEFAULT_GOAL := help
-.PHONY: help run test newest senders chaos fuzz soak soak-day bench check lint types lock audit format clean
+.PHONY: help run test newest senders chaos fuzz soak soak-day attack bench check lint types lock audit format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,9 @@ soak: $(VENV)/.developing ## Kill everything under load for SECONDS, and judge; 
 
 soak-day: $(VENV)/.developing ## A day's events, reconnects and restarts of Redis in a quarter of an hour
 	$(BIN)/python -m tests.soak.day --seed $(SEED)
+
+attack: $(VENV)/.developing ## Play every attack on a real process for SECONDS, and judge what honest clients see
+	$(BIN)/python -m tests.attack --seconds $(SECONDS)
 
 bench: $(VENV)/.developing ## Measure logpipe, its ceilings and its peers in one run (10 minutes)
 	$(BIN)/python -m tests.bench

@@ -73,6 +73,12 @@ class Valkey:
             assert time.monotonic() < deadline, "the test's Valkey does not start"
             time.sleep(0.005)
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """Ends it by SIGKILL; what was in memory is gone."""
         self._end(signal.SIGKILL)
@@ -207,15 +213,15 @@ For processes that do much and of whose code other tests cover all."""
 
 
 class Process:
-    """A `logpipe serve` of its own, with its log in `log`."""
+    """A `logpipe serve` of its own, or another module in its place, with its log in `log`."""
 
-    def __init__(self, environ: Mapping[str, str], log: Path) -> None:
+    def __init__(self, environ: Mapping[str, str], log: Path, module: str = "logpipe") -> None:
         self.log = log
         self.port = int(environ["PORT"])
         self.url = f"http://127.0.0.1:{self.port}"
         with log.open("ab") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "logpipe", "serve"],
+                [sys.executable, "-m", module, "serve"],
                 env={**os.environ, **environ},
                 stdout=out,
                 stderr=out,

@@ -1,0 +1,1 @@
+"""Hostile clients at a real process, beside honest ones."""

@@ -1,0 +1,89 @@
+"""logpipe without one of its bounds, which ALTERED names: what an attack on it must notice."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from logpipe.cli import main
+
+NO_BOUND = 10**12
+LONG_S = 60.0
+
+
+@contextlib.asynccontextmanager
+async def _unattended(receive: Any) -> AsyncIterator[None]:
+    """Nobody notices that a client has left."""
+    yield
+
+
+def _pipeline() -> None:
+    """All that a connection has received is parsed at once, however many requests it holds."""
+    from logpipe.serving import admission, protocol
+
+    protocol.MAX_OPEN = protocol.MAX_QUEUED_BYTES = protocol.SLICE_BYTES = NO_BOUND
+    protocol.HEAD_END = b"\0"
+    admission.STEPS_AT_ONCE = NO_BOUND
+    admission.TURN_S = LONG_S
+
+
+def _idle() -> None:
+    """No idle connection is closed to make room for another."""
+    from logpipe.serving import admission
+
+    admission.CROWDED_PERCENT = 1_000
+
+
+def _scans() -> None:
+    """Searches of the history have as many seats as they want, read all in one step, do not pause,
+    and go on when their clients have left."""
+    from logpipe import answers
+    from logpipe.fanout import history
+
+    init = history.ScanSeats.__init__
+
+    def without_bounds(self: history.ScanSeats, *_: Any, **given: Any) -> None:
+        init(self, **{**given, "seats": 1_000, "queue": NO_BOUND})
+
+    history.ScanSeats.__init__ = without_bounds  # type: ignore[method-assign]
+    history.TURN_S = history.STEP_S = history.PAGE_S = LONG_S
+    history.FIRST_COUNT = history.MAX_STEP_COUNT = history.PAGE_SCAN
+    history.STEP_BYTES = history.CLOCK_BYTES = NO_BOUND
+    answers.attended = _unattended
+
+
+def _filter_cost() -> None:
+    """A filter may take as long as it likes for an event."""
+    from logpipe.filters import predicate
+
+    predicate.MAX_STEPS = NO_BOUND
+
+
+def _filter_memory() -> None:
+    """Compiled filters are kept, whoever used them, and as large as they like."""
+    from logpipe.filters import compiled, reading
+
+    compiled.memory_of = lambda query, node: 0
+    reading.REGEX_MEMORY = 1 << 20
+
+
+def _frames() -> None:
+    """A body may have any number of frames, and is unpacked without a pause."""
+    from logpipe.collector import body
+
+    body.MAX_FRAMES = NO_BOUND
+    body.FIRST_STEP_S = body.STEP_S = LONG_S
+
+
+ALTERATIONS: dict[str, Callable[[], None]] = {
+    "pipeline": _pipeline,
+    "idle-connections": _idle,
+    "scans": _scans,
+    "filter-cost": _filter_cost,
+    "filter-memory": _filter_memory,
+    "frames": _frames,
+}
+
+if __name__ == "__main__":
+    ALTERATIONS[os.environ["ALTERED"]]()
+    main()
