@@ -75,6 +75,7 @@ async def test_the_history_of_an_empty_stream_is_empty(valkey: Valkey) -> None:
         assert await events(service, cursor="5-0", from_=1, to="latest") == {
             "events": [],
             "next": None,
+            "searched_to": None,
         }
 
 
