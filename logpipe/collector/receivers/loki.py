@@ -12,7 +12,7 @@ from logpipe.collector.receivers import fields
 from logpipe.collector.receivers.protobuf import each, message, parsed
 from logpipe.collector.receivers.protocol import Batch, Item, Request, always
 from logpipe.collector.receivers.repeated import Array, elements
-from logpipe.collector.receivers.unpacking import from_snappy
+from logpipe.collector.receivers.unpacking import claimed_size, from_snappy
 from logpipe.event import Event
 from logpipe.problems import Problem
 
@@ -25,6 +25,9 @@ SOURCES = (
     "workload", "job", "k8s_job_name", "host", "hostname",
 )  # fmt: skip
 """Labels by which Loki itself tells services, most telling first."""
+
+LARGE_BYTES = 64 * 1024
+"""Unpacked; a larger push is read in a thread, as a larger body is."""
 
 MAX_KNOWN_LABELS = 1024
 """Characters of labels that are remembered: a sender repeats its own with every push."""
@@ -97,6 +100,11 @@ def is_packed(request: Request) -> bool:
     """Whether the body of a push is packed still: by snappy, whether a header says so or not."""
     coding = request.headers.get("content-encoding", "").strip().lower()
     return request.media_type != "application/json" and coding in ("", "identity")
+
+
+def holds_more(request: Request) -> bool:
+    """Whether a push that is packed still says that it is large."""
+    return is_packed(request) and claimed_size(request.body) > LARGE_BYTES
 
 
 def _of_protobuf(request: Request, tenant: str) -> Iterator[Item]:

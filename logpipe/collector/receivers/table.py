@@ -35,7 +35,7 @@ SEGMENTS = (
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "json": Protocol(generic.PATHS, generic.parse, generic.refused, methods=("POST", "PUT")),
-    "loki": Protocol(loki.PATHS, loki.parse, loki.refused, holds_more=loki.is_packed),
+    "loki": Protocol(loki.PATHS, loki.parse, loki.refused, holds_more=loki.holds_more),
     "otlp": Protocol(otlp.PATHS, otlp.parse, otlp.refused),
     "elasticsearch": Protocol(
         elasticsearch.PATHS,
