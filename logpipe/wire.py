@@ -71,9 +71,13 @@ class Wire:
         if not self._transport.is_closing():
             self._uncork()
             if self.unfinished:
-                connection = self._transport.get_extra_info("socket")
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                self._reset_at_close()
         self._transport.close()
+
+    def _reset_at_close(self) -> None:
+        connection = self._transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):  # the client has reset the connection
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
     def is_closing(self) -> bool:
         """Whether the connection closes."""
@@ -92,16 +96,16 @@ class Wire:
     def bound_unsent(self, size: int) -> None:
         """Has the kernel take about so many bytes beyond those that are on their way, so that what
         it takes from here says what the client takes, and a slow client holds little memory."""
-        connection = self._transport.get_extra_info("socket")
-        if option := getattr(socket, "TCP_NOTSENT_LOWAT", None):
-            with contextlib.suppress(OSError):  # the connection is closed already
+        option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+        if option and not self._transport.is_closing():
+            connection = self._transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):  # the client has reset the connection
                 connection.setsockopt(socket.IPPROTO_TCP, option, size)
 
     def cut(self) -> None:
         """Ends the connection at once; what was written and not sent is dropped."""
-        connection = self._transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):  # it is closed already
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        if not self._transport.is_closing():
+            self._reset_at_close()
         self._transport.abort()
 
     # -- around the messages ------------------------------------------------------------------
