@@ -103,6 +103,8 @@ class Seats:
         self.taken = 0
         self.turns = Turns()
         """For what each subscriber is sent: filtering, encoding, rows of the page."""
+        self.parsing = Turns()
+        """For the filters of requests, of all endpoints together."""
         self._of_client: Counter[str] = Counter()
 
     def take(self, address: str) -> str:

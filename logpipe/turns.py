@@ -21,21 +21,27 @@ class Turns:
         """Seconds of work since the last pause."""
 
     async def run(self, work: Iterator[None]) -> None:
-        """Runs through an iterator, which yields wherever its work can be interrupted."""
+        """Runs through an iterator, which yields wherever its work can be interrupted. Raises what
+        the iterator raises."""
         done = False
         while not done:
             async with self._turn:
-                done = self._go_on(work)
-                if self._spent > TURN_S:
-                    self._spent = 0.0
-                    await asyncio.sleep(0)
+                try:
+                    done = self._go_on(work)
+                finally:
+                    if self._spent > TURN_S:
+                        self._spent = 0.0
+                        await asyncio.sleep(0)
 
     def _go_on(self, work: Iterator[None]) -> bool:
-        """Works until the turn is over; whether all work is done."""
+        """Works until the turn is over; whether all work is done. The time of work that raises an
+        error counts as well."""
         began = self._clock() - self._spent
-        for _ in work:
+        try:
+            for _ in work:
+                self._spent = self._clock() - began
+                if self._spent > TURN_S:
+                    return False
+        finally:
             self._spent = self._clock() - began
-            if self._spent > TURN_S:
-                return False
-        self._spent = self._clock() - began
         return True
