@@ -14,8 +14,10 @@ class Turns:
     Shorter work is added up: many tasks whose work is short hold the loop for no longer together.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, pause: int = 1) -> None:
         self._clock = clock
+        self._pause = pause
+        """Iterations of the event loop between two turns."""
         self._turn = asyncio.Lock()
         self._spent = 0.0
         """Seconds of work since the last pause."""
@@ -31,7 +33,8 @@ class Turns:
                 finally:
                     if self._spent > TURN_S:
                         self._spent = 0.0
-                        await asyncio.sleep(0)
+                        for _ in range(self._pause):
+                            await asyncio.sleep(0)
 
     def _go_on(self, work: Iterator[None]) -> bool:
         """Works until the turn is over; whether all work is done. The time of work that raises an
