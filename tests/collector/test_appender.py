@@ -5,7 +5,7 @@ from typing import cast
 import pytest
 
 from logpipe.collector import appender as module
-from logpipe.collector.appender import LARGE_EVENTS, MAX_SHARED_BYTES, Appender
+from logpipe.collector.appender import LANES, LARGE_EVENTS, MAX_SHARED_BYTES, Appender
 from logpipe.collector.inflight import Inflight
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
@@ -156,6 +156,19 @@ async def test_small_requests_are_appended_beside_a_large_one() -> None:
     stream.go.set()
     await asyncio.gather(first, second, small, later)
     assert [call[0] for call in stream.calls] == [b"L", b"a", b"b", b"M"]
+
+
+async def test_a_small_request_waits_for_few_of_many_batches() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream)
+    batches = [sending(appender, b"x" * (MAX_SHARED_BYTES + 1)) for _ in range(20)]
+    await wait_until(lambda: len(stream.calls) == LANES, "two appends are under way")
+    small = sending(appender, b"a")
+    await asyncio.sleep(0)
+    stream.go.set()
+    await asyncio.gather(*batches, small)
+    assert [b"a"] in stream.calls[: LANES + 2]
+    assert len(stream.calls) == 21
 
 
 async def test_large_requests_wait_for_each_other_and_not_for_ever() -> None:
