@@ -3,13 +3,14 @@
 import difflib
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from logpipe.filters import EVERYTHING, Filter, FilterError, parse_filter
 from logpipe.filters import PARAMETERS as FILTER_PARAMETERS
-from logpipe.filters import Filter, FilterError, parse_filter
 from logpipe.ids import END, START, StreamId, parse_id, parse_since
 from logpipe.messages import Start
 from logpipe.problems import bad_parameter
+from logpipe.turns import Turns
 
 MAX_TAIL = 1_000_000
 MAX_LIMIT = 5_000
@@ -80,10 +81,29 @@ def nearest_parameter(name: str, known: Sequence[str]) -> str:
     return difflib.get_close_matches(word, known, n=1, cutoff=0)[0]
 
 
-def chosen_filter(query: Mapping[str, str]) -> Filter:
-    """The filter of a request. Raises a 400 `Problem`."""
+async def parsed_filter(query: Mapping[str, str], turns: Turns) -> Filter:
+    """The filter of a request, compiled. Raises `FilterError`.
+
+    To parse and compile one takes up to 10 ms, each in one piece. With `turns` that all requests
+    share everything else goes on between two pieces, however many requests arrive together.
+    """
+    chosen = EVERYTHING
+
+    def steps() -> Iterator[None]:
+        nonlocal chosen
+        chosen = parse_filter(query)
+        yield
+        yield from chosen.compile()
+
+    if any(query.get(name) for name in FILTER_PARAMETERS):
+        await turns.run(steps())
+    return chosen
+
+
+async def chosen_filter(query: Mapping[str, str], turns: Turns) -> Filter:
+    """As `parsed_filter`. Raises a 400 `Problem`."""
     try:
-        return parse_filter(query)
+        return await parsed_filter(query, turns)
     except FilterError as error:
         place = "" if error.position is None else f"at position {error.position}: "
         remedy = f"; {error.hint}" if error.hint else ""

@@ -14,28 +14,37 @@ class Turns:
     Shorter work is added up: many tasks whose work is short hold the loop for no longer together.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, pause: int = 1) -> None:
         self._clock = clock
+        self._pause = pause
+        """Iterations of the event loop between two turns."""
         self._turn = asyncio.Lock()
         self._spent = 0.0
         """Seconds of work since the last pause."""
 
     async def run(self, work: Iterator[None]) -> None:
-        """Runs through an iterator, which yields wherever its work can be interrupted."""
+        """Runs through an iterator, which yields wherever its work can be interrupted. Raises what
+        the iterator raises."""
         done = False
         while not done:
             async with self._turn:
-                done = self._go_on(work)
-                if self._spent > TURN_S:
-                    self._spent = 0.0
-                    await asyncio.sleep(0)
+                try:
+                    done = self._go_on(work)
+                finally:
+                    if self._spent > TURN_S:
+                        self._spent = 0.0
+                        for _ in range(self._pause):
+                            await asyncio.sleep(0)
 
     def _go_on(self, work: Iterator[None]) -> bool:
-        """Works until the turn is over; whether all work is done."""
+        """Works until the turn is over; whether all work is done. The time of work that raises an
+        error counts as well."""
         began = self._clock() - self._spent
-        for _ in work:
+        try:
+            for _ in work:
+                self._spent = self._clock() - began
+                if self._spent > TURN_S:
+                    return False
+        finally:
             self._spent = self._clock() - began
-            if self._spent > TURN_S:
-                return False
-        self._spent = self._clock() - began
         return True

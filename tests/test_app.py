@@ -3,8 +3,9 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import GeneratorType
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logpipe.app import PROBES, ROLES, Dispatch, running
 from logpipe.settings import Role, load
+from logpipe.turns import Turns
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, free_port, serving, subscribed
 
@@ -184,3 +186,25 @@ async def test_a_path_of_no_role_is_not_found(path: str) -> None:
     await dispatch({"type": "http", "method": "GET", "path": path}, receive, send)
     assert sent[0]["status"] == 404
     assert json.loads(sent[1]["body"])["status"] == 404
+
+
+async def test_all_endpoints_parse_filters_in_the_same_turns(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsing: list[Turns] = []
+    run = Turns.run
+
+    async def recorded(self: Turns, work: Iterator[None]) -> None:
+        if isinstance(work, GeneratorType) and "parsed_filter" in work.__qualname__:
+            parsing.append(self)
+        await run(self, work)
+
+    monkeypatch.setattr(Turns, "run", recorded)
+    paths = ["/subscribe", "/events", "/"]
+    paths += [f"/ui/{name}" for name in ("stream", "rows", "volume", "filter", "download")]
+    async with serving(redis_addr=valkey.url) as service:
+        for number, path in enumerate(paths):
+            async with service.http.stream("GET", path, params={"q": f"w{number}"}) as answer:
+                assert answer.status_code == 200
+            assert len(parsing) == number + 1, path
+    assert len(set(map(id, parsing))) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from logpipe.event import StoredEvent
 from logpipe.filters import FilterError, parse_filter
-from logpipe.filters.compiled import IDLE_BYTES, MAX_BYTES, Compiled, memory_of
+from logpipe.filters.compiled import IDLE_BYTES, LOOKS, MAX_BYTES, Compiled, memory_of
 from logpipe.filters.reading import MAX_QUERY, REGEX_MEMORY, FilterSyntaxError, parse
 from tests.helpers import fair_time
 
@@ -56,6 +56,33 @@ def test_what_was_used_last_is_forgotten_last() -> None:
     for number in range(1, 20):
         compiled.predicate(distinct(number))
         assert compiled.predicate(distinct(0)) is first
+
+
+def test_a_new_filter_looks_at_few_of_those_in_use() -> None:
+    looks = 0
+
+    def in_use(query: str) -> bool:
+        nonlocal looks
+        looks += 1
+        return True
+
+    compiled = Compiled(in_use, idle_bytes=0)
+    for number in range(500):
+        compiled.predicate(f"w{number}")
+    assert len(compiled) == 500
+    assert looks <= 500 * LOOKS
+
+
+def test_filters_without_a_user_are_found_among_those_in_use() -> None:
+    used = {f"used{number}" for number in range(100)}
+    compiled = Compiled(used.__contains__, idle_bytes=0)
+    for number in range(100):
+        compiled.predicate(f"idle{number}")
+        compiled.predicate(f"used{number}")
+    for number in range(100, 100 + 300 // LOOKS):
+        used.add(f"used{number}")
+        compiled.predicate(f"used{number}")
+    assert len(compiled) == len(used)
 
 
 def test_a_filter_is_one_object_while_it_is_used() -> None:

@@ -1,11 +1,14 @@
+import asyncio
+import itertools
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logpipe.filters import Filter
+from logpipe.filters import EVERYTHING, Filter, FilterError
 from logpipe.ids import END, START, StreamId
 from logpipe.messages import Start
 from logpipe.parameters import (
@@ -19,10 +22,12 @@ from logpipe.parameters import (
     nearest_parameter,
     number,
     one_of,
+    parsed_filter,
     reject_unknown,
     span,
 )
 from logpipe.problems import Problem
+from logpipe.turns import TURN_S, Turns
 
 ID = StreamId(1_710_000_000_000, 3)
 MS = StreamId(1_710_000_000_000, 0)
@@ -38,23 +43,65 @@ def refused(call: Any, *arguments: Any) -> Problem:
 # -- filters -----------------------------------------------------------------------------------
 
 
-def test_the_short_filters_are_taken_together() -> None:
-    chosen = chosen_filter({"level": ">=warn", "source": "api*", "text": " reset ", "x": "y"})
+async def test_the_short_filters_are_taken_together() -> None:
+    query = {"level": ">=warn", "source": "api*", "text": " reset ", "x": "y"}
+    chosen = await chosen_filter(query, Turns())
     assert chosen == Filter("level>=WARN source:api* reset")
 
 
-def test_a_filter_that_cannot_be_read_is_refused_by_the_name_of_its_parameter() -> None:
-    problem = refused(chosen_filter, {"level": ">=loud"})
+async def filter_refused(**query: str) -> Problem:
+    with pytest.raises(Problem) as caught:
+        await chosen_filter(query, Turns())
+    assert caught.value.status == 400
+    return caught.value
+
+
+async def test_a_filter_that_cannot_be_read_is_refused_by_the_name_of_its_parameter() -> None:
+    problem = await filter_refused(level=">=loud")
     assert problem.members["parameter"] == "level"
     assert "position" not in problem.members
 
 
-def test_a_query_that_cannot_be_read_is_refused_with_the_position_and_a_hint() -> None:
-    problem = refused(chosen_filter, {"q": "timeout Error: x"})
+async def test_a_query_that_cannot_be_read_is_refused_with_the_position_and_a_hint() -> None:
+    problem = await filter_refused(q="timeout Error: x")
     assert problem.members["parameter"] == "q"
     assert problem.members["position"] == 13
     assert problem.members["hint"] in problem.detail
     assert "at position 13: " in problem.detail
+
+
+@pytest.mark.parametrize("end", ["", " OR"])
+async def test_filters_that_arrive_together_are_parsed_one_by_one(end: str) -> None:
+    looks = itertools.count()
+    turns = Turns(lambda: next(looks) * 2 * TURN_S)  # each piece of work takes a whole turn
+    ended, passed = 0, list[int]()
+
+    async def parse(number: int) -> None:
+        nonlocal ended
+        query = {"q": " OR ".join(f"together{number}x{word}" for word in range(64)) + end}
+        with suppress(FilterError):
+            await parsed_filter(query, turns)
+        ended += 1
+
+    async def others() -> None:
+        while True:
+            passed.append(ended)
+            await asyncio.sleep(0)
+
+    going = asyncio.create_task(others())
+    await asyncio.gather(*map(parse, range(20)))
+    going.cancel()
+    assert ended == 20
+    assert max(later - before for before, later in itertools.pairwise(passed)) == 1
+
+
+async def test_a_lone_filter_is_parsed_without_a_pause() -> None:
+    other = asyncio.create_task(asyncio.sleep(0))
+    still = Turns(lambda: 0.0)
+    assert await parsed_filter({"q": "alone"}, still) == Filter("alone")
+    assert await parsed_filter({"limit": "5"}, still) is EVERYTHING
+    assert not other.done()
+    await other
 
 
 # -- the id of the last event ------------------------------------------------------------------

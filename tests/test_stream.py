@@ -25,6 +25,7 @@ from logpipe.ids import END, START, StreamId, parse_id
 from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream import Append, Appended, NoGroupError, RedisHealth, Stream, connections, gap_of
+from logpipe.stream.append import MAX_TRANSACTION_EVENTS
 from logpipe.stream.scripts import companion_key
 from tests.helpers import fair_time, wait_until
 from tests.servers import Valkey, free_port
@@ -94,6 +95,19 @@ async def real(valkey: Valkey) -> AsyncIterator[Stream]:
 
 
 # -- append ----------------------------------------------------------------------------------------
+
+
+async def test_an_append_of_many_events_keeps_their_order(real: Stream) -> None:
+    count = MAX_TRANSACTION_EVENTS + 1
+    [done] = await appended(real, Append(events(count), receipt=b"receipt"))
+    rows = await real.range(START, END, MAXLEN)
+    kept = [entry.event.message for _, entry in rows if entry is not None]
+    assert len(kept) == MAXLEN
+    [(last, entry)] = await real.range(parse_id(done.last), END, 5)
+    assert entry is not None
+    assert (str(last), entry.event.message) == (done.last, f"number {count - 1}")
+    assert (done.receipt, done.repeated) == (b"receipt", False)
+    assert parse_id(done.first) < rows[0][0]
 
 
 async def test_an_append_keeps_the_order_of_the_events(stream: Stream) -> None:
@@ -904,6 +918,22 @@ def stream_port(server: Valkey) -> Iterator[int]:
         yield port
     finally:
         server.client.config_set("port", 0)
+
+
+async def test_a_large_append_is_awaited_longer_than_its_request(own_valkey: Valkey) -> None:
+    async with stream_at(address_of(own_valkey)) as stream:
+        many = Append(events(MAX_TRANSACTION_EVENTS + 1))
+        await appended(stream, many)
+        await appended(stream, Append(events(1)))
+        own_valkey.signal(signal.SIGSTOP)
+        try:
+            large = asyncio.create_task(appended(stream, many))
+            await refusal(stream)
+            assert not large.done()
+        finally:
+            own_valkey.signal(signal.SIGCONT)
+        [done] = await large
+        assert parse_id(done.first) < parse_id(done.last)
 
 
 async def test_a_frozen_redis_fails_a_write_within_two_seconds(own_valkey: Valkey) -> None:

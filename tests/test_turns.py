@@ -67,6 +67,47 @@ async def test_short_works_of_many_tasks_are_added_up() -> None:
     assert rounds > 100
 
 
+async def test_work_that_fails_is_added_up_as_well() -> None:
+    turns = on_a_clock(TURN_S / 3)
+    rounds = 0
+
+    async def others() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    def failing() -> Iterator[None]:
+        yield from ()
+        raise RuntimeError("on purpose")
+
+    async def run() -> None:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            await turns.run(failing())
+
+    going = asyncio.create_task(others())
+    for _ in range(300):  # none of them waits for another
+        await run()
+    going.cancel()
+    assert rounds > 50
+
+
+async def test_between_turns_the_loop_goes_round_as_often_as_asked() -> None:
+    looks = itertools.count()
+    turns, done = Turns(lambda: next(looks) * 2 * TURN_S, pause=3), list[str]()
+    passed: list[int] = []
+
+    async def others() -> None:
+        while True:
+            passed.append(len(done))
+            await asyncio.sleep(0)
+
+    going = asyncio.create_task(others())
+    await turns.run(work(done, "a", 10))
+    going.cancel()
+    assert all(passed.count(number) >= 3 for number in range(1, 10))
+
+
 async def test_work_that_is_cancelled_or_fails_leaves_its_turn() -> None:
     turns, done = on_a_clock(2 * TURN_S), list[str]()
 

@@ -10,8 +10,8 @@ from typing import Self
 from logpipe.problems import Problem
 
 COMING_PART = 0.75
-"""Bodies that are still coming may fill this part: slow uploads cannot keep out what comes whole,
-as small requests do."""
+"""Bodies that are still coming, and events of large requests, may fill this part: they never keep
+out small requests."""
 
 READ_AT_ONCE = 2
 """Large bodies of which events are made at the same time, each of which takes several times its
@@ -28,9 +28,10 @@ class Inflight:
         self.seat = asyncio.Lock()
         """Of the one request of which a body is unpacked, or events are made, for one step."""
 
-    def require(self, size: int) -> None:
-        """Raises a 503 `Problem` for events that are too many now; one that is alone is not."""
-        if self.bytes and self.bytes + size > self.limit:
+    def require(self, size: int, *, large: bool = False) -> None:
+        """Raises a 503 `Problem` where a request's events have no room now: a large request has
+        `COMING_PART`, another all of the limit. While nothing is under way there is always room."""
+        if self.bytes and self.bytes + size > self.limit * (COMING_PART if large else 1):
             raise overloaded()
 
 

@@ -8,7 +8,7 @@ A `Filter` is the canonical text of its tree, so that equal filters of many subs
 evaluation and one encoded chunk, however each of them was written.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from weakref import WeakValueDictionary
 
@@ -64,6 +64,13 @@ class Filter(msgspec.Struct, frozen=True, weakref=True):
         """A function of an event's JSON as the stream holds it: False only where the predicate
         would reject the event. None where only the predicate can tell."""
         return _COMPILED.may_match(self.query)
+
+    def compile(self) -> Iterator[None]:
+        """Makes `predicate` and `may_match` before they are used, as work for `Turns`."""
+        _COMPILED.predicate(self.query)
+        yield
+        _COMPILED.may_match(self.query)
+        yield
 
     @property
     def highlight(self) -> Highlight | None:

@@ -18,6 +18,10 @@ made again where they are used, which takes up to 5 ms."""
 IDLE_BYTES = 4 * 1024 * 1024
 """The part of it that filters may have which nobody uses any more."""
 
+LOOKS = 8
+"""Functions of filters in use that are passed over, for each new one, in the search for those of
+filters without a user. Before all are passed an eighth as many new ones may be added."""
+
 FILTER_BYTES = 2_048
 TERM_BYTES = 4_096
 CHARACTER_BYTES = 32
@@ -78,11 +82,18 @@ class Compiled:
         return function
 
     def _make_room(self, wanted: int) -> None:
-        """Forgets what was used longest ago: first of the filters without a user."""
-        if self.bytes + wanted > self._idle_bytes:
-            for key in [key for key in self._kept if not self._in_use(key[0])]:
-                if self.bytes + wanted <= self._idle_bytes:
-                    break
+        """Forgets what was used longest ago: first of the filters without a user.
+
+        Of those with a user it looks at `LOOKS`, which then are the last in order: so its time does
+        not grow with their number, and all have been looked at after a few new filters.
+        """
+        looks = 0
+        while self._kept and self.bytes + wanted > self._idle_bytes and looks < LOOKS:
+            key = next(iter(self._kept))
+            if self._in_use(key[0]):
+                self._kept.move_to_end(key)
+                looks += 1
+            else:
                 self.bytes -= self._kept.pop(key)[1]
         while self._kept and self.bytes + wanted > self._max_bytes:
             self.bytes -= self._kept.popitem(last=False)[1][1]

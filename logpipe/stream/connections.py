@@ -118,6 +118,9 @@ class Connections:
         self.primary = primary = primary_of(address, key)
         greeting = note_command(key) if primary else ()
         self.appending = Direct(address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, greeting)
+        self.appending_many = Direct(address, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, primary, greeting)
+        """For appends of many events: Redis goes on with one that nobody waits for any more, so the
+        next must not begin before."""
         self.writing = _client(address, WRITE_TIMEOUT_S, primary)
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S, primary)
         self.reading = _client(address, READ_TIMEOUT_S, primary)
@@ -135,7 +138,10 @@ class Connections:
 
     async def aclose(self) -> None:
         """Closes them all."""
-        for client in (self.appending, self.writing, self.blocking, self.reading, self.upkeep):
+        for client in (
+            *(self.appending, self.appending_many),
+            *(self.writing, self.blocking, self.reading, self.upkeep),
+        ):
             await client.aclose()
         if self.primary is not None:
             await self.primary.aclose()

@@ -16,6 +16,7 @@ from logpipe.ids import START, StreamId, from_wire
 from logpipe.redis_address import RedisAddress
 from logpipe.stream.append import (
     APPEND,
+    MAX_TRANSACTION_EVENTS,
     Append,
     Appended,
     Declined,
@@ -118,7 +119,8 @@ class Stream:
         replicas = self._redis.replicas
         if replicas is not None and self.health.kind == "replicas":
             raise self.health.unavailable()  # each would wait in vain, one after the other
-        if all(request.once is None for request in requests):
+        many = sum([len(request.events) for request in requests]) > MAX_TRANSACTION_EVENTS
+        if not many and all(request.once is None for request in requests):
             events = [event for request in requests for event in request.events]
             packed, count = self._transaction.packed(events)
             async with self._redis.translated():
@@ -131,12 +133,13 @@ class Stream:
         keys, rest = arguments(
             self.name, self._maxlen, requests, self._keys.ttl_ms, most, waits=replicas is not None
         )
+        direct = self._redis.appending_many if many else self._redis.appending
         async with self._redis.translated():
             if replicas is None:
-                answers = await APPEND.run_directly(self._redis.appending, keys, *rest)
+                answers = await APPEND.run_directly(direct, keys, *rest)
             else:
                 answers, waited = await APPEND.run_directly_and(
-                    replicas.packed, self._redis.appending, keys, *rest
+                    replicas.packed, direct, keys, *rest
                 )
                 replicas.check(waited)
         return [outcome(answer) for answer in answers]

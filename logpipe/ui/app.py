@@ -13,10 +13,10 @@ from starlette.types import ASGIApp
 
 from logpipe.answers import Answers, while_connected
 from logpipe.event import LEVELS, Stored
-from logpipe.filters import PARAMETERS, FilterError, parse_filter
+from logpipe.filters import PARAMETERS, Filter, FilterError
 from logpipe.limits import Seats
 from logpipe.metrics import Metrics
-from logpipe.parameters import chosen_start, last_event_id, span
+from logpipe.parameters import chosen_filter, chosen_start, last_event_id, parsed_filter, span
 from logpipe.problems import Problem
 from logpipe.settings import Settings
 from logpipe.subapp import sub_app
@@ -71,6 +71,16 @@ def create(page: "Page") -> ASGIApp:
     return secured(sub_app(routes), page.settings)
 
 
+class Said(NamedTuple):
+    """What the page says of its filter: that it takes something, or the error and its place."""
+
+    takes: str = ""
+    error: str = ""
+    hint: str = ""
+    before: str = ""
+    after: str = ""
+
+
 class Page:
     """The page's endpoints, and what they stand on."""
 
@@ -122,7 +132,7 @@ class Page:
         if not access.read:
             return RedirectResponse(_with_query("/login", query), 303)
         trouble = _trouble_with_position(query)
-        said = _said_of_filter(query)
+        said = await self._said_of_filter(query)
         chosen = {name: query.get(name, "").strip() for name in (*PARAMETERS, "since")}
         return self._html(
             "index.html",
@@ -140,11 +150,11 @@ class Page:
         self._require_reader(request)
         query = request.query_params
         start = chosen_start(query, last_event_id(query, request.headers.get("last-event-id")))
-        chosen, view = reading.chosen_view(query)
+        chosen = await self._filter(query)
         return FeedResponse(
             self._log.tail(start, chosen),
             chosen,
-            view,
+            reading.chosen_view(chosen, query),
             self._metrics,
             self._seats,
             self._session.revoking(request),
@@ -160,12 +170,12 @@ class Page:
 
     async def _rows(self, query: Mapping[str, str]) -> Response:
         read = reading.rows_around if query.get("at") else reading.older_rows
-        return _fragment(await read(self._log, query))
+        return _fragment(await read(self._log, await self._filter(query), query))
 
     async def filter(self, request: Request) -> Response:
         """What a filter takes, in words, or what is wrong with it, and where."""
         self._require_reader(request)
-        return self._html("filter.html", said=_said_of_filter(request.query_params))
+        return self._html("filter.html", said=await self._said_of_filter(request.query_params))
 
     async def volume(self, request: Request) -> Response:
         """How many events came when, as JSON."""
@@ -173,7 +183,7 @@ class Page:
         return await while_connected(request, self._volume(request.query_params))
 
     async def _volume(self, query: Mapping[str, str]) -> Response:
-        counted = await reading.volume(self._log, query)
+        counted = await reading.volume(self._log, await self._filter(query), query)
         return Response(counted, 200, {"Cache-Control": "no-store"}, "application/json")
 
     async def details(self, request: Request) -> Response:
@@ -188,7 +198,22 @@ class Page:
     async def download(self, request: Request) -> Response:
         """All that matches, as a file."""
         self._require_reader(request)
-        return await download(self._log, request.query_params, self._answers)
+        query = request.query_params
+        return download(self._log, await self._filter(query), query, self._answers)
+
+    async def _filter(self, query: Mapping[str, str]) -> Filter:
+        return await chosen_filter(query, self._seats.parsing)
+
+    async def _said_of_filter(self, query: Mapping[str, str]) -> Said:
+        try:
+            chosen = await parsed_filter(query, self._seats.parsing)
+        except FilterError as error:
+            text = query.get("q", "").strip()
+            at = error.position
+            parts = ("", "") if at is None else (text[:at], text[at:])
+            name = "" if error.parameter == "q" else f"{error.parameter}: "
+            return Said("", f"{name}{error}", error.hint, *parts)
+        return Said(chosen.explain() if chosen.query else "")
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -258,28 +283,6 @@ def _templates(**shared: Any) -> jinja2.Environment:
     )
     environment.globals.update(shared)
     return environment
-
-
-class Said(NamedTuple):
-    """What the page says of its filter: that it takes something, or the error and its place."""
-
-    takes: str = ""
-    error: str = ""
-    hint: str = ""
-    before: str = ""
-    after: str = ""
-
-
-def _said_of_filter(query: Mapping[str, str]) -> Said:
-    try:
-        chosen = parse_filter(query)
-    except FilterError as error:
-        text = query.get("q", "").strip()
-        at = error.position
-        parts = ("", "") if at is None else (text[:at], text[at:])
-        name = "" if error.parameter == "q" else f"{error.parameter}: "
-        return Said("", f"{name}{error}", error.hint, *parts)
-    return Said(chosen.explain() if chosen.query else "")
 
 
 def _trouble_with_position(query: Mapping[str, str]) -> str:

@@ -8,7 +8,8 @@ from contextlib import aclosing
 from logpipe.answers import Answers, StreamedResponse
 from logpipe.event import Entry
 from logpipe.fanout.history import Budget, History
-from logpipe.parameters import chosen_filter, one_of, span
+from logpipe.filters import Filter
+from logpipe.parameters import one_of, span
 from logpipe.ui.log import Log
 from logpipe.ui.rows import as_json
 
@@ -20,9 +21,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", 
 """What begins a formula, or may: OWASP, CSV injection."""
 
 
-async def download(source: Log, query: Mapping[str, str], answers: Answers) -> StreamedResponse:
-    """What matches, from the oldest on. Raises a `Problem`."""
-    chosen = chosen_filter(query)
+def download(
+    source: Log, chosen: Filter, query: Mapping[str, str], answers: Answers
+) -> StreamedResponse:
+    """What the filter takes, from the oldest on. Raises a `Problem`."""
     low, high = span(query, "since")
     name = one_of(query, "format", "ndjson", *_FORMATS)
     media_type, encoded = _FORMATS[name]

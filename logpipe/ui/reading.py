@@ -9,7 +9,7 @@ from logpipe.event import NOT_DECODED
 from logpipe.fanout.history import Budget, HistoryPage, page_of
 from logpipe.filters import Filter
 from logpipe.ids import END, START, StreamId, parse_id
-from logpipe.parameters import chosen_filter, span
+from logpipe.parameters import span
 from logpipe.problems import Problem, bad_parameter
 from logpipe.ui.details import details
 from logpipe.ui.log import Log
@@ -41,10 +41,9 @@ def columns_of(query: Mapping[str, str]) -> tuple[str, ...]:
     return names
 
 
-def chosen_view(query: Mapping[str, str]) -> tuple[Filter, View]:
-    """The filter of a query, and how what it takes is shown. Raises a `Problem`."""
-    chosen = chosen_filter(query)
-    return chosen, view_of(chosen, columns_of(query))
+def chosen_view(chosen: Filter, query: Mapping[str, str]) -> View:
+    """How the events that a filter takes are shown. Raises a `Problem`."""
+    return view_of(chosen, columns_of(query))
 
 
 def _id(query: Mapping[str, str], name: str) -> StreamId | None:
@@ -56,12 +55,12 @@ def _id(query: Mapping[str, str], name: str) -> StreamId | None:
         raise bad_parameter(name, str(error)) from None
 
 
-async def older_rows(log: Log, query: Mapping[str, str]) -> str:
+async def older_rows(log: Log, chosen: Filter, query: Mapping[str, str]) -> str:
     """A page of rows before an id: `before` it, or `upto` it, but none before `since`.
 
     Above them is where the next page begins, or that there is nothing older.
     """
-    chosen, view = chosen_view(query)
+    view = chosen_view(chosen, query)
     low, high = span(query, "since")
     high = min(high, _id(query, "upto") or END)
     if before := _id(query, "before"):
@@ -96,9 +95,9 @@ def _edge(page: HistoryPage, *, limited: bool) -> str:
     return f'<div class="edge" role="note">{said}</div>'
 
 
-async def rows_around(log: Log, query: Mapping[str, str]) -> str:
+async def rows_around(log: Log, chosen: Filter, query: Mapping[str, str]) -> str:
     """The rows before an event, the event, and the rows behind it."""
-    chosen, view = chosen_view(query)
+    view = chosen_view(chosen, query)
     at = _id(query, "at") or START
     older = await _page(log, chosen, START, at.before(), CONTEXT_ROWS, newest_first=True)
     newer = await _page(log, chosen, at, END, CONTEXT_ROWS + 1, newest_first=False)
@@ -110,11 +109,10 @@ async def rows_around(log: Log, query: Mapping[str, str]) -> str:
     return _edge(older, limited=False) + "".join([row(entry, view) for entry in entries])
 
 
-async def volume(log: Log, query: Mapping[str, str]) -> bytes:
+async def volume(log: Log, chosen: Filter, query: Mapping[str, str]) -> bytes:
     """How many events came when, by level, and from which sources, the newest first: `complete`
     unless that takes more than `MAX_COUNTED` or the budget of a volume, else `from` the last id
     that was looked at. The parameter `upto` is the newest id that is counted."""
-    chosen = chosen_filter(query)
     counted = Volume()
     sources: dict[str, None] = {}
     high = _id(query, "upto") or END

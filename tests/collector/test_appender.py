@@ -5,7 +5,7 @@ from typing import cast
 import pytest
 
 from logpipe.collector import appender as module
-from logpipe.collector.appender import Appender
+from logpipe.collector.appender import LANES, LARGE_EVENTS, MAX_SHARED_BYTES, Appender
 from logpipe.collector.inflight import Inflight
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
@@ -25,6 +25,7 @@ class SlowStream:
     async def append(self, requests: Sequence[Append]) -> list[Appended]:
         self.calls.append([event for request in requests for event in request.events])
         await self.go.wait()
+        await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         return [
@@ -122,7 +123,7 @@ async def test_a_request_that_was_given_up_while_it_waited_is_never_appended(
 
 
 async def test_more_than_memory_allows_is_refused_at_once_and_asked_to_come_back() -> None:
-    stream, inflight = SlowStream(), Inflight(101)
+    stream, inflight = SlowStream(), Inflight(101 + 3 * module.EVENT_BYTES)
     appender = an_appender(stream, None, inflight)
     under_way = sending(appender, b"0")
     await wait_until(lambda: stream.calls, "the first append has begun")
@@ -137,6 +138,86 @@ async def test_more_than_memory_allows_is_refused_at_once_and_asked_to_come_back
     await asyncio.gather(under_way, *waiting)
     assert (await appender.append(Append([b"again"]))).first == "again"
     await wait_until(lambda: not inflight.bytes, "nothing is under way")
+
+
+def large(name: bytes) -> list[bytes]:
+    return [name] * (LARGE_EVENTS + 1)
+
+
+async def test_small_requests_are_appended_beside_a_large_one() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream)
+    first, second = sending(appender, *large(b"L")), sending(appender, *large(b"M"))
+    await wait_until(lambda: stream.calls, "the large append has begun")
+    small = sending(appender, b"a")
+    await wait_until(lambda: len(stream.calls) == 2, "the small append has begun")
+    assert [call[0] for call in stream.calls] == [b"L", b"a"]
+    later = sending(appender, b"b")
+    stream.go.set()
+    await asyncio.gather(first, second, small, later)
+    assert [call[0] for call in stream.calls] == [b"L", b"a", b"b", b"M"]
+
+
+async def test_a_small_request_waits_for_few_of_many_batches() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream)
+    batches = [sending(appender, b"x" * (MAX_SHARED_BYTES + 1)) for _ in range(20)]
+    await wait_until(lambda: len(stream.calls) == LANES, "two appends are under way")
+    small = sending(appender, b"a")
+    await asyncio.sleep(0)
+    stream.go.set()
+    await asyncio.gather(*batches, small)
+    assert [b"a"] in stream.calls[: LANES + 2]
+    assert len(stream.calls) == 21
+
+
+async def test_large_requests_wait_for_each_other_and_not_for_ever() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream)
+    tasks = [sending(appender, *large(b"L%d" % number)) for number in range(3)]
+    await wait_until(lambda: stream.calls, "the first large append has begun")
+    assert [call[0] for call in stream.calls] == [b"L0"]
+    alone = b"x" * (MAX_SHARED_BYTES + 1)
+    tasks += [sending(appender, alone) for _ in range(20)]
+    await asyncio.sleep(0)
+    stream.go.set()
+    await asyncio.gather(*tasks)
+    order = [call[0][:2] for call in stream.calls]
+    assert [name for name in order if name != b"xx"] == [b"L0", b"L1", b"L2"]
+    assert order.index(b"L2") < 10
+
+
+async def test_a_large_request_given_up_is_under_way_until_redis_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 0.05)
+    stream = SlowStream()
+    appender = an_appender(stream)
+    with pytest.raises(Unavailable):
+        await appender.append(Append(large(b"L")))
+    with pytest.raises(Unavailable):
+        await appender.append(Append(large(b"M")))
+    assert [call[0] for call in stream.calls] == [b"L"]
+    stream.go.set()
+    await wait_until(lambda: not appender.inflight.bytes, "nothing is under way")
+    assert (await appender.append(Append(large(b"N")))).first == "N"
+    assert [call[0] for call in stream.calls] == [b"L", b"N"]
+
+
+async def test_large_requests_leave_room_for_small_ones() -> None:
+    events = large(b"L")
+    size = len(events) * (1 + module.EVENT_BYTES)
+    stream, inflight = SlowStream(), Inflight(2 * size)
+    appender = an_appender(stream, None, inflight)
+    first = sending(appender, *events)
+    await wait_until(lambda: stream.calls, "the large append has begun")
+    with pytest.raises(Problem) as caught:
+        await appender.append(Append(events))
+    assert caught.value.hits == {"inflight": 1}
+    small = sending(appender, b"x" * (size // 2))
+    stream.go.set()
+    await asyncio.gather(first, small)
+    assert inflight.bytes == 0
 
 
 async def test_one_request_larger_than_the_bound_is_taken_when_nothing_waits() -> None:
