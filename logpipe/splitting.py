@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 _scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 _TOKEN = re.compile(
-    rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"'  # a string, which has no line end in it
+    rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+){0,1000000}+"'  # a string, which has no line end in it
     rb'|"|[\[{]++|[\]}]++'
     rb"|\n[ \t]*+(?=[\[{])",  # a line that begins with an opening bracket
 )
-_SCALAR = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"|[^\s"\[\]{},]++')
+_SCALAR = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+){0,1000000}+"|[^\s"\[\]{},]++')
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _BLANKS = re.compile(rb"[ \t\r]*+")
 _CLOSED = re.compile(rb"[\]}]++[ \t\r]*+,?+[ \t\r]*+")
@@ -24,6 +24,10 @@ _AFTER_OBJECT: tuple[bytes, ...] = (b"", b"\n", b"{", b"[", b'"')
 _AFTER_OTHER: tuple[bytes, ...] = (b"", b"\n")
 _AFTER_ELEMENT: tuple[bytes, ...] = (b"", b",", b"]")
 _OPENING = bytes.maketrans(b"]}", b"[{")
+
+WINDOW_BYTES = 1024 * 1024
+"""Of a line so much is read by one call, during which no other thread has a turn. For the same
+reason a string of which the end is looked for has at most a million escapes: 25 ms."""
 
 MAX_INDENT = 100
 """Columns of indentation by which lines are distinguished."""
@@ -56,7 +60,9 @@ class _Splitter:
         self._body = body
         self._in_array = False
         self._line = (0, -1)  # the part of a line whose end was found last
-        self._text: str | None = None  # it as text; empty after a value of it was malformed
+        self._scannable = True  # no value of it was malformed or over WINDOW_BYTES
+        self._window = ""  # a part of it as text, of which a character is a byte
+        self._window_start = 0
         self._wasted = 0  # bytes of other lines that were read for values which did not end
 
     def pieces(self, *, array: bool) -> Iterator[Piece]:
@@ -105,7 +111,8 @@ class _Splitter:
             end = self._body.find(b"\n", at)
             end = len(self._body) if end < 0 else end
             self._line = (at, end)
-            self._text = None
+            self._scannable = True
+            self._window = ""
         return end
 
     def _line_start(self, at: int) -> int:
@@ -143,17 +150,18 @@ class _Splitter:
 
     def _end_in_line(self, at: int) -> int | None:
         """The end of a value that ends in its line: most do, and C finds it faster."""
-        self._line_end(at)
-        start, end = self._line
-        if self._text is None:
-            self._text = self._body[start:end].decode("latin-1")  # a character is a byte
-        if not self._text:
-            return None
-        try:
-            return start + _scanner.raw_decode(self._text, at - start)[1]
-        except (ValueError, RecursionError):
-            self._text = ""
-            return None
+        end = self._line_end(at)
+        while self._scannable:
+            start = self._window_start
+            try:
+                return start + _scanner.raw_decode(self._window, at - start)[1]
+            except (ValueError, RecursionError):
+                if start == at and self._window:
+                    self._scannable = False
+                    return None
+            self._window_start = at
+            self._window = self._body[at : min(end, at + WINDOW_BYTES)].decode("latin-1")
+        return None
 
     def _end_of_brackets(self, at: int) -> int | None:
         may_span = self._wasted <= len(self._body)
