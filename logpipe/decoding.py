@@ -20,7 +20,10 @@ from logpipe.splitting import Piece, split
 PIECE_BYTES = 1024 * 1024
 """Decoded by one call at the most, where it can be cut: some milliseconds."""
 
-WINDOW_BYTES = 1024 * 1024
+CUT_NUMBER = 2
+"""Bytes at the end of a number that is cut which may not be taken for a part of it, as in `1e-`."""
+
+WINDOW_BYTES = 256 * 1024
 """In so much of an array the ends of its elements are looked for at a time."""
 
 UNCOUNTED_BYTES = 64 * 1024
@@ -117,6 +120,9 @@ def decode_json(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list
         return _events_of(text), [], True
     except TooManyValuesError:
         alone = _too_many_values(0)
+        with contextlib.suppress(*NOT_DECODED):
+            _raw.decode(text)
+            return [], [alone], True
     except NOT_DECODED as error:
         alone = _refusal(0, text, error)
         if alone.status == 422 or isinstance(error, TooDeepError):
@@ -220,13 +226,15 @@ def has_more_elements(array: bytes, most: int) -> bool:
             end = start + _scanner.raw_decode(window, at - start)[1]
         except (ValueError, RecursionError):
             end = start + len(window)
-        if end == start + len(window) and end < len(array):  # what may have been cut
+        if end >= start + len(window) - CUT_NUMBER and start + len(window) < len(array):
             if at > start or not window:
                 start, window = at, array[at : at + WINDOW_BYTES].decode("latin-1")
                 continue
             end = _end_of_value(array, at, MAX_VALUES)
             if end < 0:
                 return True
+            if end < start + len(window) - CUT_NUMBER:
+                break  # it ends in the window, and is no JSON
         count += 1
         at = _after_space(array, end)
         if count > most or array[at : at + 1] != b",":

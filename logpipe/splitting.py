@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 _scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 _TOKEN = re.compile(
-    rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+){0,1000000}+"'  # a string, which has no line end in it
+    rb'[^"\[\]{}\n]{0,65536}+'  # all else, of which no match is long
+    rb'(?:("[^"\\\n]*+(?:\\[^\n][^"\\\n]*+){0,1000000}+"'  # a string, without a line end in it
     rb'|"|[\[{]++|[\]}]++'
-    rb"|\n[ \t]*+(?=[\[{])",  # a line that begins with an opening bracket
+    rb"|\n[ \t]*+(?=[\[{]))"  # a line that begins with an opening bracket
+    rb"|\n)?+"
 )
 _SCALAR = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+){0,1000000}+"|[^\s"\[\]{},]++')
 _SPACE = re.compile(rb"[ \t\r\n]*+")
@@ -25,7 +27,7 @@ _AFTER_OTHER: tuple[bytes, ...] = (b"", b"\n")
 _AFTER_ELEMENT: tuple[bytes, ...] = (b"", b",", b"]")
 _OPENING = bytes.maketrans(b"]}", b"[{")
 
-WINDOW_BYTES = 1024 * 1024
+WINDOW_BYTES = 256 * 1024
 """Of a line so much is read by one call, during which no other thread has a turn. For the same
 reason a string of which the end is looked for has at most a million escapes: 25 ms."""
 
@@ -170,23 +172,25 @@ class _Splitter:
         stack = bytearray()
         scanned = limit
         for token in _TOKEN.finditer(self._body, at, limit):
-            kind = self._body[token.start()]
+            if token[1] is None:
+                continue
+            kind = self._body[token.start(1)]
             if kind in b"[{":
-                stack += token[0]
+                stack += token[1]
             elif kind in b"]}":
-                closing = token[0][: len(stack)].translate(_OPENING)[::-1]
+                closing = token[1][: len(stack)].translate(_OPENING)[::-1]
                 if not stack.endswith(closing):
                     scanned = token.end()
                     break
                 del stack[-len(closing) :]
                 if not stack:
-                    return token.start() + len(closing)
+                    return token.start(1) + len(closing)
             elif kind == ord("\n"):
                 indent = self._indent(at) if indent is None else indent
-                if token.end() - token.start() - 1 <= indent:
+                if token.end() - token.start(1) - 1 <= indent:
                     scanned = token.end()
                     break
-            elif len(token[0]) == 1:  # a string that its line does not close
+            elif len(token[1]) == 1:  # a string that its line does not close
                 scanned = token.end()
                 break
         if may_span:

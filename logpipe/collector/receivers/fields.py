@@ -302,10 +302,20 @@ def decoded(decode: Callable[[bytes], Decoded], body: bytes) -> Decoded:
     except NOT_DECODED:
         text = body if is_utf8(body) else replaced(body)
         if b"\\u" in text:
-            text = _HALF.sub(lambda found: rb"\ufffd" if found[1] else found[0], text)
+            text = _without_halves(text)
         if text == body:
             raise
         return decode(text)
+
+
+def _without_halves(text: bytes) -> bytes:
+    """The text with U+FFFD for each half of a surrogate pair; it holds no more than one copy."""
+    found = bytearray()
+    at = 0
+    for part in _HALF.finditer(text):
+        found += rb"\ufffd" if part[1] else part[0]
+        at = part.end()
+    return bytes(found + text[at:])
 
 
 def replaced(text: bytes) -> bytes:
@@ -313,9 +323,11 @@ def replaced(text: bytes) -> bytes:
     if len(text) <= REPLACED_BYTES:
         return text.decode(errors="replace").encode()
     decoder = _Utf8(errors="replace")
-    pieces = (text[at : at + REPLACED_BYTES] for at in range(0, len(text), REPLACED_BYTES))
-    found = [decoder.decode(piece).encode() for piece in pieces]
-    return b"".join([*found, decoder.decode(b"", final=True).encode()])
+    found = bytearray()
+    for at in range(0, len(text), REPLACED_BYTES):
+        last = at + REPLACED_BYTES >= len(text)
+        found += decoder.decode(text[at : at + REPLACED_BYTES], final=last).encode()
+    return bytes(found)
 
 
 def require_few_values(text: bytes) -> None:
