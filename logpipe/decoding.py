@@ -20,9 +20,20 @@ from logpipe.splitting import Piece, split
 PIECE_BYTES = 1024 * 1024
 """Decoded by one call at the most, where it can be cut: some milliseconds."""
 
+CUT_NUMBER = 2
+"""Bytes at the end of a number that is cut which may not be taken for a part of it, as in `1e-`."""
+
+WINDOW_BYTES = 256 * 1024
+"""In so much of an array the ends of its elements are looked for at a time."""
+
 UNCOUNTED_BYTES = 64 * 1024
 """An array up to this size is decoded before its elements are counted: the first that is no event
 ends that, and of events it has 2,400 at the most."""
+
+MAX_VALUES = 200_000
+"""Values of one event: members, elements, objects and arrays. They take two bytes each at the
+least, so that such an event is far over MAX_MESSAGE_BYTES, and half a microsecond (measured) in
+which no other thread has a turn."""
 
 MAX_NAME_SHOWN = 100
 """Characters of an unknown field's name that a refusal repeats."""
@@ -48,6 +59,10 @@ class TooManyEventsError(Exception):
     """A body has more events than were allowed."""
 
 
+class TooManyValuesError(Exception):
+    """An event has more than `MAX_VALUES`."""
+
+
 class TooDeepError(RecursionError):
     """The metadata of an event is nested over `MAX_DEPTH`."""
 
@@ -63,6 +78,11 @@ _event_array = msgspec.json.Decoder(list[Event])
 _object_array = msgspec.json.Decoder(list[_Object])
 _scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 """Finds where a value ends, and leaves it to msgspec to judge what is in it."""
+
+_SPACE = re.compile(rb"[ \t\r\n]*+")
+_STRUCTURE = re.compile(rb'["\[{,\]}]')
+_PART_OF_STRING = re.compile(rb'(?:[^"\\]++|\\.){0,4096}+', re.DOTALL)
+"""Bounded, as no other thread has a turn while a match is looked for."""
 
 _NESTING = (dict, list)
 _AT_FIELD = re.compile(r"^(?P<what>.*) - at `\$\.(?P<field>\w+).*`$", re.DOTALL)
@@ -97,14 +117,19 @@ def decode_json(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list
     if text[:1] == b"[":
         return *_decode_array(body, text, most), False
     try:
-        return _checked([_event.decode(text)], len(text)), [], True
+        return _events_of(text), [], True
+    except TooManyValuesError:
+        alone = _too_many_values(0)
+        with contextlib.suppress(*NOT_DECODED):
+            _raw.decode(text)
+            return [], [alone], True
     except NOT_DECODED as error:
         alone = _refusal(0, text, error)
         if alone.status == 422 or isinstance(error, TooDeepError):
             return [], [alone], True
     if b"\n" in text:
         try:
-            return _no_more_than(most, _decode_lines(text)), [], False
+            return _decode_lines(text, most), [], False
         except NOT_DECODED:
             pass  # objects that span lines, or a bad one among them: the slow way tells which
     pieces = _first(most, split(body))
@@ -124,7 +149,7 @@ def decode_ndjson(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], li
     Raises `TooManyEventsError` for more than `most`.
     """
     try:
-        return _no_more_than(most, _decode_lines(body)), []
+        return _decode_lines(body, most), []
     except NOT_DECODED:
         return _decode_pieces(_first(most, _pieces_of_lines(body)))
 
@@ -183,7 +208,8 @@ def _decode_array(body: bytes, text: bytes, most: int) -> tuple[list[Event], lis
 
 
 def has_more_elements(array: bytes, most: int) -> bool:
-    """Whether an array has more elements than that; what is no JSON ends it. Keeps none of them.
+    """Whether an array has more elements than that, or one of over `WINDOW_BYTES` and over
+    `MAX_VALUES`; what is no JSON ends it. Keeps none of them.
 
     Where all are objects, as they should be, msgspec counts them, ten times as fast (measured).
     """
@@ -193,35 +219,101 @@ def has_more_elements(array: bytes, most: int) -> bool:
     if array.count(b"{") <= 4 * most:
         with contextlib.suppress(*NOT_DECODED):
             return len(_object_array.decode(array)) > most
-    text = array.decode(errors="surrogateescape")
-    at = count = 0
-    with contextlib.suppress(ValueError, RecursionError):
-        while count <= most:
-            _, at = _scanner.raw_decode(text, _after_space(text, at + 1))
-            count += 1
-            at = _after_space(text, at)
-            if text[at : at + 1] != ",":
-                break
+    at, count, start, window = 1, 0, 1, ""
+    while count < len(array):
+        at = _after_space(array, at)
+        try:
+            end = start + _scanner.raw_decode(window, at - start)[1]
+        except (ValueError, RecursionError):
+            end = start + len(window)
+        if end >= start + len(window) - CUT_NUMBER and start + len(window) < len(array):
+            if at > start or not window:
+                start, window = at, array[at : at + WINDOW_BYTES].decode("latin-1")
+                continue
+            end = _end_of_value(array, at, MAX_VALUES)
+            if end < 0:
+                return True
+            if end < start + len(window) - CUT_NUMBER:
+                break  # it ends in the window, and is no JSON
+        count += 1
+        at = _after_space(array, end)
+        if count > most or array[at : at + 1] != b",":
+            break
+        at += 1
     return count > most
 
 
-def _after_space(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
+def has_more_values(text: bytes, most: int = MAX_VALUES) -> bool:
+    """Whether the first value of a text has more values in it than that, on all levels."""
+    if len(text) <= 2 * most:
+        return False
+    if text.count(b",") + text.count(b"{") + text.count(b"[") <= most:
+        return False
+    return _end_of_value(text, 0, most) < 0
+
+
+def _end_of_value(text: bytes, at: int, most: int) -> int:
+    """The end of the value that begins there, by its brackets and strings alone; -1 where it has
+    more values in it than that. Other threads have their turn meanwhile."""
+    count = depth = 0
+    while (found := _STRUCTURE.search(text, at)) is not None:
+        at = found.end()
+        token = text[at - 1 : at]
+        if token == b'"':
+            at = _after_string(text, at)
+            if not depth:
+                return at
+        elif token in b"]}":
+            depth -= 1
+            if depth <= 0:
+                return at if depth == 0 else at - 1
+        elif not depth and token == b",":
+            return at - 1
+        else:
+            depth += token != b","
+            count += 1
+            if count > most:
+                return -1
+    return len(text)
+
+
+def _after_string(text: bytes, at: int) -> int:
+    """The end of a string whose content begins there, or of the text."""
+    while (found := _PART_OF_STRING.match(text, at)) is not None and found.end() > at:
+        at = found.end()
+    return at + 1
+
+
+def _after_space(text: bytes, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
 
 
 def _decode_pieces(pieces: list[Piece]) -> tuple[list[Event], list[Refusal]]:
     events, refusals = [], []
     for index, (text, unread_from) in enumerate(pieces):
         try:
-            events += _checked([_event.decode(text)], len(text))
+            events += _events_of(text)
+        except TooManyValuesError:
+            refusals.append(_too_many_values(index))
         except NOT_DECODED as error:
             refusal = _refusal(index, text, error)
             if unread_from is not None:
                 refusal = _unread(refusal, unread_from)
             refusals.append(refusal)
     return events, refusals
+
+
+def _events_of(text: bytes) -> list[Event]:
+    """The one event of a text. Raises what `NOT_DECODED` has, and `TooManyValuesError`."""
+    if has_more_values(text):
+        raise TooManyValuesError
+    return _checked([_event.decode(text)], len(text))
+
+
+def _too_many_values(index: int) -> Refusal:
+    told = f"the event has over {MAX_VALUES} values"
+    return Refusal(index, None, told, 413, "event")
 
 
 def _unread(refusal: Refusal, start: int) -> Refusal:
@@ -244,21 +336,32 @@ def _checked(events: list[Event], longest: int) -> list[Event]:
     return events
 
 
-def _decode_lines(text: bytes) -> list[Event]:
-    """All events of lines; a large text in pieces, between which other threads have their turn."""
-    if len(text) > PIECE_BYTES:
-        try:
-            return [event for piece in _pieces(text) for event in _checked_lines(piece)]
-        except NOT_DECODED:
-            pass  # an object that spans lines may have been cut
-    return _checked_lines(text)
+def _decode_lines(text: bytes, most: int) -> list[Event]:
+    """All events of lines; a large text in pieces, between which other threads have their turn.
+    Raises what `NOT_DECODED` has, and `TooManyEventsError` for more than `most`."""
+    if len(text) <= PIECE_BYTES:
+        return _no_more_than(most, _checked_lines(text))
+    try:
+        return _decode_cut(text, b"\n", most)
+    except NOT_DECODED:
+        return _decode_cut(text, b"\n{", most)  # an object that spans lines may have been cut
 
 
-def _pieces(text: bytes) -> Iterator[bytes]:
-    """Cuts at line ends, where there are some."""
+def _decode_cut(text: bytes, start: bytes, most: int) -> list[Event]:
+    events: list[Event] = []
+    for piece in _pieces(text, start):
+        if len(piece) > 2 * PIECE_BYTES:
+            raise msgspec.DecodeError("It has no place to cut")
+        events += _checked_lines(piece)
+        _no_more_than(most, events)
+    return events
+
+
+def _pieces(text: bytes, start: bytes) -> Iterator[bytes]:
+    """Cuts behind a line end, of those that `start` begins with, where there are some."""
     at = 0
     while at < len(text):
-        end = text.find(b"\n", at + PIECE_BYTES) + 1 or len(text)
+        end = text.find(start, at + PIECE_BYTES) + 1 or len(text)
         yield text[at:end]
         at = end
 

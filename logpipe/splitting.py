@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 _scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 _TOKEN = re.compile(
-    rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"'  # a string, which has no line end in it
+    rb'[^"\[\]{}\n]{0,65536}+'  # all else, of which no match is long
+    rb'(?:("[^"\\\n]*+(?:\\[^\n][^"\\\n]*+){0,1000000}+"'  # a string, without a line end in it
     rb'|"|[\[{]++|[\]}]++'
-    rb"|\n[ \t]*+(?=[\[{])",  # a line that begins with an opening bracket
+    rb"|\n[ \t]*+(?=[\[{]))"  # a line that begins with an opening bracket
+    rb"|\n)?+"
 )
-_SCALAR = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"|[^\s"\[\]{},]++')
+_SCALAR = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+){0,1000000}+"|[^\s"\[\]{},]++')
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _BLANKS = re.compile(rb"[ \t\r]*+")
 _CLOSED = re.compile(rb"[\]}]++[ \t\r]*+,?+[ \t\r]*+")
@@ -24,6 +26,10 @@ _AFTER_OBJECT: tuple[bytes, ...] = (b"", b"\n", b"{", b"[", b'"')
 _AFTER_OTHER: tuple[bytes, ...] = (b"", b"\n")
 _AFTER_ELEMENT: tuple[bytes, ...] = (b"", b",", b"]")
 _OPENING = bytes.maketrans(b"]}", b"[{")
+
+WINDOW_BYTES = 256 * 1024
+"""Of a line so much is read by one call, during which no other thread has a turn. For the same
+reason a string of which the end is looked for has at most a million escapes: 25 ms."""
 
 MAX_INDENT = 100
 """Columns of indentation by which lines are distinguished."""
@@ -56,7 +62,9 @@ class _Splitter:
         self._body = body
         self._in_array = False
         self._line = (0, -1)  # the part of a line whose end was found last
-        self._text: str | None = None  # it as text; empty after a value of it was malformed
+        self._scannable = True  # no value of it was malformed or over WINDOW_BYTES
+        self._window = ""  # a part of it as text, of which a character is a byte
+        self._window_start = 0
         self._wasted = 0  # bytes of other lines that were read for values which did not end
 
     def pieces(self, *, array: bool) -> Iterator[Piece]:
@@ -105,7 +113,8 @@ class _Splitter:
             end = self._body.find(b"\n", at)
             end = len(self._body) if end < 0 else end
             self._line = (at, end)
-            self._text = None
+            self._scannable = True
+            self._window = ""
         return end
 
     def _line_start(self, at: int) -> int:
@@ -143,17 +152,18 @@ class _Splitter:
 
     def _end_in_line(self, at: int) -> int | None:
         """The end of a value that ends in its line: most do, and C finds it faster."""
-        self._line_end(at)
-        start, end = self._line
-        if self._text is None:
-            self._text = self._body[start:end].decode("latin-1")  # a character is a byte
-        if not self._text:
-            return None
-        try:
-            return start + _scanner.raw_decode(self._text, at - start)[1]
-        except (ValueError, RecursionError):
-            self._text = ""
-            return None
+        end = self._line_end(at)
+        while self._scannable:
+            start = self._window_start
+            try:
+                return start + _scanner.raw_decode(self._window, at - start)[1]
+            except (ValueError, RecursionError):
+                if start == at and self._window:
+                    self._scannable = False
+                    return None
+            self._window_start = at
+            self._window = self._body[at : min(end, at + WINDOW_BYTES)].decode("latin-1")
+        return None
 
     def _end_of_brackets(self, at: int) -> int | None:
         may_span = self._wasted <= len(self._body)
@@ -162,23 +172,25 @@ class _Splitter:
         stack = bytearray()
         scanned = limit
         for token in _TOKEN.finditer(self._body, at, limit):
-            kind = self._body[token.start()]
+            if token[1] is None:
+                continue
+            kind = self._body[token.start(1)]
             if kind in b"[{":
-                stack += token[0]
+                stack += token[1]
             elif kind in b"]}":
-                closing = token[0][: len(stack)].translate(_OPENING)[::-1]
+                closing = token[1][: len(stack)].translate(_OPENING)[::-1]
                 if not stack.endswith(closing):
                     scanned = token.end()
                     break
                 del stack[-len(closing) :]
                 if not stack:
-                    return token.start() + len(closing)
+                    return token.start(1) + len(closing)
             elif kind == ord("\n"):
                 indent = self._indent(at) if indent is None else indent
-                if token.end() - token.start() - 1 <= indent:
+                if token.end() - token.start(1) - 1 <= indent:
                     scanned = token.end()
                     break
-            elif len(token[0]) == 1:  # a string that its line does not close
+            elif len(token[1]) == 1:  # a string that its line does not close
                 scanned = token.end()
                 break
         if may_span:

@@ -15,6 +15,9 @@ PATHS = ("/api/v2/logs",)
 V1_PATHS = ("/v1/input", "/v1/input/{token}")
 VALIDATE_PATHS = ("/api/v1/validate",)
 
+MAX_TAGS = 10_000
+"""Of one event: far more than it may have as metadata."""
+
 _NAMES = generic.Names(
     message=("message", "msg", "log", "text"),
     level=("status", *fields.LEVELS),
@@ -60,9 +63,10 @@ def _event(entry: dict[str, Any]) -> Event:
 
 
 def _tags(text: str) -> dict[str, Any]:
-    """`k:v,k:v`; one that comes twice has a list, one without a value is true."""
+    """`k:v,k:v`; one that comes twice has a list, one without a value is true. What is behind the
+    first `MAX_TAGS` is one tag."""
     found: dict[str, Any] = {}
-    for tag in filter(None, (each.strip() for each in text.split(","))):
+    for tag in filter(None, (each.strip() for each in text.split(",", MAX_TAGS))):
         name, colon, value = tag.partition(":")
         new = value if colon else True
         if name not in found:

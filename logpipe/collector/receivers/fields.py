@@ -3,6 +3,7 @@
 Senders repeat whole batches; one strange field must not keep the rest from getting in.
 """
 
+import codecs
 import io
 import math
 import re
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from logpipe.decoding import is_deep, is_utf8
+from logpipe.decoding import MAX_VALUES, has_more_elements, has_more_values, is_deep, is_utf8
 from logpipe.event import (
     MAX_DEPTH,
     MAX_LEVEL,
@@ -79,13 +80,26 @@ Decoded = TypeVar("Decoded")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"\d{1,20}(\.\d{0,20})?", re.ASCII)
+LARGE_BYTES = 64 * 1024
+"""A larger array is read element by element, and a larger text is looked at before it is read."""
+
+MAX_CUT = 200_000
+"""Elements of an array that are found by one call: it takes 20 ms (measured), in which no other
+thread has a turn."""
+
+REPLACED_BYTES = 64 * 1024
+"""Bytes that are not UTF-8 are replaced in so many at a time: the same."""
+
 _HALF = re.compile(
-    rb"(?:[^\\]|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)++"
+    rb"(?:[^\\]|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..){1,65536}+"
     rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})",
     re.DOTALL,
 )
 """Half a surrogate pair, as its group, or all that is before one: bodies have many escapes."""
+_Utf8 = codecs.getincrementaldecoder("utf-8")
 _decode = msgspec.json.Decoder().decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
+_decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def event_of(
@@ -286,11 +300,40 @@ def decoded(decode: Callable[[bytes], Decoded], body: bytes) -> Decoded:
     except (RecursionError, msgspec.ValidationError):
         raise
     except NOT_DECODED:
-        text = body if is_utf8(body) else body.decode(errors="replace").encode()
-        text = _HALF.sub(lambda found: rb"\ufffd" if found[1] else found[0], text)
+        text = body if is_utf8(body) else replaced(body)
+        if b"\\u" in text:
+            text = _without_halves(text)
         if text == body:
             raise
         return decode(text)
+
+
+def _without_halves(text: bytes) -> bytes:
+    """The text with U+FFFD for each half of a surrogate pair; it holds no more than one copy."""
+    found = bytearray()
+    at = 0
+    for part in _HALF.finditer(text):
+        found += rb"\ufffd" if part[1] else part[0]
+        at = part.end()
+    return bytes(found + text[at:])
+
+
+def replaced(text: bytes) -> bytes:
+    """The text with U+FFFD for what is not UTF-8. Other threads have their turn meanwhile."""
+    if len(text) <= REPLACED_BYTES:
+        return text.decode(errors="replace").encode()
+    decoder = _Utf8(errors="replace")
+    found = bytearray()
+    for at in range(0, len(text), REPLACED_BYTES):
+        last = at + REPLACED_BYTES >= len(text)
+        found += decoder.decode(text[at : at + REPLACED_BYTES], final=last).encode()
+    return bytes(found)
+
+
+def require_few_values(text: bytes) -> None:
+    """Raises a 413 `Problem` for what has more values than one event may have."""
+    if has_more_values(text):
+        raise Problem(413, f"The JSON has over {MAX_VALUES} values.", hits={"event": 1})
 
 
 def _require_few_containers(body: bytes) -> None:
@@ -316,17 +359,37 @@ def json_values(body: bytes) -> Iterator[Any]:
     """
     text = body.removeprefix(BOM_UTF8)
     mark = len(body) - len(text)
-    whole = json_value(text) if text and not text.isspace() else []
-    if isinstance(whole, list):
-        yield from whole
-    elif not isinstance(whole, Problem):
-        yield whole
-    else:
-        for piece in split(text):
-            value = json_value(piece.text)
-            if isinstance(value, Problem) and piece.unread_from is not None:
-                value = _unread(value, mark + piece.unread_from)
-            yield from value if isinstance(value, list) else (value,)
+    values = _values_at_once(text)
+    if values is not None:
+        yield from values
+        return
+    for piece in split(text):
+        value = json_value(piece.text)
+        if isinstance(value, Problem) and piece.unread_from is not None:
+            value = _unread(value, mark + piece.unread_from)
+        yield from value if isinstance(value, list) else (value,)
+
+
+def _values_at_once(text: bytes) -> Iterable[Any] | None:
+    """The values of one JSON text; None where there may be several, or what is no JSON. Of a large
+    array each element is read as it is asked for."""
+    start = text.lstrip()[:1]
+    if not start:
+        return ()
+    if len(text) > LARGE_BYTES:
+        _require_few_containers(text)
+        try:
+            if start == b"[":
+                if has_more_elements(text.strip(), MAX_CUT):
+                    return None
+                return map(json_value, map(bytes, _decode_array(text)))
+            _decode_raw(text)
+        except NOT_DECODED:
+            return None
+    whole = json_value(text)
+    if isinstance(whole, Problem):
+        return None
+    return whole if isinstance(whole, list) else (whole,)
 
 
 def _unread(problem: Problem, start: int) -> Problem:
@@ -335,9 +398,15 @@ def _unread(problem: Problem, start: int) -> Problem:
 
 
 def json_value(text: bytes) -> Any:
-    """The value of a JSON text, bytes that are not UTF-8 replaced; a 400 `Problem` for no JSON."""
+    """The value of a JSON text, bytes that are not UTF-8 replaced. A `Problem` for no JSON, 400, or
+    for more values than one event may have, 413."""
     try:
+        require_few_values(text)
         return decoded(_decode, text)
+    except Problem as problem:
+        if "event" not in problem.hits:
+            raise
+        return problem
     except RecursionError:
         return Problem(400, "The JSON is nested too deeply.")
     except NOT_DECODED as error:

@@ -31,7 +31,7 @@ class Delivery(msgspec.Struct, rename="camel", gc=False):
     """The body of a request. Each record is an object with `data` in base64."""
 
     records: Array
-    request_id: Any = ""
+    request_id: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b'""'))
 
 
 _decode = msgspec.json.Decoder(Delivery).decode
@@ -41,7 +41,10 @@ def parse(request: Request) -> Batch:
     """Each log event of CloudWatch, each JSON object and each other line is an event."""
     delivery = fields.decoded(_decode, request.body)
     records = elements(delivery.records)
-    answer = _told(request, 200, fields.text_of(delivery.request_id))
+    request_id = fields.json_value(bytes(delivery.request_id))
+    if isinstance(request_id, Problem):
+        raise request_id
+    answer = _told(request, 200, fields.text_of(request_id))
     # Not of the body: the time in it is that of the attempt.
     digest = digest_of(bytes(delivery.records))
     return Batch(_items(records, request), _whole(answer), digest=digest)

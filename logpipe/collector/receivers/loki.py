@@ -13,7 +13,7 @@ from logpipe.collector.receivers.protobuf import each, message, parsed
 from logpipe.collector.receivers.protocol import Batch, Item, Request, always
 from logpipe.collector.receivers.repeated import Array, elements
 from logpipe.collector.receivers.unpacking import claimed_size, from_snappy
-from logpipe.event import Event
+from logpipe.event import NOT_DECODED, Event
 from logpipe.problems import Problem
 
 PATHS = ("/loki/api/v1/push", "/api/prom/push")
@@ -44,7 +44,17 @@ class JsonPush(msgspec.Struct, gc=False):
     streams: Array
 
 
+class JsonStream(msgspec.Struct, gc=False):
+    """A stream of such a push, nothing of it read yet; what is not there is empty."""
+
+    stream: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    labels: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    values: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    entries: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+
+
 _decode = msgspec.json.Decoder(JsonPush).decode
+_decode_stream = msgspec.json.Decoder(JsonStream).decode
 
 
 def parse(request: Request) -> Batch:
@@ -59,11 +69,29 @@ def parse(request: Request) -> Batch:
 
 def _of_json(push: JsonPush, tenant: str) -> Iterator[Item]:
     for raw in elements(push.streams):
-        stream = fields.json_value(bytes(raw))
+        stream = _stream_of(bytes(raw))
         if isinstance(stream, dict):
             yield from _of_stream(stream, tenant)
         else:
             yield stream if isinstance(stream, Problem) else Problem(400, "A stream is an object.")
+
+
+def _stream_of(text: bytes) -> Any:
+    """A stream, or a `Problem`. Of a large one the lists are read element by element."""
+    if len(text) <= LARGE_BYTES:
+        return fields.json_value(text)
+    try:
+        stream = fields.decoded(_decode_stream, text)
+    except NOT_DECODED as error:
+        return Problem(400, f"A stream cannot be read: {error}")
+    found: dict[str, Any] = {}
+    for name in stream.__struct_fields__:
+        raw = bytes(getattr(stream, name))
+        if name in _LISTS and raw.startswith(b"["):
+            found[name] = map(fields.json_value, map(bytes, elements(msgspec.Raw(raw))))
+        elif raw:
+            found[name] = fields.json_value(raw)
+    return found
 
 
 def _of_stream(stream: dict[str, Any], tenant: str) -> Iterator[Item]:
@@ -71,9 +99,9 @@ def _of_stream(stream: dict[str, Any], tenant: str) -> Iterator[Item]:
     labels = given if isinstance(given, dict) else labels_of(fields.text_of(given))
     if "values" not in stream and "entries" not in stream:
         yield Problem(400, "A stream has values.")
-    for name, read in (("values", _of_value), ("entries", _of_entry)):
+    for name, read in _LISTS.items():
         listed = stream.get(name)
-        if isinstance(listed, list):
+        if isinstance(listed, list | map):
             yield from (read(labels, value, tenant) for value in listed)
         elif listed is not None:
             yield Problem(400, f"The {name} of a stream are a list.")
@@ -94,6 +122,9 @@ def _of_entry(labels: Mapping[str, Any], entry: Any, tenant: str) -> Item:
     if not isinstance(entry, dict) or "line" not in entry:
         return Problem(400, "An entry is an object with a line.")
     return _event(labels, {}, fields.text_of(entry["line"]), fields.ms_of(entry.get("ts")), tenant)
+
+
+_LISTS = {"values": _of_value, "entries": _of_entry}
 
 
 def is_packed(request: Request) -> bool:

@@ -23,7 +23,7 @@ PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf")
 JSON_TYPE = "application/json"
 
 MAX_RECORD_BYTES = 1024 * 1024
-"""Of one record as it comes: far more than an event may have."""
+"""Of one record as it comes, of a resource and of a scope: far more than an event may have."""
 
 MAX_DEPTH = 64
 """Levels of values within values; more of them are cut off. Protobuf's own bound is 100."""
@@ -81,7 +81,7 @@ def _of_json(body: bytes) -> Iterator[Logs | Problem]:
             yield logs
         else:
             resource = _attempted(_read_resource, logs.resource)
-            yield Logs(resource, _text(logs.schema_url), _scopes_of_json(logs.scope_logs))
+            yield Logs(resource, _url(logs.schema_url), _scopes_of_json(logs.scope_logs))
 
 
 def _scopes_of_json(array: msgspec.Raw) -> Iterator[ScopedLogs | Problem]:
@@ -98,7 +98,14 @@ def _scopes_of_json(array: msgspec.Raw) -> Iterator[ScopedLogs | Problem]:
         if isinstance(records, Problem):
             yield records
         else:
-            yield ScopedLogs(_attempted(_read_scope, logs.scope), _text(logs.schema_url), records)
+            scope = _attempted(_read_scope, logs.scope)
+            yield ScopedLogs(scope, _url(logs.schema_url), records)
+
+
+def _url(raw: msgspec.Raw) -> str:
+    """A schema's; empty where it cannot be read."""
+    value = fields.json_value(bytes(raw))
+    return "" if isinstance(value, Problem) else _text(value)
 
 
 def _of_protobuf(body: bytes) -> Iterator[Logs | Problem]:
@@ -106,7 +113,7 @@ def _of_protobuf(body: bytes) -> Iterator[Logs | Problem]:
         if isinstance(logs, Problem):
             yield logs
         else:
-            resource = attempted(message("Resource"), logs.resource)
+            resource = _attempted_message("Resource", logs.resource)
             yield Logs(resource, _text(logs.schema_url), _scopes_of_protobuf(logs.scope_logs))
 
 
@@ -115,8 +122,15 @@ def _scopes_of_protobuf(bodies: Sequence[bytes]) -> Iterator[ScopedLogs | Proble
         if isinstance(logs, Problem):
             yield logs
         else:
-            scope = attempted(message("Scope"), logs.scope)
+            scope = _attempted_message("Scope", logs.scope)
             yield ScopedLogs(scope, _text(logs.schema_url), counted(logs.log_records))
+
+
+def _attempted_message(name: str, body: bytes) -> Any:
+    """The message, or why it cannot be read."""
+    if len(body) > MAX_RECORD_BYTES:
+        return Problem(413, f"The {name.lower()} has over {MAX_RECORD_BYTES} bytes.")
+    return attempted(message(name), body)
 
 
 def _attempted(read: Callable[[msgspec.Raw], Read], raw: msgspec.Raw) -> Read | Problem:

@@ -79,13 +79,13 @@ _null = functools.partial(msgspec.Raw, b"null")
 class ScopeLogs(msgspec.Struct, rename="camel", gc=False):
     scope: msgspec.Raw = msgspec.field(default_factory=_null)
     log_records: Array = msgspec.field(default_factory=_null)
-    schema_url: Any = ""
+    schema_url: msgspec.Raw = msgspec.field(default_factory=_null)
 
 
 class ResourceLogs(msgspec.Struct, rename="camel", gc=False):
     resource: msgspec.Raw = msgspec.field(default_factory=_null)
     scope_logs: Array = msgspec.field(default_factory=_null)
-    schema_url: Any = ""
+    schema_url: msgspec.Raw = msgspec.field(default_factory=_null)
 
 
 class Export(msgspec.Struct, rename="camel", gc=False):
@@ -104,6 +104,7 @@ def reader(twin: type[Twin], name: str = "") -> Callable[[msgspec.Raw], Twin]:
 
     def read(raw: msgspec.Raw) -> Twin:
         text = bytes(raw)
+        fields.require_few_values(text)
         try:
             return fields.decoded(strict, text)
         except msgspec.ValidationError:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from logpipe.collector.receivers.repeated import counted
+from logpipe.collector.receivers.repeated import MAX_REPEATED, counted, too_many
 from logpipe.problems import Problem
 
 Row = tuple[str, int, str]
@@ -19,6 +19,12 @@ _TYPES = {
     "bytes": 12, "uint32": 13,
 }  # fmt: skip
 _MESSAGE, _OPTIONAL, _REPEATED = 11, 1, 3
+
+_VARINT, _LENGTH_DELIMITED = 0, 2
+_FIXED: Mapping[int, int] = {1: 8, 5: 4}
+"""Types on the wire that have a size, in bytes."""
+
+_MORE, _MAX_VARINT = 0x80, 10
 
 MESSAGES: Mapping[str, Sequence[Row]] = {
     # Loki's push.proto. Texts of requests are bytes: one that is not UTF-8 keeps no other out.
@@ -112,13 +118,52 @@ def _pool() -> Any:
 
 
 def parsed(kind: Any, body: bytes) -> Any:
-    """A message of a class. Raises a 400 `Problem`."""
+    """A message of a class. Raises a `Problem`: 400 for what is none, 413 for more fields than a
+    list may have elements."""
     from google.protobuf.message import DecodeError
 
+    if _has_more_fields(body, MAX_REPEATED):
+        raise too_many()
     try:
         return kind.FromString(body)
     except DecodeError as error:
         raise Problem(400, f"This is no protobuf of the kind expected: {error}") from None
+
+
+def _has_more_fields(body: bytes, most: int) -> bool:
+    """Whether a message has more fields than that on its own level; what is no protobuf ends it.
+    The runtime builds all of them before it says how many there are."""
+    size = len(body)
+    if size <= 2 * most:
+        return False
+    at = 0
+    for _ in range(most + 1):
+        if at >= size:
+            return False
+        tag = body[at]
+        at = at + 1 if tag < _MORE else _after_varint(body, at)
+        kind = tag & 7
+        if kind == _LENGTH_DELIMITED:
+            start = at
+            at = _after_varint(body, start)
+            at += _varint(body[start:at])
+        elif kind in _FIXED:
+            at += _FIXED[kind]
+        elif kind == _VARINT:
+            at = _after_varint(body, at)
+    return True
+
+
+def _after_varint(body: bytes, at: int) -> int:
+    end = at
+    for end in range(at, min(at + _MAX_VARINT, len(body))):
+        if body[end] < _MORE:
+            break
+    return end + 1
+
+
+def _varint(encoded: bytes) -> int:
+    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(encoded))
 
 
 def each(kind: Any, bodies: Sequence[bytes]) -> Iterator[Any]:
@@ -128,8 +173,10 @@ def each(kind: Any, bodies: Sequence[bytes]) -> Iterator[Any]:
 
 
 def attempted(kind: Any, body: bytes) -> Any:
-    """As `parsed`, but the `Problem` is returned."""
+    """As `parsed`, but the `Problem` of what cannot be read is returned."""
     try:
         return parsed(kind, body)
     except Problem as problem:
+        if problem.status == 413:
+            raise
         return problem

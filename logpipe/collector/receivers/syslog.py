@@ -23,6 +23,7 @@ CUT = "log.truncated"
 _COUNT = re.compile(rb"([1-9]\d{0,8}) (?=(<(?:\d{1,2}|0\d\d|1[0-8]\d|19[01])>))")
 _MAYBE_COUNT = re.compile(rb"[1-9]\d{0,8}(?: (?:<\d{0,3})?)?\Z")
 _END = re.compile(rb"[\n\0]")
+_BLANK_LINES = re.compile(rb"(?:[\r ]*+[\n\0]){1,65536}+")
 _TEXT = re.compile(rb"[^\r\n \0]")
 _PRI = re.compile(r"<(\d{1,3})>")
 HEADER = re.compile(
@@ -58,7 +59,7 @@ class Frames:
         self._skipping = 0  # bytes still to come of a counted message that was too long
         self._skipping_line = False
         self.ended = 0
-        """Messages that have ended, blank ones among them."""
+        """Messages that have ended; blank ones among them, of which several may count as one."""
 
     def feed(self, data: bytes) -> list[Frame]:
         """The messages that are complete now."""
@@ -100,6 +101,8 @@ class Frames:
             found = _END.search(kept, at)
             self._skipping_line = found is None
             return (None, found.end() if found else size) if at < size else None
+        if blank := _BLANK_LINES.match(kept, at):
+            return None, blank.end()
         if counted := _count(kept, at):
             return self._counted(counted.end(), int(counted[1]))
         if _MAYBE_COUNT.match(kept, at):
