@@ -146,7 +146,7 @@ async def test_no_route_is_a_fault_with_redis_away(own_valkey: Valkey, route: st
 async def test_a_fault_of_the_page_has_the_headers_too_and_tells_nothing(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logpipe.ui.app._said_of_filter", lambda _: 1 / 0)
+    monkeypatch.setattr("logpipe.ui.app.parsed_filter", lambda *_: 1 / 0)
     async with serving(redis_addr=valkey.url) as service:
         answer = await service.http.get("/")
         assert answer.status_code == 500
