@@ -160,7 +160,10 @@ def _has_ascii(words: tuple[bytes, ...]) -> MayMatch:
         if len(raw) >= LARGE_BYTES:
             return any(each.is_in(raw) for each in searches)
         lowered = raw.lower()
-        return any(word in lowered for word in words)
+        for word in words:  # noqa: SIM110 - a generator takes twice the time
+            if word in lowered:
+                return True
+        return False
 
     return has
 
