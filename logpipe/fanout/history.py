@@ -28,7 +28,8 @@ PAGE_S = 0.25
 page shorter."""
 
 STEP_BYTES = 1024 * 1024
-"""About so many bytes are read from Redis in one step, as far as the entries before it tell."""
+"""About so many bytes are read from Redis in one step, as far as the entries before it tell; of no
+more, and one entry, are the entries that it finds."""
 STEP_S = 0.05
 """Seconds of the processor after which a step ends."""
 FIRST_COUNT = 16
@@ -133,7 +134,8 @@ class History(Protocol):
         """Whether it has reached its end or spent its budget."""
 
     async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:
-        """Up to `limit` further matching entries. Raises a `Problem`."""
+        """Up to `limit` further matching entries, of `size` and of `STEP_BYTES` or little more.
+        Raises a `Problem`."""
 
 
 class Scan:
@@ -178,7 +180,8 @@ class Scan:
         return self.next is None or self.budget.spent
 
     async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:
-        """Up to `limit` further matching entries, of `size` bytes or little more, from one read.
+        """Up to `limit` further matching entries, of `size` bytes and of `STEP_BYTES` or little
+        more, from one read: one entry may exceed them.
 
         Raises `Unavailable`; the step may then be repeated.
         """
@@ -187,7 +190,7 @@ class Scan:
         wanted = self._wanted(limit)
         async with self._seats.step():
             rows = await self._stream.raw_range(low, high, wanted, newest_first=self._newest_first)
-            found, seen = await self._judged(rows, limit, size)
+            found, seen = await self._judged(rows, limit, min(size, STEP_BYTES))
         if seen < len(rows):
             self.next = from_wire(rows[seen][0])
         elif len(rows) < wanted:
