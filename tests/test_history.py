@@ -130,6 +130,43 @@ async def test_a_scan_leaves_others_their_turn_however_long_a_filter_takes() -> 
     going.cancel()
 
 
+async def test_scans_together_hold_the_loop_for_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged, most = 0, 0
+
+    def accepts(_: object) -> bool:
+        nonlocal judged
+        judged += 1
+        return True
+
+    async def others() -> None:
+        nonlocal most
+        while True:
+            before = judged
+            await asyncio.sleep(0)
+            most = max(most, judged - before)
+
+    monkeypatch.setattr(Filter, "predicate", property(lambda _: accepts))
+    seats = ScanSeats(turns=short_turns())
+    going = asyncio.create_task(others())
+    scans = [scan_of(listed(["a"] * 40), Filter("source:a"), seats=seats) for _ in range(3)]
+    pages = await asyncio.gather(*(page_of(scan, 100) for scan in scans))
+    going.cancel()
+    assert [len(page.entries) for page in pages] == [40] * 3
+    assert (judged, most) == (120, 1)
+
+
+async def test_a_step_finds_no_more_than_its_bytes() -> None:
+    small, large = an_event("a"), b'{"source":"a","message":"%b"}' % (b"x" * 65_000)
+    rows = [(StreamId(n, 0), large if n < 1_000 else small) for n in range(1_400)]
+    scan = scan_of(Listed([*rows]), EVERYTHING, count=10_000, budget=Budget.unlimited())
+    found = 0
+    while not scan.over:
+        entries = await scan.step(10_000, 8 * history_module.STEP_BYTES)
+        found += len(entries)
+        assert sum(len(entry.json) for entry in entries) < history_module.STEP_BYTES + 66_000
+    assert found == len(rows)
+
+
 async def test_a_page_without_a_filter_reads_no_more_than_it_gives() -> None:
     stream = listed(["a"] * 40)
     page = await history(stream, EVERYTHING, START, END, 5, 100, newest_first=True)
