@@ -23,7 +23,7 @@ from logpipe.client.distributor import (
 from logpipe.client.log import RemoteLog
 from logpipe.continuity import Gap
 from logpipe.event import Stored
-from logpipe.fanout.history import STEP_BYTES, page_of
+from logpipe.fanout.history import STEP_BYTES, Budget, page_of
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import END, START, StreamId, parse_id
 from logpipe.messages import Batch, Bye, Hello, Item, Message, Notice, Progress, Start
@@ -655,7 +655,8 @@ async def test_a_step_in_the_history_has_no_more_than_its_bytes(
             pipe.xadd("logs", {"event": f'{{"source":"a","message":"{number} {large}"}}'})
         pipe.execute()
     async with serving(redis_addr=valkey.url) as service, log_at(service.url) as log:
-        scan = log.history(Filter(), START, END, newest_first=newest_first)
+        budget = Budget.unlimited()
+        scan = log.history(Filter(), START, END, newest_first=newest_first, budget=budget)
         found = []
         while not scan.over:
             entries = await scan.step(5_000)
