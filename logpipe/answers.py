@@ -21,7 +21,8 @@ SMALL_BYTES = 64 * 1024
 """An answer up to this size is written at once and not counted; larger ones are sent in pieces of
 this size, each after the connection has taken the one before."""
 STREAM_BYTES = 1024 * 1024
-"""What an answer counts while it is made and sent piece by piece: one step of a scan."""
+"""What an answer counts while it is made and sent piece by piece: what one step of a scan finds
+(`history.STEP_BYTES`), held once."""
 BYTES_A_SECOND = 16 * 1024
 """The least that a client has to take while it is waited for: a slow mobile link."""
 PATIENCE_S = 10.0
@@ -242,7 +243,7 @@ class StreamedResponse(Response):
         del self.headers["content-length"]
         self._pieces = pieces
         self._answers = answers
-        self._begun = b""
+        self._begun: list[bytes] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request; for HEAD with what is known after the first pieces."""
@@ -253,8 +254,9 @@ class StreamedResponse(Response):
             try:
                 async with attended(receive), aclosing(self._pieces):
                     if not await self._begin():
-                        self.headers["content-length"] = str(len(self._begun))
-                        last["body"] = b"" if headless else self._begun
+                        body = b"".join(self._begun)
+                        self.headers["content-length"] = str(len(body))
+                        last["body"] = b"" if headless else body
                         await send(self._head())
                     elif headless:
                         await send(self._head())
@@ -269,18 +271,19 @@ class StreamedResponse(Response):
 
     async def _begin(self) -> bool:
         """Has the first pieces made; True where there may be more."""
+        size = 0
         async for piece in self._pieces:
-            self._begun += piece
-            if len(self._begun) > SMALL_BYTES:
+            self._begun.append(piece)
+            size += len(piece)
+            if size > SMALL_BYTES:
                 return True
         return False
 
     async def _stream(self, pace: Pace) -> bool:
         """Sends all but the end; False where the answer was cut off."""
         await pace.message(self._head(), 0)
-        begun, self._begun = self._begun, b""
-        await pace.body(begun)
-        del begun
+        while self._begun:
+            await pace.body(self._begun.pop(0))
         try:
             async for piece in self._pieces:
                 await pace.body(piece)

@@ -8,6 +8,27 @@ TURN_S = 0.005
 """Seconds of work after which everything else on the event loop goes on."""
 
 
+class CpuTime:
+    """CPU seconds of one piece of work, without what others take between its turns."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """Of the turns that are over."""
+        self._began = time.thread_time()
+
+    def begin(self) -> None:
+        """Begins a turn."""
+        self._began = time.thread_time()
+
+    def end(self) -> None:
+        """Ends a turn."""
+        self.seconds += time.thread_time() - self._began
+
+    def now(self) -> float:
+        """The seconds up to now, within a turn."""
+        return self.seconds + time.thread_time() - self._began
+
+
 class Turns:
     """Work of many tasks, of which one at a time has its turn of `TURN_S`, in order of arrival.
 
@@ -22,15 +43,19 @@ class Turns:
         self._spent = 0.0
         """Seconds of work since the last pause."""
 
-    async def run(self, work: Iterator[None]) -> None:
-        """Runs through an iterator, which yields wherever its work can be interrupted. Raises what
-        the iterator raises."""
+    async def run(self, work: Iterator[None], cpu: CpuTime | None = None) -> None:
+        """Runs through an iterator, which yields wherever its work can be interrupted; `cpu`
+        measures its turns. Raises what the iterator raises."""
         done = False
         while not done:
             async with self._turn:
+                if cpu is not None:
+                    cpu.begin()
                 try:
                     done = self._go_on(work)
                 finally:
+                    if cpu is not None:
+                        cpu.end()
                     if self._spent > TURN_S:
                         self._spent = 0.0
                         for _ in range(self._pause):

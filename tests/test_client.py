@@ -23,7 +23,7 @@ from logpipe.client.distributor import (
 from logpipe.client.log import RemoteLog
 from logpipe.continuity import Gap
 from logpipe.event import Stored
-from logpipe.fanout.history import page_of
+from logpipe.fanout.history import STEP_BYTES, Budget, page_of
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import END, START, StreamId, parse_id
 from logpipe.messages import Batch, Bye, Hello, Item, Message, Notice, Progress, Start
@@ -643,6 +643,28 @@ async def test_a_page_of_the_history_is_that_of_the_distributor(valkey: Valkey) 
         assert len(own) == 1  # type: ignore[arg-type]
         assert back.entries[0].json.startswith(b'{"id":"%d-%d",' % back.entries[0].id)
         assert log.name == f"distributor {service.url}"
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+async def test_a_step_in_the_history_has_no_more_than_its_bytes(
+    valkey: Valkey, *, newest_first: bool
+) -> None:
+    with valkey.client.pipeline(transaction=False) as pipe:
+        for number in range(200):
+            large = "x" * 60_000 if 50 <= number < 150 else ""
+            pipe.xadd("logs", {"event": f'{{"source":"a","message":"{number} {large}"}}'})
+        pipe.execute()
+    async with serving(redis_addr=valkey.url) as service, log_at(service.url) as log:
+        budget = Budget.unlimited()
+        scan = log.history(Filter(), START, END, newest_first=newest_first, budget=budget)
+        found = []
+        while not scan.over:
+            entries = await scan.step(5_000)
+            found += [int(entry.event.message.partition(" ")[0]) for entry in entries]
+            assert sum(len(entry.json) for entry in entries) < STEP_BYTES + 61_000
+            if entries:
+                assert scan.searched_to is not None
+        assert found == (list(range(200))[::-1] if newest_first else list(range(200)))
 
 
 async def test_a_distributor_whose_redis_is_away_is_a_503_with_retry_after(

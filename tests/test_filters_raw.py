@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from logpipe.event import StoredEvent, read_entry
 from logpipe.filters import EVERYTHING, Filter, parse_filter
 from logpipe.filters.needed import SMALL_BYTES
-from logpipe.filters.raw import _FOLDED_TO_ASCII
+from logpipe.filters.raw import _FOLDED_TO_ASCII, LARGE_BYTES
 from logpipe.filters.tree import Node
 from logpipe.ids import StreamId
 from tests.filtering import events, hostile_json, nodes
@@ -38,6 +38,35 @@ def test_no_event_that_a_filter_takes_is_skipped(node: Node, event: StoredEvent,
         entry = read_entry(StreamId(1, 0), raw)
         if judge is not None and not judge(raw):
             assert entry is None or not accepts(entry.event), (chosen.query, raw)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(nodes, st.lists(events, min_size=2, max_size=40), st.integers(0, 2**32))
+def test_events_are_rejected_together_only_where_each_is(
+    node: Node, given_events: list[StoredEvent], seed: int
+) -> None:
+    judge = Filter(str(node)).may_match
+    if judge is None:
+        return
+    raws = [hostile_json(event, seed + at) for at, event in enumerate(given_events)]
+    for separator in (b"\n", b" " * LARGE_BYTES):
+        if not judge(separator.join(raws)):
+            assert not any(map(judge, raws)), raws
+
+
+@pytest.mark.parametrize("size", [0, LARGE_BYTES, 3 * LARGE_BYTES])
+@pytest.mark.parametrize("word", ["reset", "connection_reset_by_peer", "%", "kk", "stra\u00dfe"])
+def test_words_are_found_wherever_they_are_in_a_text(word: str, size: int) -> None:
+    for before in (0, size // 2, size):
+        for spelled in (word, word.upper(), word.title()):
+            filled = "-" * before + spelled + "-" * (size - before)
+            assert may_match(f'"{word}"', written(filled))
+            assert may_match(f'"{word}"', written(filled + " \u4e2d"))
+    rejected = "-" * size + word[:-1] + "-" + word[1:]
+    assert not may_match(f'"{word}"', written(rejected))
+    assert not may_match(f'"{word}"', written(rejected + " \u4e2d"))
+    assert may_match(f'"{word}"', written(rejected)[:-1] + rb',"a":"\u0041"}')
+    assert not may_match(f'"{word}"', written(rejected)[:-1] + rb',"a":"\n\\"}')
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import platform
 import ssl
+import sys
 import weakref
 from pathlib import Path
 
@@ -41,6 +43,33 @@ async def test_what_refers_to_itself_is_gone_within_a_minute(
     finally:
         gc.set_threshold(*thresholds)
         gc.enable()
+
+
+FREED = """
+from logpipe.serving import garbage
+from tests.soak.measures import resident_bytes
+import os
+garbage.settle()
+largest = bytes(16 * 2**20)
+del largest
+before = resident_bytes(os.getpid())
+answers = [bytes([1]) * 2**20 for _ in range(60)]
+held = resident_bytes(os.getpid()) - before
+last = [bytes(2_000 + number) for number in range(100)]
+del answers
+print(held, resident_bytes(os.getpid()) - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator")
+async def test_memory_of_large_answers_goes_back_to_the_kernel() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FREED, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    held, left = map(int, out.split())
+    assert held > 50 * 2**20
+    assert left < 5 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,17 @@ from logpipe.limits import BURST_S, Rates, Seats, client_of
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
 from logpipe.settings import fields
+from tests.attack.attacks import ATTACKS
 from tests.helpers import wait_until
 from tests.raw import connected, request
 from tests.servers import Reader, Service, Valkey, serving, subscribed
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| `([\w.]+)` \| (-?[\d.]+) \| (.+) \| (.*) ?\|$", DOCUMENT, re.MULTILINE)
+ROWS = re.findall(
+    r"^\| `([\w.]+)` \| (-?[\d.]+) \| (.+) \|(.*)\| ([^|]+) \|$", DOCUMENT, re.MULTILINE
+)
+"""Name, default, what happens, the counter's label, and what attacks it."""
 
 
 async def limited(service: Service, limit: str) -> float:
@@ -59,8 +63,31 @@ def test_every_setting_that_is_a_limit_is_in_the_document() -> None:
 
 
 def test_the_document_names_every_limit_that_is_counted() -> None:
-    told = {name for *_, label in ROWS for name in re.findall(r"`(\w+)`", label)}
+    told = {name for *_, label, _ in ROWS for name in re.findall(r"`(\w+)`", label)}
     assert told == set(limits.NAMES)
+
+
+def test_every_limit_of_the_document_is_attacked() -> None:
+    for name, *_, attacked in ROWS:
+        for by in attacked.split(", "):
+            attack = by.strip("`")
+            assert attack in ATTACKS if by != attack else (ROOT / by).is_file(), name
+
+
+def test_the_longest_steps_add_up_to_less_than_their_bound() -> None:
+    (table,) = re.findall(r"^\| kind \| seats .+?\n\n", DOCUMENT, re.MULTILINE | re.DOTALL)
+    products = [int(each) for each in re.findall(r" (\d+) ms \|$", table, re.MULTILINE)]
+    *parts, total = products
+    assert len(parts) == len(table.strip().splitlines()) - 3  # its head of two lines, and the total
+    assert sum(parts) == total <= 200
+
+
+def test_the_memory_of_the_document_adds_up() -> None:
+    (table,) = re.findall(r"^\| memory \| of what .+?\n\n", DOCUMENT, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r" (\d+) \| (\d+) \|$", table, re.MULTILINE)
+    *parts, total = [[int(each) for each in row] for row in rows]
+    assert len(rows) == len(table.strip().splitlines()) - 2
+    assert [sum(column) for column in zip(*parts, strict=True)] == total
 
 
 def test_what_limits_count_is_there_before_it_counts() -> None:

@@ -1,7 +1,9 @@
 """A distributor's log over HTTP, for the page of a process without one."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import accumulate
 
 import httpx
 import msgspec
@@ -110,8 +112,9 @@ class RemoteScan:
         the answer."""
         return self.next is None or self._budget.spent
 
-    async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:  # noqa: ARG002
-        """Up to `limit` further matching entries.
+    async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:
+        """Up to `limit` further matching entries, of `size` bytes and of `history.STEP_BYTES` or
+        little more; what an answer has beyond them is asked for again.
 
         Raises a `Problem`: the distributor's own, a 502 or a 503.
         """
@@ -134,7 +137,16 @@ class RemoteScan:
             self._fits = max(1, min(STEP_GROWTH * count, STEP_BYTES // average))
         else:
             self._fits = STEP_GROWTH * count
-        return entries
+        return self._cut(entries, min(size, STEP_BYTES))
+
+    def _cut(self, entries: list[Entry], size: int) -> list[Entry]:
+        """The entries up to a size; the search goes on behind them."""
+        sizes = [0, *accumulate(len(entry.json) for entry in entries)]
+        end = bisect_left(sizes, size)
+        if 0 < end < len(entries):
+            self.searched_to = entries[end - 1].id
+            self.next = entries[end].id
+        return entries[:end]
 
 
 def _entry(raw: bytes) -> Entry:

@@ -3,9 +3,10 @@
 import asyncio
 import math
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from logpipe.continuity import Cursor, Gap
@@ -14,6 +15,7 @@ from logpipe.filters import Filter
 from logpipe.ids import START, StreamId, from_wire
 from logpipe.problems import Problem
 from logpipe.stream import FIELD, RawEntry, Stream, event_json
+from logpipe.turns import CpuTime, Turns
 
 PAGE_BYTES = 8 * 1024 * 1024
 """A page of the history ends at this size, though it may hold fewer events than were asked for."""
@@ -26,19 +28,19 @@ PAGE_S = 0.25
 page shorter."""
 
 STEP_BYTES = 1024 * 1024
-"""About so many bytes are read from Redis in one step, as far as the entries before it tell."""
+"""About so many bytes are read from Redis in one step, as far as the entries before it tell; of no
+more, and one entry, are the entries that it finds."""
 STEP_S = 0.05
-"""Seconds of the processor after which a step ends: `SCAN_SEATS` of them take 150 ms."""
+"""Seconds of the processor after which a step ends."""
 FIRST_COUNT = 16
 """Entries of a first step, whose size is not known; of 64 KiB each they are 1 MiB."""
 STEP_GROWTH = 4
 """A step has at most so many times the entries of the one before, whatever the size of those."""
 MAX_STEP_COUNT = 256
 """Entries of one step: where large entries follow small ones, 16 MiB of 64 KiB each."""
-TURN_S = 0.005
-"""Seconds for which entries are looked at without a pause."""
-CLOCK_BYTES = 4 * 1024
-"""Bytes of rejected entries between two looks at the clock: about 30 us."""
+RUN_BYTES = 16 * 1024
+"""Entries of so many bytes are checked for a filter's words at once, between two looks at the
+clock: 20 to 60 us where none of them has the words."""
 ENTRY_BYTES = 64
 """What an entry counts besides its event, in budgets."""
 
@@ -58,7 +60,10 @@ class ScanSeats:
         seats: int = SCAN_SEATS,
         queue: int = SCAN_QUEUE,
         limited: Callable[[Mapping[str, int]], None] = lambda _: None,
+        turns: Turns | None = None,
     ) -> None:
+        self.turns = turns or Turns()
+        """For looking at the entries: all scans together hold the event loop for one turn."""
         self._free = asyncio.Semaphore(seats)
         self._queue = queue
         self._limited = limited
@@ -129,43 +134,15 @@ class History(Protocol):
         """Whether it has reached its end or spent its budget."""
 
     async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:
-        """Up to `limit` further matching entries. Raises a `Problem`."""
-
-
-class _Turn:
-    """The time for which nothing else had its turn; the processor's part is taken from a budget."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self._began = time.monotonic()
-        self._worked = time.thread_time()
-        self.lasted = 0.0
-        """Seconds of the processor, of all turns before."""
-
-    @property
-    def over(self) -> bool:
-        """Whether others should go on now."""
-        return time.monotonic() - self._began > TURN_S
-
-    def end(self) -> None:
-        """Takes what the turn has lasted from the budget."""
-        worked = time.thread_time() - self._worked
-        self._budget.seconds -= worked
-        self.lasted += worked
-
-    async def give(self) -> None:
-        """Lets others go on."""
-        self.end()
-        await asyncio.sleep(0)
-        self._began = time.monotonic()
-        self._worked = time.thread_time()
+        """Up to `limit` further matching entries, of `size` and of `STEP_BYTES` or little more.
+        Raises a `Problem`."""
 
 
 class Scan:
     """A search for matching entries between two ids (inclusive), one bounded step at a time.
 
-    A step reads from Redis once, holds a seat meanwhile, and pauses every `TURN_S`. A caller that
-    is cancelled, because its client has left, ends the scan within the step.
+    A step reads from Redis once, holds a seat meanwhile, and looks at the entries in turns. A
+    caller that is cancelled, because its client has left, ends the scan within the step.
     """
 
     def __init__(
@@ -193,6 +170,8 @@ class Scan:
         self._high = high
         self._most = min(count, MAX_STEP_COUNT)
         self._fits = FIRST_COUNT
+        self._seen = 0
+        """Rows of the current step that were looked at."""
         self._newest_first = newest_first
 
     @property
@@ -201,7 +180,8 @@ class Scan:
         return self.next is None or self.budget.spent
 
     async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:
-        """Up to `limit` further matching entries, of `size` bytes or little more, from one read.
+        """Up to `limit` further matching entries, of `size` bytes and of `STEP_BYTES` or little
+        more, from one read: one entry may exceed them.
 
         Raises `Unavailable`; the step may then be repeated.
         """
@@ -210,7 +190,7 @@ class Scan:
         wanted = self._wanted(limit)
         async with self._seats.step():
             rows = await self._stream.raw_range(low, high, wanted, newest_first=self._newest_first)
-            found, seen = await self._judged(rows, limit, size)
+            found, seen = await self._judged(rows, limit, min(size, STEP_BYTES))
         if seen < len(rows):
             self.next = from_wire(rows[seen][0])
         elif len(rows) < wanted:
@@ -237,44 +217,71 @@ class Scan:
         self, rows: Sequence[RawEntry], limit: int, size: int
     ) -> tuple[list[Entry], int]:
         """The matching entries, and how many rows were looked at until the step was over."""
-        may_match, accepts, budget = self._may_match, self._accepts, self.budget
+        # Without a call for each entry, where it is as logpipe writes it.
+        raws = [
+            (fields[1] if fields and fields[0] == FIELD else event_json(fields)) or b""
+            for _, fields in rows
+        ]
+        ends = list(accumulate(map(len, raws)))
         found: list[Entry] = []
-        seen = total = 0
-        look_at_clock = CLOCK_BYTES
-        turn = _Turn(budget)
-        for id_, fields in rows:
-            if total > look_at_clock:
-                look_at_clock = total + CLOCK_BYTES
-                if turn.over:
-                    await turn.give()
-                    if budget.seconds <= 0 or turn.lasted > STEP_S:
-                        break
-            if len(found) >= limit or size <= 0:
-                break
-            seen += 1
-            total += ENTRY_BYTES
-            # Without a call for each entry, where it is as logpipe writes it.
-            raw = fields[1] if fields and fields[0] == FIELD else event_json(fields)
-            if raw is None:
-                continue
-            total += len(raw)
-            if may_match is not None and not may_match(raw):
-                continue
-            entry = read_entry(from_wire(id_), raw)
-            if entry is not None and (accepts is None or accepts(entry.event)):
-                found.append(entry)
-                size -= len(entry.json)
-            look_at_clock = 0
-        turn.end()
-        budget.entries -= seen
-        budget.bytes -= total
+        cpu = CpuTime()
+        self._seen = 0
+        await self._seats.turns.run(self._judging(rows, raws, ends, limit, size, found, cpu), cpu)
+        seen = self._seen
+        self.budget.seconds -= cpu.seconds
         if seen:
+            total = ends[seen - 1] + ENTRY_BYTES * seen
+            self.budget.entries -= seen
+            self.budget.bytes -= total
             self._fits = min(
                 STEP_GROWTH * len(rows),
                 STEP_BYTES * seen // total,
-                int(STEP_S * seen / max(turn.lasted, 1e-6)),
+                int(STEP_S * seen / max(cpu.seconds, 1e-6)),
             )
         return found, seen
+
+    def _judging(
+        self,
+        rows: Sequence[RawEntry],
+        raws: Sequence[bytes],
+        ends: Sequence[int],
+        limit: int,
+        size: int,
+        found: list[Entry],
+        cpu: CpuTime,
+    ) -> Iterator[None]:
+        """Adds the matching entries, as work for `Turns`. `raws` is the JSON of the rows, `ends`
+        the sum of its sizes."""
+        accepts = self._accepts
+        seconds = min(STEP_S, self.budget.seconds)
+        end = 0
+        while end < len(rows):
+            start = end
+            end = bisect_right(ends, RUN_BYTES + (ends[start - 1] if start else 0), start + 1)
+            for at in self._candidates(raws, start, end):
+                entry = read_entry(from_wire(rows[at][0]), raws[at])
+                if entry is not None and (accepts is None or accepts(entry.event)):
+                    found.append(entry)
+                    size -= len(entry.json)
+                self._seen = at + 1
+                if len(found) >= limit or size <= 0:
+                    return
+                yield
+                if cpu.seconds > seconds:
+                    return
+            self._seen = end
+            yield
+            if cpu.seconds > seconds:
+                return
+
+    def _candidates(self, raws: Sequence[bytes], start: int, end: int) -> Sequence[int]:
+        """The positions from `start` to `end` of the JSON that the filter may take."""
+        may_match = self._may_match
+        if may_match is None:
+            return range(start, end)
+        if end - start > 1 and not may_match(b"\n".join(raws[start:end])):
+            return ()
+        return [at for at in range(start, end) if may_match(raws[at])]
 
 
 class HistoryPage(NamedTuple):

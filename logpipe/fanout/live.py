@@ -7,25 +7,24 @@ told more than entries, goes on by itself from its cursor (`subscription.py`).
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from logpipe.continuity import Cursor
 from logpipe.event import Entry
 from logpipe.filters import Filter
-from logpipe.filters.index import FilterIndex, Result
+from logpipe.filters.index import FilterIndex, Result, Search
 from logpipe.ids import StreamId
 from logpipe.messages import Batch, Encoder, Progress
 from logpipe.metrics import Metrics
+from logpipe.turns import Turns
 from logpipe.wire import framed
 
 PROGRESS_S = 5.0
 """While the filter rejects everything, the cursor is told this often."""
 
-WRITES_AT_ONCE = 250
-"""Writes after which everything else has its turn: some milliseconds."""
-TURN_S = 0.005
-"""Seconds of filtering and writing after which everything else has its turn."""
+WRITES_AT_ONCE = 100
+"""Writes between two looks at the clock: 0.5 to 1.5 ms."""
 
 
 class Reader(Protocol):
@@ -85,26 +84,6 @@ class _Follower:
             self.done.set_result(None)
 
 
-class _Turn:
-    """The work since everything else had its turn."""
-
-    def __init__(self) -> None:
-        self.writes = 0
-        self._began = time.monotonic()
-
-    @property
-    def over(self) -> bool:
-        return self.writes >= WRITES_AT_ONCE or time.monotonic() - self._began > TURN_S
-
-    async def give(self) -> float:
-        """Lets everything else go on; returns the CPU time in seconds that it took."""
-        began = time.thread_time()
-        await asyncio.sleep(0)
-        self.writes = 0
-        self._began = time.monotonic()
-        return time.thread_time() - began
-
-
 class Live:
     """All live readers of a hub, by their filter and by what they are written."""
 
@@ -112,6 +91,7 @@ class Live:
         self.count = 0
         self._metrics = metrics
         self._index = FilterIndex()
+        self._turns = Turns()
         self._followers: dict[Filter, _Kinds] = {}
 
     async def follow(self, reader: Reader, writer: Writer) -> None:
@@ -142,17 +122,18 @@ class Live:
 
         Readers whose filter takes too long go on by themselves, so that the others do not wait.
         """
-        turn = _Turn()
         search = self._index.search(batch.entries)
-        for result in search.steps():
-            if result is not None:
-                await self._carry_found(batch, number, result, turn)
-            if turn.over:
-                search.paused_s += await turn.give()
+        await self._turns.run(self._carrying(batch, number, search), search.cpu)
         if self._followers:
             await asyncio.sleep(0)
 
-    async def _carry_found(self, batch: Batch, number: int, result: Result, turn: _Turn) -> None:
+    def _carrying(self, batch: Batch, number: int, search: Search) -> Iterator[None]:
+        for result in search.steps():
+            if result is not None:
+                yield from self._carrying_found(batch, number, result)
+            yield
+
+    def _carrying_found(self, batch: Batch, number: int, result: Result) -> Iterator[None]:
         """Writes what a filter takes of a batch to those who have this filter."""
         chosen, found = result
         if found:
@@ -171,11 +152,9 @@ class Live:
                 if found:
                     self._write(some, batch, number, part, now, found)
                     self._metrics.delivered_bytes.inc(len(chunk) * len(some))
-                    turn.writes += len(some)
                 else:
                     self._pass(some, batch, number, now)
-                if turn.over:
-                    await turn.give()
+                yield
 
     def _write(
         self,

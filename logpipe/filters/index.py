@@ -29,6 +29,7 @@ from logpipe.filters.needed import (
 from logpipe.filters.reading import parse, regex
 from logpipe.filters.terms import Predicate
 from logpipe.filters.tree import MESSAGE, Compare, Match, Regex, Text
+from logpipe.turns import CpuTime
 
 _OWN_FIELDS = ("source", "level", "message", "ts_unix_ms")
 
@@ -367,8 +368,8 @@ class Search:
     """
 
     def __init__(self, index: FilterIndex, entries: list[Entry]) -> None:
-        self.paused_s = 0.0
-        """CPU time in seconds that others took in pauses between steps, as who runs it reports."""
+        self.cpu = CpuTime()
+        """Of the search, whose turns whoever runs it begins and ends."""
         self.spent_s = 0.0
         """CPU time in seconds that was spent on what is complete."""
         self._index = index
@@ -390,9 +391,9 @@ class Search:
             yield from index.expressions.make_sets()
             listed = list(index.listed.values())
             alone = index.evaluated_alone()
-            began_s = self._clock_s()
+            began_s = self.cpu.now()
             yield from self._find_candidates()
-            self.spent_s = self._clock_s() - began_s
+            self.spent_s = self.cpu.now() - began_s
         for each in alone:
             self._candidates.pop(each, None)
         slices = list(_slices_of(self._entries))
@@ -416,18 +417,18 @@ class Search:
             return
         found: list[Entry] = []
         most_s = self._index.filter_s
-        began, began_s = time.monotonic(), self._clock_s()
+        began, began_s = time.monotonic(), self.cpu.now()
         late = self.spent_s > self._index.search_s
         for part in () if late else slices:
             found += [entry for entry in part if accepts(entry.event)]
             yield None
             # The clock of the CPU takes a system call.
-            if time.monotonic() - began > most_s and self._clock_s() - began_s > most_s:
+            if time.monotonic() - began > most_s and self.cpu.now() - began_s > most_s:
                 late = True
                 break
         if late:
             self._index.took_too_long(listed.chosen)
-        listed.cost_s = self._clock_s() - began_s
+        listed.cost_s = self.cpu.now() - began_s
         self.spent_s += listed.cost_s
         yield Result(listed.chosen, None if late else found)
 
@@ -473,21 +474,18 @@ class Search:
         slow: list[_Listed],
     ) -> Iterator[None]:
         for each in sets:
-            began_s = self._clock_s()
+            began_s = self.cpu.now()
             for at, parts in texts:
                 for part in parts:
                     for key in each.find(part):
                         self._may_take(at, patterns.get(key))
                     yield
-            if self._clock_s() - began_s > self._index.set_s:
+            if self.cpu.now() - began_s > self._index.set_s:
                 slow += patterns.filters_of(each.patterns)
 
     def _may_take(self, at: int, filters: Iterable[_Listed]) -> None:
         for listed in filters:
             self._candidates[listed].append(at)
-
-    def _clock_s(self) -> float:
-        return time.thread_time() - self.paused_s
 
 
 def _rate(leaf: Leaf) -> int:

@@ -6,7 +6,10 @@ most events of a search for something rare.
 
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import re2
 
 from logpipe.filters.needed import (
     SMALL_BYTES,
@@ -21,9 +24,20 @@ from logpipe.filters.needed import (
 from logpipe.filters.tree import Compare, Match, Node, Pattern, Text
 
 MayMatch = Callable[[bytes], bool]
+"""A function of an event's JSON, or of that of several events one after the other: False only where
+the filter rejects all of them."""
 
 MAX_CLAUSES = 4
 """Clauses that are checked: those with the longest words."""
+
+LARGE_BYTES = 2_048
+"""From this size on RE2 looks for words in any case: it makes no copy in lower case, and is two to
+four times as fast. It takes a microsecond to begin, in which smaller texts are searched otherwise.
+"""
+_PREFIX = 9
+"""RE2 looks for a literal of up to so many bytes without its automaton."""
+_WORD_MEMORY = 16 * 1024
+"""Bytes that RE2 may use for one such word; it takes about 4,300 in all."""
 
 _ESCAPED = re.compile(r'["\\/\x00-\x1f]')
 r"""Characters that JSON may write as an escape other than `\u`, which is treated apart."""
@@ -52,8 +66,7 @@ class _Needles(NamedTuple):
 
 
 def may_match_of(node: Node) -> MayMatch | None:
-    """A function of an event's JSON that is False only where the filter's predicate rejects the
-    event; None where the filter has no words to look for.
+    """What rejects events by their JSON; None where the filter has no words to look for.
 
     JSON that cannot be decoded may have either result.
     """
@@ -87,34 +100,87 @@ def _meets(clause: Clause) -> MayMatch:
     return lambda raw: len(raw) > SMALL_BYTES or meets(raw) or (nested and raw.count(b"[") > 1)
 
 
+class _Word:
+    """An ASCII word in lower case, looked for in large texts in any case."""
+
+    def __init__(self, word: bytes) -> None:
+        self.word = word
+
+    @cached_property
+    def _end(self) -> Any:
+        # The beginning is less rare: of other words, and of those that come together.
+        return _literal(self.word[-_PREFIX:], case_sensitive=False)
+
+    def is_in(self, raw: bytes) -> bool:
+        if self._end.search(raw) is None:
+            return False
+        return len(self.word) <= _PREFIX or self.word in raw.lower()
+
+
+def _literal(word: bytes, *, case_sensitive: bool) -> Any:
+    options = re2.Options()
+    options.literal = True
+    options.case_sensitive = case_sensitive
+    options.never_capture = True
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.max_mem = _WORD_MEMORY
+    options.log_errors = False
+    try:
+        return re2.compile(word, options)
+    finally:
+        re2.purge()  # the module keeps the last 128 otherwise
+
+
+_UNICODE_ESCAPE = _literal(b"\\u", case_sensitive=True)
+
+
+def _has_unicode_escape(raw: bytes) -> bool:
+    """Whether a character may be written as `\\u1234`."""
+    if b"\\" not in raw:
+        return False
+    # Python's search for two bytes is slow.
+    return b"\\u" in raw if len(raw) < LARGE_BYTES else _UNICODE_ESCAPE.search(raw) is not None
+
+
 def _has_exact(words: tuple[bytes, ...]) -> MayMatch:
     def has(raw: bytes) -> bool:
         for word in words:
             if word in raw:
                 return True
-        return b"\\" in raw and b"\\u" in raw
+        return _has_unicode_escape(raw)
+
+    return has
+
+
+def _has_ascii(words: tuple[bytes, ...]) -> MayMatch:
+    """Whether a text has one of some words in lower case, which it may have in any case."""
+    searches = tuple(map(_Word, words))
+
+    def has(raw: bytes) -> bool:
+        if len(raw) >= LARGE_BYTES:
+            return any(each.is_in(raw) for each in searches)
+        lowered = raw.lower()
+        for word in words:  # noqa: SIM110 - a generator takes twice the time
+            if word in lowered:
+                return True
+        return False
 
     return has
 
 
 def _has_folded(words: tuple[str, ...], exact: tuple[bytes, ...]) -> MayMatch:
-    in_ascii = tuple(word.encode() for word in words if word.isascii())
+    has_ascii = _has_ascii(tuple(word.encode() for word in words if word.isascii()))
+    has_exact = _has_exact(exact)
     # In a text that is not ASCII, these can have no other character as their origin.
     runs = tuple(_longest(_OTHER_RUNS, [word]).encode() for word in words)
 
     def has(raw: bytes) -> bool:
-        lowered = raw.lower()
-        for word in in_ascii:
-            if word in lowered:
-                return True
-        if b"\\" in raw and b"\\u" in raw:
+        if has_ascii(raw) or has_exact(raw):
             return True
-        for word in exact:
-            if word in raw:
-                return True
-        return not raw.isascii() and has_beyond_ascii(raw, lowered)
+        return not raw.isascii() and has_beyond_ascii(raw)
 
-    def has_beyond_ascii(raw: bytes, lowered: bytes) -> bool:
+    def has_beyond_ascii(raw: bytes) -> bool:
+        lowered = raw.lower()
         if not any(run in lowered for run in runs):
             return False
         try:

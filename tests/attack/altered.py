@@ -37,7 +37,7 @@ def _idle() -> None:
 def _scans() -> None:
     """Searches of the history have as many seats as they want, read all in one step, do not pause,
     and go on when their clients have left."""
-    from logpipe import answers
+    from logpipe import answers, turns
     from logpipe.fanout import history
 
     init = history.ScanSeats.__init__
@@ -46,9 +46,9 @@ def _scans() -> None:
         init(self, **{**given, "seats": 1_000, "queue": NO_BOUND})
 
     history.ScanSeats.__init__ = without_bounds  # type: ignore[method-assign]
-    history.TURN_S = history.STEP_S = history.PAGE_S = LONG_S
+    turns.TURN_S = history.STEP_S = history.PAGE_S = LONG_S
     history.FIRST_COUNT = history.MAX_STEP_COUNT = history.PAGE_SCAN
-    history.STEP_BYTES = history.CLOCK_BYTES = NO_BOUND
+    history.STEP_BYTES = history.RUN_BYTES = NO_BOUND
     answers.attended = _unattended
 
 
