@@ -2,7 +2,10 @@
 
 import asyncio
 import gc
+import platform
 import ssl
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -142,3 +145,30 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = (issued.private_key_pem, *issued.cert_chain_pems, authority.cert_pem)
     path.write_bytes(b"".join(part.bytes() for part in parts))
     return path
+
+
+HELD = """
+import resource, sys
+from logpipe.serving import garbage
+if sys.argv[1] == "returned":
+    garbage.return_large_blocks()
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+before = resident()
+freed = bytearray(30 << 20)
+del freed
+blocks = [bytearray(2 << 20) for _ in range(50)]
+behind = bytearray(100_000)
+del blocks
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+@pytest.mark.parametrize(("how", "least", "most"), [("returned", 0, 20), ("kept", 80, 200)])
+def test_large_freed_blocks_go_back_to_the_system(how: str, least: int, most: int) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", HELD, how], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert least <= int(run.stdout) / 1e6 <= most

@@ -59,6 +59,7 @@ async def serve_until_stopped(settings: Settings, inherited: Inherited | None = 
             if inherited is None:
                 introduce(settings, listener.getsockname()[1])
             garbage.settle()
+            garbage.return_large_blocks()
             process.background.start("garbage", garbage.look_now_and_then())
             if process.background.failure is None:
                 with signals.handled_by(server.stop):
