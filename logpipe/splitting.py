@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 _scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
@@ -171,9 +172,7 @@ class _Splitter:
         indent = None
         stack = bytearray()
         scanned = limit
-        for token in _TOKEN.finditer(self._body, at, limit):
-            if token[1] is None:
-                continue
+        for token in filter(itemgetter(1), _TOKEN.finditer(self._body, at, limit)):
             kind = self._body[token.start(1)]
             if kind in b"[{":
                 stack += token[1]
