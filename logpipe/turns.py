@@ -25,16 +25,20 @@ class Turns:
     async def run(self, work: Iterator[None]) -> None:
         """Runs through an iterator, which yields wherever its work can be interrupted. Raises what
         the iterator raises."""
-        done = False
-        while not done:
-            async with self._turn:
-                try:
-                    done = self._go_on(work)
-                finally:
-                    if self._spent > TURN_S:
-                        self._spent = 0.0
-                        for _ in range(self._pause):
-                            await asyncio.sleep(0)
+        while not await self.turn(work):
+            pass
+
+    async def turn(self, work: Iterator[None]) -> bool:
+        """Gives an iterator one turn, as soon as those before it have had theirs; whether it is
+        done."""
+        async with self._turn:
+            try:
+                return self._go_on(work)
+            finally:
+                if self._spent > TURN_S:
+                    self._spent = 0.0
+                    for _ in range(self._pause):
+                        await asyncio.sleep(0)
 
     def _go_on(self, work: Iterator[None]) -> bool:
         """Works until the turn is over; whether all work is done. The time of work that raises an
