@@ -29,7 +29,7 @@ from logpipe.stream.groups import READ_BYTES
 log = logging.getLogger("logpipe.groups")
 
 KEEPER_S = 1.0
-"""The longest time between two rounds of keeping, acknowledging and claiming."""
+"""The longest time in seconds between two rounds of keeping, acknowledging and claiming."""
 
 RECOVERY_S = 1.0
 """How long a group waits for word that Redis is back before it looks for itself."""
