@@ -312,8 +312,8 @@ def _events_of(text: bytes) -> list[Event]:
 
 
 def _too_many_values(index: int) -> Refusal:
-    told = f"the event has over {MAX_VALUES} values"
-    return Refusal(index, None, told, 413, "event")
+    error = f"the event has over {MAX_VALUES} values"
+    return Refusal(index, None, error, 413, "event")
 
 
 def _unread(refusal: Refusal, start: int) -> Refusal:

@@ -3,11 +3,13 @@
 docs/limits.md has all bounds, these and those of one request.
 """
 
+import asyncio
 import ipaddress
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from weakref import WeakValueDictionary
 
 from starlette.types import Scope
 
@@ -111,6 +113,8 @@ class Seats:
         self.parsing = Turns(pause=PARSING_PAUSE)
         """For the filters of requests, of all endpoints together."""
         self._of_client: Counter[str] = Counter()
+        self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """For each client with work under way, what its subscribers queue for."""
 
     def take(self, address: str) -> str:
         """Takes a seat, to be given back by `leave`; the name of the limit where there is none."""
@@ -130,6 +134,15 @@ class Seats:
         self._of_client[client] -= 1
         if not self._of_client[client]:
             del self._of_client[client]
+
+    async def in_turn(self, address: str, work: Iterator[None]) -> None:
+        """As `turns.run`, with one subscriber of each client at a time in the queue for a turn: a
+        subscriber waits for one turn of each other client, however many subscribers that has."""
+        lane = self._lanes.setdefault(client_of(address), asyncio.Lock())
+        done = False
+        while not done:
+            async with lane:
+                done = await self.turns.turn(work)
 
     def why(self, limit: str) -> str:
         """What one is told who got none."""

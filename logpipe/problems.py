@@ -71,8 +71,8 @@ class Unavailable(Problem):
     one word for /healthz, `detail` the sentence."""
 
     def __init__(self, kind: str, detail: str, *, retry_after_s: int = RETRY_AFTER_S) -> None:
-        told = f"Busy: {detail}" if kind == BUSY else f"Redis: {detail}"
-        super().__init__(503, told, headers={"Retry-After": str(retry_after_s)}, redis=kind)
+        sentence = f"Busy: {detail}" if kind == BUSY else f"Redis: {detail}"
+        super().__init__(503, sentence, headers={"Retry-After": str(retry_after_s)}, redis=kind)
         self.kind = kind
         self.reason = detail
 

@@ -46,20 +46,24 @@ class Turns:
     async def run(self, work: Iterator[None], cpu: CpuTime | None = None) -> None:
         """Runs through an iterator, which yields wherever its work can be interrupted; `cpu`
         measures its turns. Raises what the iterator raises."""
-        done = False
-        while not done:
-            async with self._turn:
+        while not await self.turn(work, cpu):
+            pass
+
+    async def turn(self, work: Iterator[None], cpu: CpuTime | None = None) -> bool:
+        """Gives an iterator one turn, as soon as those before it have had theirs; whether it is
+        done."""
+        async with self._turn:
+            if cpu is not None:
+                cpu.begin()
+            try:
+                return self._go_on(work)
+            finally:
                 if cpu is not None:
-                    cpu.begin()
-                try:
-                    done = self._go_on(work)
-                finally:
-                    if cpu is not None:
-                        cpu.end()
-                    if self._spent > TURN_S:
-                        self._spent = 0.0
-                        for _ in range(self._pause):
-                            await asyncio.sleep(0)
+                    cpu.end()
+                if self._spent > TURN_S:
+                    self._spent = 0.0
+                    for _ in range(self._pause):
+                        await asyncio.sleep(0)
 
     def _go_on(self, work: Iterator[None]) -> bool:
         """Works until the turn is over; whether all work is done. The time of work that raises an

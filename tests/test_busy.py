@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from logpipe.groups import MAX_GROUPS
 from logpipe.ids import END, START
@@ -235,3 +236,51 @@ def test_an_answer_that_has_come_is_read_before_the_time_limit(valkey: Valkey) -
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(asked()) == [None]
+
+
+async def test_a_loss_that_is_reported_during_a_check_is_not_taken_back(
+    own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stream_at(address_of(own_valkey)) as stream:
+        redis = stream._redis
+        await redis.check()
+        ask = redis._ask
+
+        async def answered_and_lost() -> Any:
+            answer = await ask()
+            own_valkey.kill()
+            redis.health.report("away", "cannot be reached")
+            return answer
+
+        monkeypatch.setattr(redis, "_ask", answered_and_lost)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(redis.check(), 10)
+        assert redis.health.kind == "away"
+
+
+async def test_a_check_after_a_failed_command_finds_redis_ready(valkey: Valkey) -> None:
+    async with stream_at(address_of(valkey)) as stream:
+        redis = stream._redis
+        checking = asyncio.create_task(redis.check())
+        await asyncio.sleep(0)
+        redis.health.report("away", "cannot be reached")
+        await asyncio.wait_for(checking, 10)
+        assert redis.health.kind == "ok"
+
+
+async def test_a_connection_that_does_not_close_keeps_no_other_open(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stream_at(address_of(valkey)) as stream:
+        redis = stream._redis
+        await redis.check()
+        assert redis.upkeep.connection_pool._available_connections
+
+        async def late() -> None:
+            raise RedisTimeoutError("Timed out closing connection after 1.0")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(redis.writing, "aclose", late)
+            await redis.aclose()
+        pool = redis.upkeep.connection_pool
+        assert not any(each.is_connected for each in pool._available_connections)

@@ -1057,3 +1057,78 @@ async def test_all_that_a_dead_consumer_left_is_claimed(valkey: Valkey) -> None:
         with replica.worker() as worker:
             worker.work()
             await wait_until(lambda: sorted(worker.got) == ids, "it has them", 20)
+
+
+async def test_pending_entries_are_claimed_in_full_rounds(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, batch = 16 * PENDING_ENTRIES, 4 * PENDING_ENTRIES
+    rounds = [0]
+    """Entries claimed in each round."""
+    async with a_replica(valkey, batch_count=batch, pending_idle_ms=60_000) as replica:
+        groups = replica.stream.groups
+        await groups.create(GROUP, START)
+        ids = await add(replica.stream, count)
+        await groups.read(GROUP, "dead", count)
+        await groups.release(GROUP, "dead", ids)
+        claim, pending = groups.claim, groups.pending
+
+        async def counted(*args: Any, **more: Any) -> Any:
+            claimed = await claim(*args, **more)
+            assert len(claimed.entries) <= PENDING_ENTRIES
+            rounds[-1] += len(claimed.entries)
+            return claimed
+
+        async def at_the_end(group: str) -> int:
+            rounds.append(0)
+            return await pending(group)
+
+        monkeypatch.setattr(groups, "claim", counted)
+        monkeypatch.setattr(groups, "pending", at_the_end)
+        with replica.worker() as worker:
+            worker.work()
+            await wait_until(lambda: sorted(worker.got) == ids, "it has them", 20)
+        assert [each for each in rounds if each] == [batch] * 4
+
+
+async def test_no_more_large_entries_are_claimed_than_one_read(valkey: Valkey) -> None:
+    large = b'{"source":"api","message":"%b"}' % (b"x" * 20_000)
+    count = 3 * PENDING_ENTRIES
+    async with a_replica(valkey, batch_count=count, pending_idle_ms=60_000) as replica:
+        groups = replica.stream.groups
+        await groups.create(GROUP, START)
+        await replica.stream.append([Append([large] * count)])
+        read = 0
+        while read < count:
+            claimed = await groups.read(GROUP, "dead", count)
+            await groups.release(GROUP, "dead", [entry.id for entry in claimed.entries])
+            read += len(claimed.entries)
+        with replica.worker() as worker:
+            await worker.greet()
+            # One read is given to the subscriber, one is queued while it does not ask for more.
+            assert len(await worker.take()) == PENDING_ENTRIES
+            group = replica.groups._groups[GROUP]
+            await wait_until(lambda: len(group._queue) == PENDING_ENTRIES, "it is full")
+            await group._keep_once("one")
+            assert len(group._queue) == PENDING_ENTRIES
+
+
+async def test_a_subscriber_that_asks_begins_the_next_round_of_claims(valkey: Valkey) -> None:
+    async with a_replica(valkey) as replica:
+        with replica.worker() as worker:
+            await worker.greet()
+            group = replica.groups._groups[GROUP]
+            group._claim_after = StreamId(1, 0)
+            group._claim_wanted.clear()
+            waiting = asyncio.create_task(group._next_round(3600))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            worker.work()
+            await asyncio.wait_for(waiting, 10)
+            # Where nothing is left to claim, it waits for as long as it was asked to.
+            group._claim_after = START
+            waiting = asyncio.create_task(group._next_round(3600))
+            group.want_work()
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            waiting.cancel()

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import importlib
+import itertools
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from logpipe.limits import BURST_S, Rates, Seats, client_of
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
 from logpipe.settings import fields
+from logpipe.turns import TURN_S, Turns
 from tests.attack.attacks import ATTACKS
 from tests.helpers import wait_until
 from tests.raw import connected, request
@@ -113,6 +116,49 @@ def test_what_limits_count_is_there_before_it_counts() -> None:
 )
 def test_a_client_is_an_address_or_the_network_that_one_host_has(address: str, client: str) -> None:
     assert client_of(address) == client
+
+
+async def test_a_reader_waits_for_one_turn_of_each_other_client() -> None:
+    looks = itertools.count()
+    seats, turns = Seats(1000), list[str]()
+    seats.turns = Turns(clock=lambda: next(looks) * 2 * TURN_S)  # each piece of work takes a turn
+
+    def work(client: str, pieces: int) -> Iterator[None]:
+        for _ in range(pieces):
+            turns.append(client)
+            yield
+
+    crowd = [
+        asyncio.create_task(seats.in_turn(address, work(address, 1000)))
+        for address in ["10.0.0.1"] * 100 + ["2001:db8::1", "2001:db8::2"] * 50
+    ]
+    await wait_until(lambda: len(turns) > 10, "the crowd works")
+    before = len(turns)
+    await asyncio.wait_for(seats.in_turn("10.0.0.2", work("10.0.0.2", 20)), 10)
+    # Two clients besides this one: of each at most one turn before each of its own.
+    assert len(turns) - before <= 3 * 21 + 2
+    for task in crowd:
+        task.cancel()
+    await asyncio.wait(crowd)
+    del crowd, task
+    gc.collect()
+    assert not seats._lanes
+
+
+async def test_subscribers_of_one_client_have_turns_one_after_the_other() -> None:
+    looks = itertools.count()
+    seats, turns = Seats(10), list[str]()
+    seats.turns = Turns(clock=lambda: next(looks) * 2 * TURN_S)
+
+    def work(name: str, pieces: int) -> Iterator[None]:
+        for _ in range(pieces):
+            turns.append(name)
+            yield
+
+    await asyncio.gather(
+        seats.in_turn("10.0.0.1", work("a", 5)), seats.in_turn("10.0.0.1", work("b", 3))
+    )
+    assert "".join(turns) == "abababaa"
 
 
 # -- rates ---------------------------------------------------------------------------------------

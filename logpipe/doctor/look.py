@@ -249,11 +249,11 @@ class _Look:
                 params=query,
                 headers=bearer(token) if token else {},
             )
-            told = _object(page.text)
-            stored.update(map(self._name_in, told.get("events", [])))
-            if not told.get("next") or self._facts.sent.keys() <= stored:
+            answer = _object(page.text)
+            stored.update(map(self._name_in, answer.get("events", [])))
+            if not answer.get("next") or self._facts.sent.keys() <= stored:
                 break
-            query["cursor"] = str(told["next"])
+            query["cursor"] = str(answer["next"])
         self._facts.stored = frozenset(stored)
 
     async def measures(self) -> None:

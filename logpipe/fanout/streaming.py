@@ -239,7 +239,7 @@ class StreamResponse(Response):
                 found: list[Entry] = []
                 encoding = self._encoding(item, found, parts)
                 if item.kept(self._subscription.filter) is None:
-                    await self._seats.turns.run(encoding)
+                    await self._seats.in_turn(self._subscription.client, encoding)
                 else:  # it is short, and need not wait for the filters of others
                     deque(encoding, maxlen=0)
                 self._metrics.delivered_events.inc(len(found))

@@ -24,11 +24,12 @@ from logpipe.messages import Batch, Hello, Item, Start
 from logpipe.metrics import GroupMetrics
 from logpipe.problems import Unavailable
 from logpipe.stream import WRITES_ONLY, Claimed, NoGroupError, Stream, gap_of
+from logpipe.stream.groups import READ_BYTES
 
 log = logging.getLogger("logpipe.groups")
 
 KEEPER_S = 1.0
-"""The longest time between two rounds of keeping, acknowledging and claiming."""
+"""The longest time in seconds between two rounds of keeping, acknowledging and claiming."""
 
 RECOVERY_S = 1.0
 """How long a group waits for word that Redis is back before it looks for itself."""
@@ -126,6 +127,8 @@ class Group:
         self._claim_after = START
         self._swept = time.monotonic()
         self._work_wanted = asyncio.Event()
+        self._claim_wanted = asyncio.Event()
+        """Set when a subscriber asks and the queue has nothing for it."""
 
     # -- subscribers --------------------------------------------------------------------------
 
@@ -151,9 +154,11 @@ class Group:
         return Hello(bounds.last, bounds.first, last, "shared", __version__)
 
     def want_work(self) -> None:
-        """A subscriber waits."""
+        """Gives a subscriber that asks what is queued, and makes the group read and claim more."""
         self._work_wanted.set()
         self._hand_out()
+        if self._has_waiting_member:
+            self._claim_wanted.set()
 
     def wake_all(self) -> None:
         """Makes every subscriber and the reader look again."""
@@ -196,6 +201,10 @@ class Group:
     def wanted(self) -> bool:
         """Whether there is a subscriber to read for."""
         return bool(self.members) and not self.closing
+
+    @property
+    def _has_waiting_member(self) -> bool:
+        return any(member.waiting for member in self.members)
 
     async def run(self) -> None:
         """Reads while there are subscribers."""
@@ -278,7 +287,7 @@ class Group:
         consumer = self._terms.consumer
         read_as = ""
         while self.wanted:
-            if not any(member.waiting for member in self.members):
+            if not self._has_waiting_member:
                 self._work_wanted.clear()
                 await self._work_wanted.wait()
                 continue
@@ -335,7 +344,7 @@ class Group:
         """Keeps what is in flight, acknowledges late, and claims what others left behind."""
         pause = min(KEEPER_S, self._terms.pending_idle_ms / 3000)
         while True:
-            await asyncio.sleep(pause)
+            await self._next_round(pause)
             if not self._terms.consumer.name:
                 continue
             try:
@@ -343,20 +352,38 @@ class Group:
             except (Unavailable, NoGroupError) as error:
                 log.debug("next round: %s", error)
 
+    async def _next_round(self, pause: float) -> None:
+        """Returns after `pause` seconds; where the last round has left entries to claim, as soon
+        as a subscriber asks for work."""
+        if self._claim_after == START:
+            await asyncio.sleep(pause)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._claim_wanted.wait()
+
     async def _keep_once(self, consumer: str) -> None:
+        self._claim_wanted.clear()
+        # Looked at before the reader, which the same subscriber woke, can give it new entries.
+        claiming = self._has_waiting_member
         await self._flush_written()
         if self._in_flight:
             await self.stream.groups.keep(self.name, consumer, self._in_flight)
-        for _ in range(0, self._terms.batch_count, self._terms.pending_count):
-            if not any(member.waiting for member in self.members):
-                break
-            await self._claim(consumer)
-            if self._claim_after == START:
-                break
+        if claiming:
+            await self._claim_many(consumer)
         if time.monotonic() - self._swept > self._terms.pending_idle_ms / 1000:
             self._swept = time.monotonic()
             await self.stream.groups.sweep(self.name, consumer, self._terms.pending_idle_ms)
         self._metrics.pending(await self.stream.groups.pending(self.name))
+
+    async def _claim_many(self, consumer: str) -> None:
+        """Claims about `BATCH_COUNT` entries, or until the queue has so many or `READ_BYTES`."""
+        for _ in range(0, self._terms.batch_count, self._terms.pending_count):
+            await self._claim(consumer)
+            queued_bytes = sum(len(entry.json) for entry in self._queue)
+            full = len(self._queue) >= self._terms.batch_count or queued_bytes >= READ_BYTES
+            if full or self._claim_after == START:
+                break
 
     async def _claim(self, consumer: str) -> None:
         async with self._terms.reads:

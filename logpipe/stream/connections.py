@@ -137,12 +137,13 @@ class Connections:
         self._warned: set[str] = set()
 
     async def aclose(self) -> None:
-        """Closes them all."""
+        """Closes them all; one that does not close in time keeps none of the others open."""
         for client in (
             *(self.appending, self.appending_many),
             *(self.writing, self.blocking, self.reading, self.upkeep),
         ):
-            await client.aclose()
+            with contextlib.suppress(RedisError, OSError):
+                await client.aclose()
         if self.primary is not None:
             await self.primary.aclose()
 
@@ -180,6 +181,22 @@ class Connections:
 
     async def check(self) -> None:
         """Raises `Unavailable` when Redis cannot do what logpipe needs; sets `health`."""
+        failures = self.health.failures
+        info = await self._ask()
+        if self.health.failures > failures:
+            # Redis may have answered before it was lost, and the loss have been reported first.
+            info = await self._ask()
+        # A user that may not call INFO can still use the stream.
+        self.memory = Memory() if isinstance(info, Exception) else _memory_in(info)
+        self.keeping = Keeping() if isinstance(info, Exception) else _keeping_in(info)
+        self._warn_of_holes({} if isinstance(info, Exception) else info)
+        trouble = None if isinstance(info, Exception) else self._trouble_in(info)
+        self.health.report(*(trouble or ("ok",)))
+        if trouble:
+            raise self.health.unavailable()
+
+    async def _ask(self) -> Any:
+        """The answer to INFO, which may be an error. Raises `Unavailable`."""
         async with self.translated(trying=True):
             async with self.upkeep.pipeline(transaction=False) as pipe:
                 pipe.type(self._key)
@@ -191,14 +208,7 @@ class Connections:
                     raise answer
             if kind not in (b"stream", b"none"):
                 raise ResponseError("WRONGTYPE")
-        # A user that may not call INFO can still use the stream.
-        self.memory = Memory() if isinstance(info, Exception) else _memory_in(info)
-        self.keeping = Keeping() if isinstance(info, Exception) else _keeping_in(info)
-        self._warn_of_holes({} if isinstance(info, Exception) else info)
-        trouble = None if isinstance(info, Exception) else self._trouble_in(info)
-        self.health.report(*(trouble or ("ok",)))
-        if trouble:
-            raise self.health.unavailable()
+            return info
 
     def _warn_of_holes(self, info: dict[str, Any]) -> None:
         """Once for each; a failover may lead to another server."""

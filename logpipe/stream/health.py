@@ -41,6 +41,8 @@ class RedisHealth:
         self._where = where
         self.kind: Kind = "connecting"
         self.detail = "not reached yet"
+        self.failures = 0
+        """Reports of any other state than `ok`."""
         self._ok = asyncio.Event()
         self._said: Kind = self.kind
         self._lines: float = LINES_AT_ONCE
@@ -52,6 +54,7 @@ class RedisHealth:
         if kind == "ok":
             self._ok.set()
         else:
+            self.failures += 1
             self._ok.clear()
         if kind != self._said and self._may_speak():
             self._said = kind

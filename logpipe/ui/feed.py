@@ -40,7 +40,8 @@ BURST_ROWS = 1_000
 BUNDLE_BYTES = 512 * 1024
 """The events of one bundle that are shown as rows; a sample of larger ones has fewer."""
 ONCE_S = 1.0
-"""How long a stream that is asked for once waits for what it has seen to be there."""
+"""How long a stream that is asked for once waits for what it has seen to be there, once the search
+of `tail` is over, which has limits of its own (`look_back`)."""
 MAX_SOURCES = 200
 """Names of sources that one stream tells, for the page to choose from."""
 ERROR_RANK = level_rank("ERROR")
@@ -60,6 +61,8 @@ class Paced:
         self._once = once
         self._begun = False
         self._over = False
+        self._searching = False
+        """Whether the search of `tail` goes on: from the hello, which has no id then, to an id."""
         self._last: StreamId | None = None
         self._given_at = 0.0
         self._pending: asyncio.Task[Sequence[Item] | None] | None = None
@@ -98,9 +101,11 @@ class Paced:
         """The next bundle; as `Subscription.next`."""
         if self._over:
             return None
-        first = await self._more(ONCE_S if self._once and self._begun else None)
+        hurried = self._once and self._begun and not self._searching
+        first = await self._more(ONCE_S if hurried else None)
         if not first:
-            return None if self._once else first
+            # A heartbeat, or the end. During a search, a page that asks again would begin anew.
+            return None if self._once and not self._searching else first
         items = list(first)
         due = self._given_at + TICK_S
         while (rest := due - time.monotonic()) > 0 and not _full(items):
@@ -118,12 +123,15 @@ class Paced:
         match item:
             case Hello(id, last=last):
                 self._last, at = last or START, id or START
+                self._searching = id is None
+                return at >= self._last
             case Batch():
                 at = item.end.id
             case Gap(resume=at) | Progress(at):
                 pass
             case _:
                 return True
+        self._searching = False
         return self._last is not None and at >= self._last
 
     async def _more(self, patience: float | None) -> Sequence[Item] | None:
@@ -272,25 +280,25 @@ class FeedResponse(StreamResponse):
         for are_batches, group in groupby(items, lambda item: isinstance(item, Batch)):
             if are_batches:
                 batches = [item for item in group if isinstance(item, Batch)]
-                await self._seats.turns.run(self._bundle(batches, parts))
+                await self._seats.in_turn(self._subscription.client, self._bundle(batches, parts))
             else:
-                parts += [self._told(item) for item in group if not isinstance(item, Batch)]
+                parts += [self._message(item) for item in group if not isinstance(item, Batch)]
         return b"".join(parts) or self.encoder.heartbeat
 
-    def _told(self, message: Message) -> bytes:
+    def _message(self, message: Message) -> bytes:
         if isinstance(message, Gap):
             self.count_gap(message)
             gap = {"count": message.count, "reason": message.reason}
-            told = self.encoder.named("missing", gap, None if self._rows else message.resume)
-            return (self.encoder.message(message) + told) if self._rows else told
+            missing = self.encoder.named("missing", gap, None if self._rows else message.resume)
+            return (self.encoder.message(message) + missing) if self._rows else missing
         if isinstance(message, Hello):
-            name, cursor, data = named(message)
-            told_cursor = None if cursor is None else str(cursor)
-            return self.encoder.named(name, {**data, "cursor": told_cursor}, cursor)
-        told = self.encoder.message(message)
+            name, id_, data = named(message)
+            cursor = None if id_ is None else str(id_)
+            return self.encoder.named(name, {**data, "cursor": cursor}, id_)
+        encoded = self.encoder.message(message)
         if isinstance(message, Progress) and message.looked_back_to and self._rows:
-            told += self.encoder.rows([look_back_row(message.looked_back_to)], message.id)
-        return told
+            encoded += self.encoder.rows([look_back_row(message.looked_back_to)], message.id)
+        return encoded
 
     def _bundle(self, batches: Sequence[Batch], parts: list[bytes]) -> Iterator[None]:
         """Adds the rows of some batches and their tally, as work for `Turns`."""

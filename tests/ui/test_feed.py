@@ -366,6 +366,24 @@ async def test_a_stream_that_is_asked_for_once_waits_no_longer_than_it_has_to(
         assert await paced.next() is None
 
 
+async def test_a_stream_that_is_asked_for_once_waits_for_a_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed, "ONCE_S", 0.0)
+    searching = Hello(None, StreamId(1, 1), StreamId(1, 3), "broadcast", "1")
+    inner = Scripted([searching], [])
+    with Paced(inner, once=True) as paced:
+        assert await paced.next() == [searching]
+        assert await paced.next() == []  # a heartbeat
+        waiting = asyncio.create_task(paced.next())
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        found = batch(1, 3)
+        inner.queue.put_nowait([found])
+        assert await asyncio.wait_for(waiting, 5) == [found]
+        assert await paced.next() is None  # nothing has come within `ONCE_S` of the search
+
+
 # -- the response, by hand --------------------------------------------------------------------
 
 
