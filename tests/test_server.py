@@ -152,7 +152,7 @@ async def test_a_stream_hears_the_farewell_and_ends_clean(
         async with asyncio.timeout(2):
             await served.task
     (line,) = [record.getMessage() for record in caplog.records if record.name == "logpipe"]
-    assert line == "stopping: 2 open requests and streams are told"
+    assert line == "stopping: ending 2 open requests and streams"
 
 
 async def test_a_request_under_way_is_finished_and_its_connection_closed() -> None:
