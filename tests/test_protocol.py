@@ -5,15 +5,16 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from logpipe.listening import bind
 from logpipe.serving import protocol as module
-from logpipe.serving.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_OPEN
+from logpipe.serving.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_OPEN, BoundedProtocol
 from logpipe.serving.server import Server
 from tests.helpers import wait_until
 from tests.raw import Connection, connected, request
@@ -185,6 +186,31 @@ async def test_a_body_of_one_byte_a_second_has_the_same_time_as_any(
         assert served.limited == {"body_time": 1}
 
 
+@pytest.mark.parametrize("kind", ["head", "body"])
+async def test_a_time_limit_is_of_one_request(kind: str) -> None:
+    """Pieces of a request do not extend it; the next request has a time limit of its own."""
+    if kind == "head":
+        whole, cut = GET, 10
+    else:
+        whole = CHUNKED + b"1\r\nx\r\n0\r\n\r\n"
+        cut = len(whole) - 6
+    async with serving() as served, connected(served.url) as connection:
+        await wait_until(lambda: served.state.connections, "it is connected")
+        (protocol,) = cast("set[BoundedProtocol]", served.state.connections)
+        await connection.send(whole[:cut])
+        await wait_until(lambda: protocol.begun or protocol._open, "part of it has come")
+        deadlines = list[asyncio.TimerHandle | None]([None])
+        for _ in range(3):
+            await wait_until(lambda: protocol._deadline not in deadlines, "it has a time limit")
+            deadlines.append(protocol._deadline)
+            received = protocol._unread
+            await connection.send(whole[cut : cut + 1])
+            await wait_until(lambda n=received: protocol._unread > n, "a byte more has come")  # type: ignore[misc]
+            assert protocol._deadline is deadlines[-1]
+            await connection.send(whole[cut + 1 :] + whole[:cut])
+            assert (await connection.answer()).status == 200
+
+
 async def busy(stack: contextlib.AsyncExitStack, served: Served) -> Connection:
     """A connection whose request is under way: one byte of its body, a "b", has not come."""
     open_before = len(served.state.tasks)
@@ -322,6 +348,23 @@ async def test_a_stream_with_a_request_behind_it_ends_when_its_reader_leaves(
             await connection.send(request(start=f"GET {path} HTTP/1.1") + GET)
             assert b" 200 OK" in await connection.reader.readuntil(b"\r\n\r\n")
         await wait_until(lambda: not service.server.server_state.tasks, "the stream has ended")
+
+
+@pytest.mark.parametrize("turns", [1, 10])
+async def test_a_request_behind_a_body_that_nobody_reads_is_answered(turns: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await Response(scope["path"])(scope, receive, send)
+
+    chunks = (b"3e8\r\n" + b"x" * 1000 + b"\r\n") * 240 + b"0\r\n\r\n"
+    async with serving(app=app) as served, connected(served.url) as connection:
+        await connection.send(CHUNKED + chunks)
+        assert (await connection.answer()).body == b"/ingest"
+        (protocol,) = served.state.connections
+        await wait_until(lambda: not protocol.cycle.more_body, "all of the body has come")  # type: ignore[union-attr]
+        await connection.send(GET)
+        assert (await connection.answer()).body == b"/"
 
 
 # -- several requests of one connection ----------------------------------------------------------
@@ -625,3 +668,23 @@ async def test_an_address_loses_idle_connections_for_new_ones(kind: str) -> None
         assert served.limited.keys() == {"idle_connections"}
         assert served.limited["idle_connections"] >= 80
         assert len(served.state.connections) <= 42
+
+
+@pytest.mark.parametrize("closing", [False, True])
+async def test_a_connection_with_untaken_answers_is_closed_for_others(closing: bool) -> None:
+    gate = Gate(b"x" * 60_000)
+    gate.open.set()
+    async with serving(app=gate) as served, connected(served.url) as connection:
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await wait_until(lambda: served.state.connections, "it is connected")
+        (protocol,) = cast("set[BoundedProtocol]", served.state.connections)
+        while not protocol.transport.get_write_buffer_size():
+            answered = gate.begun
+            await connection.send(GET)
+            await wait_until(lambda n=answered: gate.begun > n, "it is begun")  # type: ignore[misc]
+            await wait_until(lambda: not served.state.tasks, "it is answered")
+        if closing:
+            protocol.shutdown()
+            assert protocol.transport.is_closing()
+        protocol.close_for_room()
+        await wait_until(lambda: not served.state.connections, "it is closed")
