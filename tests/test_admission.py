@@ -166,6 +166,6 @@ def test_connections_that_are_not_closed_yet_count() -> None:
     state, _ = state_of(*connections, most=100)
     assert not state.has_room()
     for index in closed(connections):
-        state.connections.discard(connections[index])  # type: ignore[arg-type]
+        state.connections.discard(connections[index])
         state.leave(connections[index], connections[index].address)
     assert state.has_room()

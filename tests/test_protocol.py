@@ -96,7 +96,7 @@ async def test_heads_of_a_common_size_and_bodies_of_any_are_taken_one_after_the_
 async def test_a_head_that_does_not_come_to_its_end_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "HEAD_S", 0.3)
+    monkeypatch.setattr(module, "HEAD_S", 1.0)
     async with (
         serving() as served,
         connected(served.url) as silent,
@@ -108,7 +108,7 @@ async def test_a_head_that_does_not_come_to_its_end_is_not_waited_for(
         assert (await second.answer()).status == 200
         await second.send(GET[:5])
         for connection in (silent, slow, second):
-            assert await connection.rest(timeout=3) == b""
+            assert await connection.rest() == b""
         # One that says nothing at all may just have been opened in advance.
         assert served.limited == {"head_time": 2}
 
@@ -116,7 +116,7 @@ async def test_a_head_that_does_not_come_to_its_end_is_not_waited_for(
 async def test_who_has_sent_a_head_may_take_longer_for_the_body_and_the_next_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "HEAD_S", 0.2)
+    monkeypatch.setattr(module, "HEAD_S", 0.8)
     chunked = request(b"", "Transfer-Encoding: chunked", start="POST / HTTP/1.1").replace(
         b"Content-Length: 0\r\n", b""
     )
@@ -124,10 +124,9 @@ async def test_who_has_sent_a_head_may_take_longer_for_the_body_and_the_next_req
         for _ in range(2):
             await connection.send(chunked)
             for piece in (b"5\r\n", b"hel", b"lo\r\n", b"0\r\n\r\n"):
-                await asyncio.sleep(0.12)  # each is on time for a head, all together are not
+                await asyncio.sleep(0.25)  # each is on time for a head, all together are not
                 await connection.send(piece)
             assert (await connection.answer()).status == 200
-            await asyncio.sleep(0.3)
 
 
 async def test_a_body_that_stops_coming_is_not_waited_for_longer_than_allowed(
@@ -136,10 +135,10 @@ async def test_a_body_that_stops_coming_is_not_waited_for_longer_than_allowed(
     monkeypatch.setattr(module, "BODY_S", 0.2)
     async with serving() as served, connected(served.url) as connection:
         await connection.send(request(b"x" * 100, start="POST / HTTP/1.1")[:-50])
-        answer = await connection.answer(timeout=3)
+        answer = await connection.answer()
         assert answer.status == 408
         assert json.loads(answer.body)["detail"].startswith("The body was not there")
-        assert await connection.rest(timeout=3) == b""
+        assert await connection.rest() == b""
         await wait_until(lambda: not served.state.tasks, "the request is over")
         assert served.limited == {"body_time": 1}
 
@@ -160,7 +159,7 @@ async def test_a_head_may_have_its_bytes_and_none_more(size: int, status: int) -
 async def test_a_head_of_one_byte_a_second_has_the_same_time_as_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "HEAD_S", 0.5)
+    monkeypatch.setattr(module, "HEAD_S", 1.0)
     async with serving() as served, connected(served.url) as connection:
         with contextlib.suppress(ConnectionError):
             for byte in GET * 100:
@@ -240,7 +239,7 @@ async def test_one_connection_too_many_is_closed_and_the_others_go_on() -> None:
 async def test_heads_and_bodies_are_bounded_on_every_role(
     valkey: Valkey, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "HEAD_S", 0.3)
+    monkeypatch.setattr(module, "HEAD_S", 1.5)
     monkeypatch.setattr(module, "BODY_S", 0.3)
     path = {"collector": "/ingest", "distributor": "/events", "ui": "/ui/send"}[role]
     async with (
