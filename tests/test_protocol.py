@@ -647,6 +647,28 @@ async def test_a_head_may_have_so_many_lines(lines: int, status: int) -> None:
 # -- idle connections ----------------------------------------------------------------------------
 
 
+async def test_an_idle_connection_is_closed_after_its_time() -> None:
+    """The one timer of a connection ends while it is in use, early and on time."""
+    gate = Gate()
+    async with serving(app=gate) as served, connected(served.url) as connection:
+        await connection.send(GET)
+        await wait_until(lambda: gate.begun, "a request is under way")
+        (protocol,) = cast("set[BoundedProtocol]", served.state.connections)
+        protocol.timeout_keep_alive_handler()
+        assert protocol.timeout_keep_alive_task is None
+        gate.open.set()
+        await connection.answer()
+        early = protocol.timeout_keep_alive_task
+        assert early is not None
+        protocol.timeout_keep_alive_handler()
+        assert protocol.timeout_keep_alive_task not in (None, early)
+        assert not protocol.transport.is_closing()
+        early.cancel()
+        protocol._idle_since -= protocol.timeout_keep_alive
+        protocol.timeout_keep_alive_handler()
+        assert await connection.rest() == b""
+
+
 @pytest.mark.parametrize("kind", ["silent", "answered", "part of a head"])
 async def test_an_address_loses_idle_connections_for_new_ones(kind: str) -> None:
     """Neither a request that is under way nor a new connection is refused."""
