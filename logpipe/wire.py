@@ -29,6 +29,13 @@ def framed(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def reset_at_close(transport: asyncio.Transport) -> None:
+    """Has a connection end with a reset when it is closed."""
+    connection = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError):  # the client has reset the connection
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+
 def wire_of(scope: Scope) -> "Wire | None":
     """The wire of a request, where the server has one."""
     return cast("Wire | None", scope.get("extensions", {}).get(EXTENSION))
@@ -75,9 +82,7 @@ class Wire:
         self._transport.close()
 
     def _reset_at_close(self) -> None:
-        connection = self._transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):  # the client has reset the connection
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        reset_at_close(self._transport)
 
     def is_closing(self) -> bool:
         """Whether the connection closes."""

@@ -159,3 +159,13 @@ def test_clients_that_have_left_are_forgotten() -> None:
     for connection in connections:
         state.leave(connection, connection.address)
     assert state.join("192.0.2.1").connections == 1
+
+
+def test_connections_that_are_not_closed_yet_count() -> None:
+    connections = [Fake("192.0.2.1") for _ in range(101)]
+    state, _ = state_of(*connections, most=100)
+    assert not state.has_room()
+    for index in closed(connections):
+        state.connections.discard(connections[index])
+        state.leave(connections[index], connections[index].address)
+    assert state.has_room()

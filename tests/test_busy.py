@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from logpipe.groups import MAX_GROUPS
@@ -74,9 +75,17 @@ async def test_no_connection_left_is_busy_and_no_state_of_redis(
     assert not caplog.records
 
 
+def listening_on(valkey: Valkey) -> int:
+    """Has a server listen on a free port, too; which."""
+    for _ in range(9):
+        with contextlib.suppress(ResponseError):  # another process has taken it meanwhile
+            valkey.client.config_set("port", port := free_port())
+            return port
+    raise AssertionError("no port is free")
+
+
 async def test_no_connection_left_raises_no_doubt_about_the_primary(valkey: Valkey) -> None:
-    port = free_port()
-    valkey.client.config_set("port", port)
+    port = listening_on(valkey)
 
     async def ask() -> Node:
         return Node("127.0.0.1", port)
@@ -201,12 +210,12 @@ async def test_what_held_up_the_event_loop_is_counted_while_measured() -> None:
     hold_up(0.3)
     assert held_up.seconds >= 0.2  # also before the loop has turned
     await asyncio.sleep(0.01)
-    counted = held_up.seconds
-    assert counted >= 0.2
+    assert held_up.seconds >= 0.2
     measuring.cancel()
     await asyncio.wait([measuring])
+    counted = held_up.seconds
     hold_up(0.3)
-    assert held_up.seconds < counted + 0.25
+    assert held_up.seconds == counted
 
 
 class _Holding(asyncio.Protocol):

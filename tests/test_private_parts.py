@@ -142,6 +142,10 @@ PARTS = (
                 "loop",
                 "client",
                 "flow",
+                "app",
+                "logger",
+                "access_logger",
+                "access_log",
                 "expect_100_continue",
                 "timeout_keep_alive",
                 "timeout_keep_alive_task",
@@ -168,7 +172,12 @@ PARTS = (
             "chunked_encoding",
             "expected_content_length",
         )
-        | {"on_response": "", "send": "message"},
+        | {
+            "__init__": "scope transport flow logger access_logger access_log default_headers"
+            " message_event expect_100_continue keep_alive on_response",
+            "on_response": "",
+            "send": "message",
+        },
         (PROTOCOL, WIRE),
     ),
     Part(
@@ -201,8 +210,8 @@ PARTS = (
         "uvicorn",
         "ServerState",
         uvicorn.server.ServerState,
-        values("connections", "tasks"),
-        (SERVER, ADMISSION),
+        values("connections", "tasks", "default_headers"),
+        (SERVER, ADMISSION, PROTOCOL),
     ),
     Part(
         "redis",

@@ -74,7 +74,7 @@ async def test_500_open_streams_are_told_of_the_end_and_do_not_hold_it_up(
             assert b"retry: " in told
             assert told.endswith(b"\r\n0\r\n\r\n")
         (line,) = lines_of(process)[before:]
-        assert line["message"] == "stopping: 500 open requests and streams are told"
+        assert line["message"] == "stopping: ending 500 open requests and streams"
 
 
 async def test_shared_and_ndjson_readers_are_told_of_the_end_too(

@@ -152,7 +152,25 @@ async def test_a_stream_hears_the_farewell_and_ends_clean(
         async with asyncio.timeout(2):
             await served.task
     (line,) = [record.getMessage() for record in caplog.records if record.name == "logpipe"]
-    assert line == "stopping: 2 open requests and streams are told"
+    assert line == "stopping: ending 2 open requests and streams"
+
+
+@pytest.mark.parametrize("end", ["server stops", "client has sent all"])
+async def test_an_answer_of_http_1_0_that_is_cut_ends_with_a_reset(end: str) -> None:
+    """An orderly end would say that it is complete."""
+    app = Streams(deaf=True)
+    async with serving(app, lambda: None) as served, connected(served.url) as connection:
+        await connection.send(GET.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await connection.reader.readuntil(b"hello")
+        if end == "server stops":
+            served.server.stop()
+            served.server.stop()
+        else:
+            connection.writer.write_eof()
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(10):
+                await connection.reader.read()
+        app.ended.set()
 
 
 async def test_a_request_under_way_is_finished_and_its_connection_closed() -> None:

@@ -26,7 +26,7 @@ class Inflight:
         self.limit = limit
         self.reading = asyncio.Semaphore(READ_AT_ONCE)
         self.seat = asyncio.Lock()
-        """Of the one request of which a body is unpacked, or events are made, for one step."""
+        """Held for one step by the request whose body is unpacked or whose events are made."""
 
     def require(self, size: int, *, large: bool = False) -> None:
         """Raises a 503 `Problem` where a request's events have no room now: a large request has

@@ -77,7 +77,7 @@ class Connection(Protocol):
         """Whether part of a head has come."""
 
     def close_for_room(self) -> None:
-        """Closes it."""
+        """Closes it at once."""
 
 
 class Peer:
@@ -143,8 +143,8 @@ class BoundedState(ServerState):
             closed = self._close_unused(wanted)
             if closed < wanted:
                 self._look_at = time.monotonic() + LOOK_AGAIN_S
-            used -= closed
-        return used <= self._most
+        # Those that close are open until the event loop has turned.
+        return len(self.connections) <= self._most
 
     def _close_unused(self, wanted: int) -> int:
         """Closes so many unused connections, or fewer where there are fewer; how many."""

@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from typing import cast
+from urllib.parse import unquote
 
 import httptools
 from uvicorn._types import ASGISendEvent
@@ -20,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from logpipe.limits import client_of
 from logpipe.problems import MEDIA_TYPE, Problem
 from logpipe.serving.admission import BoundedState
-from logpipe.wire import EXTENSION, Wire
+from logpipe.wire import EXTENSION, Wire, reset_at_close
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together, give or take one slice or read."""
@@ -32,7 +33,7 @@ HEAD_S = 15.0
 """What a request line and headers may take to come, from the first byte or the connection on."""
 
 BODY_S = 60.0
-"""What a body may take to come: what holds memory for longer is not a sender."""
+"""Seconds within which a body has to come, from the end of its head on."""
 
 MAX_OPEN = 16
 """Requests of one connection that have been parsed and not been answered. The rest of what was
@@ -109,9 +110,9 @@ class Flow(FlowControl):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which alone takes a request of any size at any pace, and any number of
-    them at once; of several it knows the last, and takes the body of one that would upgrade for the
-    next request.
+    """uvicorn's protocol with bounds. uvicorn's own would take a request of any size at any pace,
+    and any number of requests at once; of several it knows only the last, and it takes the body of
+    a request that asks for another protocol for the next request.
 
     What was received is one step when it holds one request or part of one, as it mostly does. Else
     it is the backlog: it is parsed in slices that begin one request at the most, each a step of
@@ -130,6 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _waits = False  # the backlog has waited for answers, and that has been counted
     _deadline: asyncio.TimerHandle | None = None
     _awaited = ""
+    _idle_since = 0.0
     _look: asyncio.TimerHandle | None = None
     _host = b""  # the last one that was valid
     _fault: Problem | None = None  # why a callback of the parser failed
@@ -165,9 +167,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._state.leave(self, self._address)
 
     def eof_received(self) -> None:
-        """Closes the connection, as a transport without TLS does by itself: no further request is
-        begun for a client that has left."""
-        self.transport.close()
+        """Closes the connection: a client that has shut down its sending side cannot be told from
+        one that has left, for which nothing is to be done any more."""
+        self._close()
 
     # -- whether it may be closed for another one ------------------------------------------------
 
@@ -177,16 +179,34 @@ class BoundedProtocol(HttpToolsProtocol):
         return self._unread > 0
 
     def close_for_room(self) -> None:
-        """Closes it."""
+        """Closes it at once, whatever the client has not taken of its answers."""
+        self.cut()
+
+    # -- its end ---------------------------------------------------------------------------------
+
+    def cut(self) -> None:
+        """Ends the connection at once; what was written and not sent is dropped. What ends in the
+        middle of an answer ends with a reset."""
+        if self._is_unfinished() or self.transport.get_write_buffer_size():
+            reset_at_close(self.transport)
+        self.transport.abort()
+
+    def _close(self) -> None:
+        """Closes the connection once what was written has gone."""
+        if self._is_unfinished():
+            reset_at_close(self.transport)
         self.transport.close()
+
+    def _is_unfinished(self) -> bool:
+        """Whether a client would take the end of the connection for the end of the answer that is
+        under way."""
+        return bool(self._open) and cast("Wire", self._open[0].transport).unfinished
 
     # -- what is received ------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if self._refusal:
             return
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
         size = len(data)
         # One step: the rest of a body, or what begins one request at the most.
         one = size <= self._left if self._left else size <= SLICE_BYTES and data.count(HEAD_END) < 2
@@ -294,9 +314,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._backlog, self._at = b"", 0
 
     def _resume(self) -> None:
-        """Reads on, unless a body waits to be asked for: uvicorn pauses behind each request that
-        has to wait, and would not notice that the client has left."""
-        if self.cycle is None or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+        """Reads on, unless a request under way has not asked for what has come of its body:
+        uvicorn pauses behind each request that has to wait, and would not notice that the client
+        has left."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or len(cycle.body) <= HIGH_WATER_LIMIT:
             self.flow.resume_reading()
 
     def _look_for_client(self) -> None:
@@ -304,7 +326,7 @@ class BoundedProtocol(HttpToolsProtocol):
         connection = self.transport.get_extra_info("socket")
         state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
         if state in _GONE:
-            self.transport.abort()
+            self.cut()
         else:
             self._look = self.loop.call_later(LOOK_S, self._look_for_client)
 
@@ -336,11 +358,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unread = 0
             if self._deadline is not None:
                 self._no_longer_await()
-            if not self._open and self.timeout_keep_alive_task is None:
-                # The rest of a body whose request was answered before.
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
+            if not self._open:
+                self._keep_alive()  # the rest of a body whose request was answered before
             return
         long = self._unread > MAX_HEAD_BYTES or len(self.headers or ()) > MAX_HEADERS
         if long and not self.transport.is_closing():
@@ -367,7 +386,7 @@ class BoundedProtocol(HttpToolsProtocol):
         last = self.cycle
         if last is not None and last.more_body and last.scope is self.scope:
             if last.response_started:  # its answer is there, or has begun
-                self.transport.close()
+                self._close()
                 return
             self._open.pop()
             _leave(last)
@@ -384,19 +403,47 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._open.popleft()
-        if self._open or self._backlog:
-            if not self.transport.is_closing():
-                self._go_on()
+        if not self._open:
+            self._unused[self] = None
+        if self.transport.is_closing():
             return
-        self._unused[self] = None
-        super().on_response_complete()
-        if self._refusal and not self.transport.is_closing():
+        if self._open or self._backlog:
+            self._go_on()
+            return
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        if self._refusal:
             self._end(self._refusal)
+        else:
+            self._keep_alive()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self.pipeline or self._backlog:
             self._go_on()
+
+    def _keep_alive(self) -> None:
+        """Closes the connection when no request comes for `timeout_keep_alive` seconds. One timer
+        serves many requests: to make one for each costs more than to parse a request."""
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_at_idle_time_in(self.timeout_keep_alive)
+
+    def _look_at_idle_time_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes the connection if it was idle for long enough."""
+        self.timeout_keep_alive_task = None
+        if self._open or self._backlog or self._deadline is not None:
+            return  # the next answer makes a new timer
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._look_at_idle_time_in(left)
+        else:
+            self.transport.close()
 
     # -- what has come in part -------------------------------------------------------------------
 
@@ -418,7 +465,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         if self._unread:  # else it was opened in advance, as browsers do
             self._count("head_time")
-        self.transport.close()
+        self._close()
 
     def _body_is_late(self) -> None:
         """Answers 408, where no answer has begun and none is due before, and closes."""
@@ -426,7 +473,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self._open) == 1 and not self.cycle.response_started:
             problem = Problem(408, f"The body was not there after {BODY_S:.0f} s.")
             self.transport.write(_last_answer(problem))
-        self.transport.close()
+        self._close()
 
     # -- callbacks of the parser -----------------------------------------------------------------
 
@@ -434,24 +481,52 @@ class BoundedProtocol(HttpToolsProtocol):
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
+        """Begins a request, or has it wait for the one before; in place of uvicorn's own, which
+        asks the parser for the same things again."""
+        parser = self.parser
+        if parser.should_upgrade():
             return  # it is read again
-        self._unread = 0
-        version = self.parser.get_http_version()
+        version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
             self._fail(BAD_VERSION)
         self._check_head(version)
-        super().on_headers_complete()
+        self._unread = 0
+        if self._deadline is not None:
+            self._no_longer_await()
+        target = httptools.parse_url(self.url)
+        path = target.path.decode("ascii")
+        scope = self.scope
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = target.path
+        scope["query_string"] = target.query or b""
+        framed = version == "1.1"
+        cycle = (RequestResponseCycle if framed else UnframedCycle)(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self._state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=framed and self.expect_100_continue,
+            keep_alive=framed and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        wire = Wire(cycle, self.transport)
+        cycle.transport = wire  # type: ignore[assignment]
+        scope["extensions"] = {EXTENSION: wire}  # type: ignore[dict-item]
+        self.cycle = cycle
         self.headers = []  # trailers are none of the request's headers
         self._unused.pop(self, None)
-        self._open.append(self.cycle)
-        # The request's task has been made and has not begun.
-        if version != "1.1":
-            self.cycle.__class__ = UnframedCycle  # uvicorn creates it, of its own class
-            self.cycle.keep_alive = self.cycle.waiting_for_100_continue = False
-        wire = Wire(self.cycle, self.transport)
-        self.cycle.transport = wire  # type: ignore[assignment]
-        self.scope["extensions"] = {EXTENSION: wire}  # type: ignore[dict-item]
+        self._open.append(cycle)
+        if len(self._open) == 1:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
 
     def _check_head(self, version: str) -> None:
         """Refuses a head that a server in front may read differently: Host, coding, version."""
@@ -489,12 +564,21 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unread = 0
         if self._left:
             self._left -= len(body)
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete or self.parser.should_upgrade():
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
-            self.cycle.more_body = False  # also where it was answered before
+        if self.parser.should_upgrade():
+            return
+        if self._deadline is not None:
+            self._no_longer_await()
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
 
 
 def _leave(cycle: RequestResponseCycle) -> None:

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -42,7 +43,7 @@ def _mapped(proxies: Iterable[str]) -> Iterator[str]:
 class Server(uvicorn.Server):
     """Stops in order: no new connections, farewells, open requests, then the rest is cut.
 
-    uvicorn alone waits for open streams, for ever by default, before anyone is told of the end.
+    uvicorn alone waits for open streams, for ever by default, before any of them learns of the end.
     """
 
     def __init__(
@@ -95,14 +96,13 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         streams = len(self.server_state.tasks)
-        log.info("stopping: %d open requests and streams are told", streams)
+        log.info("stopping: ending %d open requests and streams", streams)
         self._farewell()
         for connection in list(self.server_state.connections):
             connection.shutdown()  # an idle one at once, the others after their answer
         await self._finish(0 if self.force_exit else GRACE_S)
         for connection in list(self.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
+            cast("BoundedProtocol", connection).cut()
         await self._finish(CUT_S)
 
     async def _finish(self, seconds: float) -> None:

@@ -169,8 +169,8 @@ class Connections:
             try:
                 await self.check()
             except Unavailable as error:
-                # A check that this process held up tells nothing by itself; several that together
-                # have left Redis the time of one do.
+                # One check that this process delayed proves nothing; several count once Redis had
+                # as long as one check in all.
                 silent_s = silent_s + watch.turned_s if error.kind == BUSY else 0.0
                 if silent_s >= self._check_s:
                     self.health.report("away", NO_ANSWER)

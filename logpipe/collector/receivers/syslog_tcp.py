@@ -214,7 +214,7 @@ class _Connection(asyncio.Protocol):
         """When the message began that has not ended yet, without the time in which the connection
         is not read; infinite where there is none, or the connection is not read now."""
         self.quiet_since = time.monotonic()
-        """When the last read was done with."""
+        """When the connection was last resumed, after everything read before had been stored."""
         self._message_began = math.inf
         self._woken = asyncio.Event()
         self._ended = False

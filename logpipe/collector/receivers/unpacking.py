@@ -17,7 +17,7 @@ MAGIC = {
     b"\x78\xda": "deflate",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
-"""First bytes by which packed data tells what it is; no JSON begins so."""
+"""The first bytes of data in each coding. No JSON begins with any of them."""
 
 PIECE_BYTES = 16 * 1024
 
@@ -64,7 +64,7 @@ def claimed_size(block: bytes) -> int:
 
 
 def coding_of(data: bytes) -> str | None:
-    """The coding that the first bytes of data tell; None where it is not packed."""
+    """The coding of data, found by its first bytes; None where it is not packed."""
     return next((name for magic, name in MAGIC.items() if data.startswith(magic)), None)
 
 
