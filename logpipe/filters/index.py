@@ -434,10 +434,10 @@ class Search:
         if index.is_slow(chosen) or self.spent_s > index.search_s:
             yield Result(chosen, None)
             return
-        compiling_s = self.cpu.now()
+        began_s = self.cpu.now()
         accepts = chosen.predicate  # not kept here: its memory is bounded
         yield None
-        began, began_s = index.clock(), self.cpu.now()
+        began = index.clock()
         found: list[Entry] = []
         late = False
         for part in slices:
@@ -448,9 +448,8 @@ class Search:
                 late = True
                 index.took_too_long(chosen)
                 break
-        ended_s = self.cpu.now()
-        listed.cost_s = ended_s - began_s
-        self.spent_s += ended_s - compiling_s
+        listed.cost_s = self.cpu.now() - began_s
+        self.spent_s += listed.cost_s
         yield Result(chosen, None if late else found)
 
     def _slices_for(
