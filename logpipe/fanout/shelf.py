@@ -14,7 +14,7 @@ from logpipe.messages import Batch, Keepers
 MAX_BYTES = 16 * 1024 * 1024
 """Of events, as in `window.MAX_BYTES`: a stream of TRIM_MAXLEN common events."""
 
-KEPT_CHUNKS = 16
+KEPT_CHUNKS = 8
 """Pages that keep encoded chunks, as `window.KEPT_CHUNKS`."""
 
 KEPT_S = 10.0

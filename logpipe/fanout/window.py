@@ -18,7 +18,7 @@ would be ten times that."""
 BATCH_BYTES = 256 * 1024
 """A batch is cut at this size: it is what one write to one subscriber carries."""
 
-KEPT_CHUNKS = 64
+KEPT_CHUNKS = 32
 """Batches that keep encoded chunks: those that readers used last, wherever in the window they are.
 Each keeps up to `messages.MAX_CHUNK_BYTES`."""
 
