@@ -1,6 +1,7 @@
 """What a subscriber can be told: batches of entries, and the named messages between them."""
 
 import random
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
@@ -152,8 +153,10 @@ class Encoder(Protocol):
 
 MAX_FILTERS = 128
 MAX_CHUNK_BYTES = 1024 * 1024
-"""For so many filters a batch keeps what they take, and so much of it encoded: readers may have any
-number of them. Of more, what was made first is made again where it is wanted."""
+MAX_FOUND = 16_384
+"""For so many filters a batch keeps what they take, in lists of so many entries in all (8 bytes
+each), and so many bytes of it encoded: readers may have any number of them. Of more, what was made
+first is made again where it is wanted."""
 
 
 class Batch:
@@ -163,15 +166,30 @@ class Batch:
     hold no event are counted by the cursors and missing in `entries`.
     """
 
-    __slots__ = ("_chunk_bytes", "_chunks", "_matching", "end", "entries", "size", "start")
+    __slots__ = (
+        "_chunk_bytes",
+        "_chunks",
+        "_found",
+        "_matching",
+        "end",
+        "entries",
+        "keepers",
+        "size",
+        "start",
+    )
 
     def __init__(self, start: Cursor, end: Cursor, entries: list[Entry]) -> None:
         self.start = start
         self.end = end
         self.entries = entries
         self.size = sum(len(entry.json) for entry in entries)
-        self._matching: dict[Filter, list[Entry]] = {}
-        self._chunks: dict[tuple[Encoder, Filter], bytes] = {}
+        self.keepers: Keepers | None = None
+        """Where batches that stay in memory together are counted."""
+        # By the text of a filter: a `Filter` here would count as one in use.
+        self._matching: dict[str, list[Entry]] = {}
+        self._found = 0
+        """Entries in these lists."""
+        self._chunks: dict[tuple[Encoder, str], bytes] = {}
         self._chunk_bytes = 0
 
     @classmethod
@@ -181,7 +199,7 @@ class Batch:
 
     def matching(self, chosen: Filter) -> list[Entry]:
         """The entries that the filter takes, found once for all subscribers with that filter."""
-        found = self._matching.get(chosen)
+        found = self.kept(chosen)
         if found is None:
             accepts = chosen.predicate
             found = (
@@ -191,36 +209,74 @@ class Batch:
         return found
 
     def kept(self, chosen: Filter) -> list[Entry] | None:
-        """The entries that the filter takes, where they were found already."""
-        return self.entries if chosen.predicate is None else self._matching.get(chosen)
+        """The entries that the filter takes, where they were found already. Never compiles it."""
+        return self._matching.get(chosen.query) if chosen.query else self.entries
 
     def keep(self, chosen: Filter, found: list[Entry]) -> None:
         """Keeps the entries that the filter takes, for `matching`."""
-        if len(self._matching) >= MAX_FILTERS:
-            del self._matching[next(iter(self._matching))]
-        self._matching[chosen] = found
+        if not chosen.query:
+            return
+        self._found += len(found) - len(self._matching.pop(chosen.query, ()))
+        self._matching[chosen.query] = found
+        while len(self._matching) > MAX_FILTERS or (
+            self._found > MAX_FOUND and len(self._matching) > 1
+        ):
+            self._found -= len(self._matching.pop(next(iter(self._matching))))
+        self._use()
 
     def chunk(self, encoder: Encoder, chosen: Filter) -> bytes:
         """The bytes of the matching entries, encoded once a format and filter; empty for none."""
-        key = (encoder, chosen)
+        key = (encoder, chosen.query)
         chunk = self._chunks.get(key)
         if chunk is None:
             found = self.matching(chosen)
             chunk = encoder.entries(found) if found else b""
             self._keep(key, chunk)
+        self._use()
         return chunk
 
-    def _keep(self, key: tuple[Encoder, Filter], chunk: bytes) -> None:
+    def _keep(self, key: tuple[Encoder, str], chunk: bytes) -> None:
         self._chunks[key] = chunk
         self._chunk_bytes += len(chunk)
         while len(self._chunks) > MAX_FILTERS or self._chunk_bytes > MAX_CHUNK_BYTES:
             self._chunk_bytes -= len(self._chunks.pop(next(iter(self._chunks))))
 
+    def _use(self) -> None:
+        if self.keepers is not None:
+            self.keepers.use(self)
+
     def forget_chunks(self) -> None:
-        """Gives the memory of the shared chunks back."""
+        """Gives back the memory of the shared chunks, and of what filters take."""
         self._chunks.clear()
         self._chunk_bytes = 0
         self._matching.clear()
+        self._found = 0
+
+
+class Keepers:
+    """Of the batches that stay in memory together, those that keep chunks: the `most` that readers
+    used last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._batches: OrderedDict[Batch, None] = OrderedDict()
+
+    def add(self, batch: Batch) -> None:
+        """Counts a batch from now on, whenever it is used."""
+        batch.keepers = self
+        self.use(batch)
+
+    def use(self, batch: Batch) -> None:
+        """Has the batch keep chunks; the one that was used longest ago may lose its own."""
+        self._batches[batch] = None
+        self._batches.move_to_end(batch)
+        if len(self._batches) > self._most:
+            self._batches.popitem(last=False)[0].forget_chunks()
+
+    def remove(self, batch: Batch) -> None:
+        """Counts a batch no more: it lives only as long as its readers hold it."""
+        batch.keepers = None
+        self._batches.pop(batch, None)
 
 
 Item = Batch | Message

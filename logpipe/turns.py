@@ -11,22 +11,23 @@ TURN_S = 0.005
 class CpuTime:
     """CPU seconds of one piece of work, without what others take between its turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         self.seconds = 0.0
         """Of the turns that are over."""
-        self._began = time.thread_time()
+        self._clock = clock
+        self._began = clock()
 
     def begin(self) -> None:
         """Begins a turn."""
-        self._began = time.thread_time()
+        self._began = self._clock()
 
     def end(self) -> None:
         """Ends a turn."""
-        self.seconds += time.thread_time() - self._began
+        self.seconds += self._clock() - self._began
 
     def now(self) -> float:
         """The seconds up to now, within a turn."""
-        return self.seconds + time.thread_time() - self._began
+        return self.seconds + self._clock() - self._began
 
 
 class Turns:

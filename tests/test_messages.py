@@ -1,3 +1,5 @@
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -117,6 +119,33 @@ def test_however_large_chunks_are_few_bytes_are_kept(monkeypatch: pytest.MonkeyP
         batch.chunk(CountingEncoder(), each)
     kept = sum(map(len, batch._chunks.values()))
     assert 0 < kept == batch._chunk_bytes <= 1000
+
+
+def test_lists_of_what_filters_take_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MAX_FOUND", 10)
+    batch = Batch.of([an_entry(ms, "api") for ms in range(1, 5)])
+    for n in range(20):
+        assert batch.matching(Filter(f"-word{n}")) == batch.entries
+        assert sum(map(len, batch._matching.values())) == batch._found <= 10
+
+
+def test_what_a_batch_keeps_does_not_keep_a_filter_in_use(batch: Batch) -> None:
+    chosen = Filter("source:api -leaving")
+    batch.chunk(CountingEncoder(), chosen)
+    reference = weakref.ref(chosen)
+    del chosen
+    gc.collect()
+    assert reference() is None
+
+
+def test_what_was_kept_is_looked_up_without_compiling_the_filter(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Filter, "predicate")
+    assert batch.kept(EVERYTHING) is batch.entries
+    assert batch.kept(Filter("source:api")) is None
+    batch.keep(Filter("source:api"), [])
+    assert batch.kept(Filter("source:api")) == []
 
 
 def test_a_subscription_begins_with_the_next_entry_and_catches_up() -> None:

@@ -4,7 +4,9 @@ from hypothesis import strategies as st
 from logpipe.continuity import Cursor
 from logpipe.event import Entry, StoredEvent
 from logpipe.fanout import shelf as module
-from logpipe.fanout.shelf import Shelf
+from logpipe.fanout.shelf import KEPT_CHUNKS, Shelf
+from logpipe.fanout.streaming import SSE
+from logpipe.filters import EVERYTHING
 from logpipe.ids import StreamId
 from logpipe.messages import Batch
 
@@ -51,6 +53,18 @@ def test_what_nobody_asks_for_is_let_go_and_what_is_asked_for_stays() -> None:
     assert shelf.get(StreamId(0, 0)) is wanted
     shelf.clear()
     assert (shelf.get(StreamId(0, 0)), shelf.bytes) == (None, 0)
+
+
+def test_chunks_of_few_pages_are_kept() -> None:
+    shelf = Shelf()
+    pages = [batch(number, number + 1) for number in range(3 * KEPT_CHUNKS)]
+    for page in pages:
+        shelf.put(page)
+    for page in pages:
+        assert page.chunk(SSE, EVERYTHING) is page.chunk(SSE, EVERYTHING)
+    assert sum(bool(page._chunks) for page in pages) == KEPT_CHUNKS
+    shelf.clear()
+    assert not shelf._keepers._batches
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 30)), max_size=30))

@@ -7,9 +7,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from logpipe.continuity import Cursor
 from logpipe.event import Entry, StoredEvent
-from logpipe.fanout.streaming import SSE
+from logpipe.fanout.streaming import NDJSON, SSE
 from logpipe.fanout.window import KEPT_CHUNKS, Window, cut, rest_of
-from logpipe.filters import EVERYTHING
+from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch
 
@@ -222,3 +222,28 @@ def test_only_the_newest_batches_keep_their_chunks() -> None:
     kept = [bool(batch._chunks) for batch in batches]
     assert kept == [False] * 9 + [True] * KEPT_CHUNKS
     assert batches[0].chunk(SSE, chosen) == batches[0].chunk(SSE, chosen) != b""
+
+
+def test_readers_behind_share_chunks_of_few_batches() -> None:
+    window = Window(10_000)
+    batches = [Batch(Cursor(an_id(ms)), Cursor(an_id(ms + 1)), [an_entry(ms)]) for ms in range(300)]
+    for batch in batches:
+        window.append(batch)
+    for batch in batches:
+        batch.chunk(SSE, EVERYTHING)
+        batch.chunk(SSE, Filter("-nothing"))
+        assert sum(bool(each._chunks or each._matching) for each in batches) <= KEPT_CHUNKS
+    assert batches[-1]._chunks
+
+
+def test_a_batch_that_was_dropped_is_not_held() -> None:
+    window = Window(3)
+    batches = [Batch(Cursor(an_id(ms)), Cursor(an_id(ms + 1)), [an_entry(ms)]) for ms in range(10)]
+    for batch in batches:
+        window.append(batch)
+        batch.chunk(SSE, EVERYTHING)
+    batches[0].chunk(NDJSON, EVERYTHING)
+    assert list(window._keepers._batches) == batches[-3:]
+    window.restart(Cursor(an_id(20)))
+    batches[-1].chunk(NDJSON, EVERYTHING)
+    assert not window._keepers._batches

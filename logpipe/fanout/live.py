@@ -87,11 +87,13 @@ class _Follower:
 class Live:
     """All live readers of a hub, by their filter and by what they are written."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(
+        self, metrics: Metrics, index: FilterIndex | None = None, turns: Turns | None = None
+    ) -> None:
         self.count = 0
         self._metrics = metrics
-        self._index = FilterIndex()
-        self._turns = Turns()
+        self._index = FilterIndex() if index is None else index
+        self._turns = turns or Turns()
         self._followers: dict[Filter, _Kinds] = {}
 
     async def follow(self, reader: Reader, writer: Writer) -> None:
@@ -140,16 +142,15 @@ class Live:
             batch.keep(chosen, found)
         for kind, followers in list(self._followers.get(chosen, {}).items()):
             waiting = [each for each in followers if each.reader.number == number]
-            if found is None:
-                for each in waiting:
-                    each.dismiss()
-                continue
             chunk = batch.chunk(kind.encoder, chosen) if found else b""
             part = framed(chunk) if chunk and kind.chunked else chunk
             for at in range(0, len(waiting), WRITES_AT_ONCE):
                 some = [each for each in waiting[at : at + WRITES_AT_ONCE] if not each.done.done()]
                 now = time.monotonic()
-                if found:
+                if found is None:
+                    for each in some:
+                        each.dismiss()
+                elif found:
                     self._write(some, batch, number, part, now, found)
                     self._metrics.delivered_bytes.inc(len(chunk) * len(some))
                 else:

@@ -117,8 +117,8 @@ class LookBack:
         return Cursor(scan.searched_to.before()) if scan.searched_to is not None else self._end
 
     def _first_items(self, gap: Gap | None, looked_back_to: StreamId | None) -> Sequence[Item]:
-        """A gap or the id where the subscription begins, then what was found. The id alone is not
-        needed before an entry, which has one."""
+        """A gap or the id where the subscription begins, then what was found. The id is left out
+        where an entry follows, because the entry has one."""
         kept = self._found is not None and self.begin.id <= self._end.id
         self.cursor = self._end if kept else self.begin
         found = list(reversed(self._found or ()))

@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable
 
 from logpipe.ids import StreamId
-from logpipe.messages import Batch
+from logpipe.messages import Batch, Keepers
 
 MAX_BYTES = 16 * 1024 * 1024
 """Of events, as in `window.MAX_BYTES`: a stream of TRIM_MAXLEN common events."""
+
+KEPT_CHUNKS = 8
+"""Pages that keep encoded chunks, as `window.KEPT_CHUNKS`."""
 
 KEPT_S = 10.0
 """A page that nobody has asked for is let go after this."""
@@ -24,6 +27,7 @@ class Shelf:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.bytes = 0
         self._clock = clock
+        self._keepers = Keepers(KEPT_CHUNKS)
         self._starts: list[StreamId] = []
         self._batches: dict[StreamId, Batch] = {}
         self._used: dict[StreamId, float] = {}  # the one used longest ago first
@@ -37,6 +41,7 @@ class Shelf:
         self._batches[start] = batch
         self._used[start] = self._clock()
         self.bytes += batch.size
+        self._keepers.add(batch)
         while self.bytes > MAX_BYTES and len(self._batches) > 1:
             self._drop(next(iter(self._used)))
 
@@ -67,6 +72,8 @@ class Shelf:
             self._drop(start)
 
     def _drop(self, start: StreamId) -> None:
-        self.bytes -= self._batches.pop(start).size
+        batch = self._batches.pop(start)
+        self.bytes -= batch.size
+        self._keepers.remove(batch)
         del self._used[start]
         del self._starts[bisect.bisect_left(self._starts, start)]

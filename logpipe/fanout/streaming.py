@@ -105,13 +105,15 @@ def encoder_for(accept: str) -> Encoder:
 
 
 def finding(batch: Batch, chosen: Filter) -> Iterator[None]:
-    """Has `batch.matching` found, as work for `Turns`: it can be interrupted between entries."""
-    accepts = chosen.predicate
-    if accepts is None or batch.kept(chosen) is not None:
+    """Finds what `batch.matching` then returns, as work for `Turns`: in steps of one entry, and one
+    in which the filter is compiled."""
+    if batch.kept(chosen) is not None:
         return
+    accepts = chosen.predicate
+    yield
     found: list[Entry] = []
     for entry in batch.entries:
-        if accepts(entry.event):
+        if accepts is None or accepts(entry.event):
             found.append(entry)
         yield
     batch.keep(chosen, found)

@@ -9,7 +9,7 @@ from collections import deque
 from logpipe.continuity import Cursor
 from logpipe.event import Entry
 from logpipe.ids import START, StreamId
-from logpipe.messages import Batch
+from logpipe.messages import Batch, Keepers
 
 MAX_BYTES = 64 * 1024 * 1024
 """What the window holds at the most, whatever SUBSCRIBER_QUEUE_LEN allows: 10,000 events of 64 KiB
@@ -18,9 +18,9 @@ would be ten times that."""
 BATCH_BYTES = 256 * 1024
 """A batch is cut at this size: it is what one write to one subscriber carries."""
 
-KEPT_CHUNKS = 64
-"""Batches behind this many newer ones give their encoded chunks back; who reads that far behind
-is alone there and shares them with nobody."""
+KEPT_CHUNKS = 32
+"""Batches that keep encoded chunks: those that readers used last, wherever in the window they are.
+Each keeps up to `messages.MAX_CHUNK_BYTES`."""
 
 
 class Window:
@@ -34,6 +34,7 @@ class Window:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._batches: deque[Batch] = deque()
+        self._keepers = Keepers(KEPT_CHUNKS)
 
     @property
     def next_number(self) -> int:
@@ -51,8 +52,7 @@ class Window:
         self.end = batch.end
         self.entries += len(batch.entries)
         self.bytes += batch.size
-        if len(self._batches) > KEPT_CHUNKS:
-            self._batches[-1 - KEPT_CHUNKS].forget_chunks()
+        self._keepers.add(batch)
         # Batches are counted, too: one of entries that hold no event adds nothing to the others.
         while (
             max(self.entries, len(self._batches)) > self._max_entries
@@ -62,6 +62,7 @@ class Window:
 
     def _drop_oldest(self) -> None:
         oldest = self._batches.popleft()
+        self._keepers.remove(oldest)
         self.first_number += 1
         self.entries -= len(oldest.entries)
         self.bytes -= oldest.size
@@ -72,6 +73,8 @@ class Window:
         A number is skipped, so that a reader that had read everything notices it, too.
         """
         self.first_number = self.next_number + 1
+        for batch in self._batches:
+            self._keepers.remove(batch)
         self._batches.clear()
         self.entries = self.bytes = 0
         self.end = end

@@ -56,8 +56,8 @@ class Compiled:
         return found
 
     def may_match(self, query: str) -> MayMatch | None:
-        """What rejects the JSON of events that a filter rejects; None where the filter
-        needs the decoded event."""
+        """What rejects the JSON of events that a filter rejects; None where no event
+        can be rejected before it is decoded."""
         found: MayMatch | None = self._function(query, may_match_of) if query else None
         return found
 

@@ -9,7 +9,7 @@ finds are then evaluated for the event, so that the result is that of their pred
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import re2
@@ -27,7 +27,6 @@ from logpipe.filters.needed import (
     rating,
 )
 from logpipe.filters.reading import parse, regex
-from logpipe.filters.terms import Predicate
 from logpipe.filters.tree import MESSAGE, Compare, Match, Regex, Text
 from logpipe.turns import CpuTime
 
@@ -48,6 +47,8 @@ MAX_SETS = 32
 """Sets of words, and as many of regular expressions. Filters beyond are evaluated by themselves."""
 FRESH = 16
 """New patterns of which a set is made; the filters of fewer are evaluated by themselves."""
+CANDIDATES_AT_ONCE = 500
+"""Candidates that are added in one step: 0.1 ms."""
 SLICE_BYTES = 2048
 """Bytes of a text in which words are looked for in one step, and of the events for which a filter
 is evaluated in one step."""
@@ -55,7 +56,8 @@ is evaluated in one step."""
 FILTER_S = 0.01
 """CPU time in seconds that one filter may take for one batch."""
 SEARCH_S = 0.25
-"""CPU time in seconds that all filters may take for one batch. The cheapest are evaluated first."""
+"""CPU time in seconds that all filters may take for one batch, at most half of it to find which
+entries each may take. The cheapest are evaluated first."""
 SET_S = 0.05
 """CPU time in seconds that one set may take for one batch; its filters are then evaluated by
 themselves. A new set first builds its automaton, which takes some milliseconds."""
@@ -73,14 +75,13 @@ class Result(NamedTuple):
 class _Listed:
     """A filter in use."""
 
-    __slots__ = ("accepts", "chosen", "cost_s", "places", "users")
+    __slots__ = ("chosen", "cost_s", "places", "users")
 
-    def __init__(self, chosen: Filter) -> None:
+    def __init__(self, chosen: Filter, cost_s: float) -> None:
         self.chosen = chosen
-        self.accepts: Predicate | None = chosen.predicate
         self.users = 0
-        self.cost_s = 0.0
-        """CPU time that it took for the last batch."""
+        self.cost_s = cost_s
+        """CPU time in seconds that it took for the last batch, or that is expected of the first."""
         self.places: dict[tuple[_Table, Hashable], None] = {}
         """Where it is listed; nowhere when it is evaluated for every event."""
 
@@ -210,18 +211,26 @@ class FilterIndex:
     """The filters in use, each as often as it was added.
 
     `filter_s`, `search_s` and `set_s` bound the CPU time of a search in seconds, as `FILTER_S`,
-    `SEARCH_S` and `SET_S` say.
+    `SEARCH_S` and `SET_S` say; `cpu_clock` measures it, and `clock` measures time.
     """
 
     def __init__(
-        self, *, filter_s: float = FILTER_S, search_s: float = SEARCH_S, set_s: float = SET_S
+        self,
+        *,
+        filter_s: float = FILTER_S,
+        search_s: float = SEARCH_S,
+        set_s: float = SET_S,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self.filter_s = filter_s
         self.search_s = search_s
         self.set_s = set_s
+        self.clock = clock
+        self.cpu_clock = cpu_clock
         self.listed: dict[Filter, _Listed] = {}
-        self._slow_until: dict[Filter, float] = {}
-        """Filters that took too long, and the monotonic time until which they are not evaluated.
+        self._slow_until: dict[str, float] = {}
+        """The texts of filters that took too long, and the time until which they are not evaluated.
         Some have no users now: readers that go on by themselves come back."""
         self._alone: _Filters = {}
         self._new: _Filters = {}
@@ -243,7 +252,7 @@ class FilterIndex:
         """Counts a user of the filter."""
         listed = self.listed.get(chosen)
         if listed is None:
-            listed = self.listed[chosen] = _Listed(chosen)
+            listed = self.listed[chosen] = _Listed(chosen, self.filter_s)
             self._alone[listed] = self._new[listed] = None
         listed.users += 1
 
@@ -259,14 +268,14 @@ class FilterIndex:
 
     def is_slow(self, chosen: Filter) -> bool:
         """Whether a filter is not evaluated now, because it took too long."""
-        return time.monotonic() < self._slow_until.get(chosen, 0.0)
+        return self.clock() < self._slow_until.get(chosen.query, 0.0)
 
     def took_too_long(self, chosen: Filter) -> None:
         """Has a filter not evaluated for `SLOW_S`."""
-        now = time.monotonic()
+        now = self.clock()
         for each in [each for each, until in self._slow_until.items() if until < now]:
             del self._slow_until[each]
-        self._slow_until[chosen] = now + SLOW_S
+        self._slow_until[chosen.query] = now + SLOW_S
 
     # -- where a filter is listed ----------------------------------------------------------------
 
@@ -347,17 +356,17 @@ class FilterIndex:
         """The search for what each filter takes of some entries."""
         return Search(self, entries)
 
-    def by_fields(self, entry: Entry) -> Iterator[_Listed]:
-        """The filters that may take an entry because of other fields than its message."""
+    def by_fields(self, entry: Entry) -> Iterator[Iterable[_Listed]]:
+        """The filters that may take an entry because of other fields than its message, by field."""
         event = entry.event
-        yield from self._sources.get(event.source)
-        yield from self._levels.get(event.level)
-        yield from self._ranks.get(level_rank(event.level))
+        yield self._sources.get(event.source)
+        yield self._levels.get(event.level)
+        yield self._ranks.get(level_rank(event.level))
         if len(entry.json) > SMALL_BYTES:
-            yield from self._not_definite
+            yield self._not_definite
         elif event.metadata:
-            for key in _values(event.metadata):
-                yield from self._values.get(key)
+            for key in dict.fromkeys(_values(event.metadata)):
+                yield self._values.get(key)
 
 
 class Search:
@@ -368,19 +377,23 @@ class Search:
     """
 
     def __init__(self, index: FilterIndex, entries: list[Entry]) -> None:
-        self.cpu = CpuTime()
+        self.cpu = CpuTime(index.cpu_clock)
         """Of the search, whose turns whoever runs it begins and ends."""
         self.spent_s = 0.0
         """CPU time in seconds that was spent on what is complete."""
         self._index = index
         self._entries = entries
         self._candidates: defaultdict[_Listed, list[int]] = defaultdict(list)
-        """The entries that a filter may take, by their position; one may come twice."""
+        """The entries that a filter may take, by their position; one may come two or three
+        times."""
+        self._slow: list[_Listed] = []
+        """The filters of sets that took too long."""
 
     def steps(self) -> Iterator[Result | None]:
         """The result for each filter; None between two steps that belong together.
 
-        No step takes longer than evaluating a filter for one event, or for `SLICE_BYTES` of them.
+        No step takes longer than compiling a filter, or evaluating it for one event or for
+        `SLICE_BYTES` of them.
         """
         index = self._index
         listed = list(index.listed.values())
@@ -391,14 +404,20 @@ class Search:
             yield from index.expressions.make_sets()
             listed = list(index.listed.values())
             alone = index.evaluated_alone()
-            began_s = self.cpu.now()
-            yield from self._find_candidates()
-            self.spent_s = self.cpu.now() - began_s
+            yield None
+            complete = yield from self._find_candidates()
+            yield None
+            if not complete:
+                alone = listed
         for each in alone:
             self._candidates.pop(each, None)
+        yield None
         slices = list(_slices_of(self._entries))
         evaluated = dict.fromkeys((*alone, *self._candidates))
-        for each in sorted(evaluated, key=lambda each: each.cost_s):
+        yield None
+        in_order = sorted(evaluated, key=lambda each: each.cost_s)
+        yield None
+        for each in in_order:
             yield from self._evaluate(each, self._slices_for(each, slices))
         for each in listed:
             if each not in evaluated:
@@ -408,29 +427,30 @@ class Search:
         self, listed: _Listed, slices: Sequence[Sequence[Entry]]
     ) -> Iterator[Result | None]:
         """Evaluates a filter for some of the entries, the others are not taken."""
-        accepts = listed.accepts
-        if accepts is None:
-            yield Result(listed.chosen, self._entries)
+        index, chosen = self._index, listed.chosen
+        if not chosen.query:
+            yield Result(chosen, self._entries)
             return
-        if self._index.is_slow(listed.chosen):
-            yield Result(listed.chosen, None)
+        if index.is_slow(chosen) or self.spent_s > index.search_s:
+            yield Result(chosen, None)
             return
+        began_s = self.cpu.now()
+        accepts = chosen.predicate  # not kept here: its memory is bounded
+        yield None
+        began = index.clock()
         found: list[Entry] = []
-        most_s = self._index.filter_s
-        began, began_s = time.monotonic(), self.cpu.now()
-        late = self.spent_s > self._index.search_s
-        for part in () if late else slices:
-            found += [entry for entry in part if accepts(entry.event)]
+        late = False
+        for part in slices:
+            found += [entry for entry in part if accepts is None or accepts(entry.event)]
             yield None
             # The clock of the CPU takes a system call.
-            if time.monotonic() - began > most_s and self.cpu.now() - began_s > most_s:
+            if index.clock() - began > index.filter_s and self.cpu.now() - began_s > index.filter_s:
                 late = True
+                index.took_too_long(chosen)
                 break
-        if late:
-            self._index.took_too_long(listed.chosen)
         listed.cost_s = self.cpu.now() - began_s
         self.spent_s += listed.cost_s
-        yield Result(listed.chosen, None if late else found)
+        yield Result(chosen, None if late else found)
 
     def _slices_for(
         self, listed: _Listed, slices: Sequence[Sequence[Entry]]
@@ -441,51 +461,71 @@ class Search:
             return slices
         return [(self._entries[at],) for at in sorted(set(positions))]
 
-    def _find_candidates(self) -> Iterator[None]:
-        """Finds which filters may take which of the entries."""
+    def _find_candidates(self) -> Generator[None, None, bool]:
+        """Finds which filters may take which of the entries; returns whether for all of them."""
+        index = self._index
+        most_s = index.search_s / 2
+        began, began_s = index.clock(), self.cpu.now()
+        complete = True
+        for _ in self._finding_candidates():
+            yield
+            if index.clock() - began > most_s and self.cpu.now() - began_s > most_s:
+                complete = False
+                break
+        for listed in self._slow:
+            if listed.users:
+                index.evaluate_alone(listed)
+                yield
+        self.spent_s = self.cpu.now() - began_s
+        return complete
+
+    def _finding_candidates(self) -> Iterator[None]:
         index, entries = self._index, self._entries
         word_sets, expression_sets = list(index.words.sets), list(index.expressions.sets)
         for at, entry in enumerate(entries):
-            self._may_take(at, index.by_fields(entry))
-            yield
-        slow: list[_Listed] = []
+            yield from self._may_take(at, index.by_fields(entry))
         if word_sets:
             texts: list[tuple[int, list[bytes]]] = []
             for at, entry in enumerate(entries):
                 texts.append((at, _parts(entry.event.message.casefold())))
                 yield
-            yield from self._by_patterns(index.words, word_sets, texts, slow)
+            yield from self._by_patterns(index.words, word_sets, texts)
         if expression_sets:
             texts = [
                 (at, [entry.event.message.encode(errors="replace")])
                 for at, entry in enumerate(entries)
                 if len(entry.json) <= SMALL_BYTES
             ]
-            yield from self._by_patterns(index.expressions, expression_sets, texts, slow)
-        for listed in slow:
-            if listed.users:
-                index.evaluate_alone(listed)
+            yield from self._by_patterns(index.expressions, expression_sets, texts)
 
     def _by_patterns(
-        self,
-        patterns: _Patterns,
-        sets: list[_Set],
-        texts: list[tuple[int, list[bytes]]],
-        slow: list[_Listed],
+        self, patterns: _Patterns, sets: list[_Set], texts: list[tuple[int, list[bytes]]]
     ) -> Iterator[None]:
         for each in sets:
             began_s = self.cpu.now()
             for at, parts in texts:
-                for part in parts:
-                    for key in each.find(part):
-                        self._may_take(at, patterns.get(key))
-                    yield
+                keys: dict[bytes, None] = {}
+                for number, part in enumerate(parts):
+                    if number:
+                        yield
+                    keys.update(dict.fromkeys(each.find(part)))
+                yield from self._may_take(at, map(patterns.get, keys))
             if self.cpu.now() - began_s > self._index.set_s:
-                slow += patterns.filters_of(each.patterns)
+                self._slow += patterns.filters_of(each.patterns)
 
-    def _may_take(self, at: int, filters: Iterable[_Listed]) -> None:
-        for listed in filters:
-            self._candidates[listed].append(at)
+    def _may_take(self, at: int, groups: Iterable[Iterable[_Listed]]) -> Iterator[None]:
+        """Adds an entry to those that filters may take."""
+        candidates = self._candidates
+        count = 0
+        for filters in groups:
+            for listed in tuple(filters):  # they may change between two steps
+                positions = candidates[listed]
+                if not positions or positions[-1] != at:
+                    positions.append(at)
+                count += 1
+                if not count % CANDIDATES_AT_ONCE:
+                    yield
+        yield
 
 
 def _rate(leaf: Leaf) -> int:

@@ -37,7 +37,7 @@ LINEAR_PARTS = 192
 """Not in a filter whose words have more parts between wildcards: `re` takes 25 us to make each."""
 
 Verdict = Callable[[StoredEvent, Steps], bool | None]
-"""Whether an event matches; None where that costs too much to tell."""
+"""Whether an event matches; None where finding out costs too much."""
 
 
 class Exceeded:
