@@ -13,7 +13,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe.access import Access
-from logpipe.answers import SMALL_BYTES, STREAM_BYTES, Answers, StreamedResponse, while_connected
+from logpipe.answers import (
+    BYTES_A_SECOND,
+    SHARE,
+    SMALL_BYTES,
+    STREAM_BYTES,
+    Answers,
+    StreamedResponse,
+    while_connected,
+)
 from logpipe.listening import bind
 from logpipe.problems import Problem
 from logpipe.serving.server import Server
@@ -185,7 +193,7 @@ async def test_answers_that_nobody_takes_leave_no_memory() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await Pieces(40, STREAM_BYTES)(scope, receive, send)
 
-    async with served(app, patience_s=1.0) as server:
+    async with served(app, most=SHARE * 30 * STREAM_BYTES, patience_s=1.0) as server:
         before = peak_memory(os.getpid(), reset=True)
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(30):

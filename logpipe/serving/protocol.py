@@ -441,6 +441,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if version not in ("1.1", "1.0"):
             self._fail(BAD_VERSION)
         self._check_head(version)
+        before = self.cycle
         super().on_headers_complete()
         self.headers = []  # trailers are none of the request's headers
         self._unused.pop(self, None)
@@ -451,6 +452,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = self.cycle.waiting_for_100_continue = False
         wire = Wire(self.cycle, self.transport)
         self.cycle.transport = wire  # type: ignore[assignment]
+        if before is not None:
+            cast("Wire", before.transport).followed_by(self.cycle)
         self.scope["extensions"] = {EXTENSION: wire}  # type: ignore[dict-item]
 
     def _check_head(self, version: str) -> None:
