@@ -5,7 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import NoReturn
 
 from starlette.requests import Request
@@ -27,7 +27,7 @@ SMALL_BYTES = 64 * 1024
 """An answer up to this size is written at once and not counted; larger ones are sent in pieces of
 this size, each after the connection has taken the one before."""
 STREAM_BYTES = 1024 * 1024
-"""What an answer counts while it is made and sent piece by piece: what one step of a scan finds
+"""What an answer counts that is sent as it is made: what one step of a scan finds
 (`history.STEP_BYTES`), held once."""
 BYTES_A_SECOND = 16 * 1024
 """The least that a client has to take while it is waited for: a slow mobile link."""
@@ -265,7 +265,8 @@ async def _nothing() -> Message:
 class StreamedResponse(Response):
     """An answer that is made piece by piece, each when the client has taken those before.
 
-    One of up to `SMALL_BYTES` is an ordinary response. A `Problem` that is raised for the first
+    One of up to `SMALL_BYTES` is an ordinary response. A larger one is counted once so much of it is
+    made, and is 503 where there is no room for it. A `Problem` that is raised for the first
     pieces is answered as such; a later one cuts the answer off, so that nobody takes it for whole.
     When the client leaves, `pieces` is cancelled.
     """
@@ -288,7 +289,7 @@ class StreamedResponse(Response):
         headless = scope["method"] == "HEAD"
         pace = Pace(send, wire_of(scope), self._answers)
         last: Message = {"type": "http.response.body", "body": b""}
-        with self._answers.counted(STREAM_BYTES, scope):
+        with ExitStack() as room:
             try:
                 async with attended(receive), aclosing(self._pieces):
                     if not await self._begin():
@@ -298,8 +299,10 @@ class StreamedResponse(Response):
                         await send(self._head())
                     elif headless:
                         await send(self._head())
-                    elif not await self._stream(pace):
-                        return
+                    else:
+                        room.enter_context(self._answers.counted(STREAM_BYTES, scope))
+                        if not await self._stream(pace):
+                            return
             except ClientLeftError:
                 return
             await pace.end(last, len(last["body"]))

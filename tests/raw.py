@@ -59,10 +59,11 @@ class Connection:
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Connection]:
-    """A connection to the server at `url`."""
+async def connected(url: str, address: str | None = None) -> AsyncIterator[Connection]:
+    """A connection to the server at `url`, from `address` where one is given."""
     place = urlsplit(url)
-    reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    local = (address, 0) if address is not None else None
+    reader, writer = await asyncio.open_connection(place.hostname, place.port, local_addr=local)
     try:
         yield Connection(reader, writer)
     finally:
