@@ -265,8 +265,8 @@ async def _nothing() -> Message:
 class StreamedResponse(Response):
     """An answer that is made piece by piece, each when the client has taken those before.
 
-    One of up to `SMALL_BYTES` is an ordinary response. A larger one is counted once so much of it is
-    made, and is 503 where there is no room for it. A `Problem` that is raised for the first
+    One of up to `SMALL_BYTES` is an ordinary response. A larger one is counted once so much of it
+    is made, and is 503 where there is no room for it. A `Problem` that is raised for the first
     pieces is answered as such; a later one cuts the answer off, so that nobody takes it for whole.
     When the client leaves, `pieces` is cancelled.
     """

@@ -52,9 +52,8 @@ async def test_a_search_ends_when_its_client_leaves(valkey: Valkey, path: str) -
         await wait_until(lambda: not service.server.server_state.tasks, "it has ended")
         ended = reads(valkey)
         assert ended - before < ENTRIES // MAX_STEP_COUNT  # all of it would be more steps
-        # Its connection is free again: who asks now waits for none of its steps.
         assert (await service.http.get("/events?limit=1")).json()["events"]
-        assert reads(valkey) == ended + 1
+        assert reads(valkey) - ended < 10  # nothing goes on reading
 
 
 async def is_ready(service: Service) -> bool:
@@ -134,23 +133,16 @@ async def test_a_page_that_redis_cuts_short_ends_there_with_next(own_valkey: Val
         for first in range(0, 600, 100):
             events = [{"source": "a", "message": f"{first + n} {text}"} for n in range(100)]
             assert (await service.post(events)).status_code == 202
-        async with connected(service.url) as connection:
-            connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        async with connected(service.url, receive_bytes=64 * 1024) as connection:
             await connection.send(b"GET /events?limit=5000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            before = 0
-
-            async def still() -> bool:
-                nonlocal before
-                last, before = before, reads(own_valkey, "xrevrange")
-                await asyncio.sleep(0.3)
-                return 0 < last == before
-
-            await wait_until(still, "the page waits for its reader")
+            head = await connection.reader.readuntil(b"\r\n\r\n")
+            assert b"chunked" in head
+            # The client and its kernel hold a few hundred KB: most of the page is not made.
             own_valkey.kill()
-            connection.writer.transport.resume_reading()  # type: ignore[attr-defined]
-            page = json.loads((await connection.answer(30)).body)
+            async with asyncio.timeout(30):
+                page = json.loads(b"".join([chunk async for chunk in connection.chunks()]))
     numbers = [int(event["message"].split()[0]) for event in page["events"]]
     assert numbers == [599 - n for n in range(len(numbers))]
-    assert 0 < len(numbers) < 160
+    assert 0 < len(numbers) < 160  # a page of 8 MiB has as many
     assert page["searched_to"] == page["events"][-1]["id"]
     assert page["next"] < page["searched_to"]
