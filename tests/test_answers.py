@@ -8,11 +8,12 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import cast
 
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logpipe.access import Access
 from logpipe.answers import (
@@ -21,6 +22,7 @@ from logpipe.answers import (
     SMALL_BYTES,
     STREAM_BYTES,
     Answers,
+    Pace,
     StreamedResponse,
     while_connected,
 )
@@ -28,6 +30,7 @@ from logpipe.listening import bind
 from logpipe.problems import Problem
 from logpipe.serving.server import Server
 from logpipe.subapp import sub_app
+from logpipe.wire import Wire, wire_of
 from tests.helpers import wait_until
 from tests.raw import Connection, can_measure_memory, connected, peak_memory
 
@@ -251,6 +254,49 @@ async def test_pauses_below_the_patience_are_allowed() -> None:
         assert paused_s > patience_s
         assert pieces.ended == "end"
         assert server.hits == {}
+
+
+async def test_a_wire_knows_whether_the_next_answer_has_begun() -> None:
+    wires: list[Wire] = []
+    seen: list[tuple[bool, bool]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        wire = wire_of(scope)
+        assert wire is not None
+        wires.append(wire)
+        before = [each.superseded for each in wires]
+        await Response(b"x")(scope, receive, send)
+        seen.extend(zip(before, [each.superseded for each in wires], strict=True))
+
+    async with served(app) as server, connected(server.url) as connection:
+        await connection.send(GET + GET)
+        await connection.answer()
+        await connection.answer()
+        assert seen == [(False, False), (False, True), (False, False)]
+
+
+class UntakenWire:
+    """A wire whose connection takes nothing."""
+
+    waiting = 1_000
+    superseded = False
+
+
+async def test_an_answer_with_bytes_left_ends_when_the_next_one_begins() -> None:
+    wire = UntakenWire()
+
+    async def send(message: Message) -> None:
+        assert not message.get("more_body")
+
+    pace = Pace(send, cast("Wire", wire), Answers(patience_s=60.0))
+    message = {"type": "http.response.body", "body": b""}
+    ending = asyncio.create_task(pace.end(message, 0))
+    await asyncio.sleep(0)
+    assert not ending.done()
+    wire.superseded = True
+    async with asyncio.timeout(10):
+        await ending
+    assert not pace.cut
 
 
 async def test_an_answer_is_over_when_the_next_one_begins() -> None:
