@@ -194,13 +194,14 @@ async def test_large_answers_are_refused_while_others_take_all_room() -> None:
         await wait_until(lambda: server.answers.under_way == 0, "the room is free again")
 
 
-async def test_a_client_that_takes_nothing_is_cut_off() -> None:
+async def test_a_client_that_takes_nothing_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
     async with served(whole, patience_s=0.3) as server, connected(server.url) as connection:
         await connection.send(GET)
         await wait_until(lambda: server.hits["answer_rate"] == 1, "it is cut off")
         assert server.answers.under_way == 0
         with pytest.raises(ConnectionResetError):
             await connection.reader.read(-1)
+    assert "ASGI callable" not in caplog.text
 
 
 async def test_a_trickle_does_not_hold_an_answer() -> None:
