@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from typing import NoReturn
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from logpipe.limits import client_of
 from logpipe.problems import Problem, respond
 from logpipe.wire import Wire, wire_of
 
@@ -17,16 +20,24 @@ log = logging.getLogger("logpipe.answers")
 
 MAX_BYTES = 64 * 1024 * 1024
 """Bytes of all large answers that are under way in a process."""
+SHARE = 4
+"""The answers to one address may have one part in so many of these bytes: several clients that take
+their answers slowly leave room for others."""
 SMALL_BYTES = 64 * 1024
 """An answer up to this size is written at once and not counted; larger ones are sent in pieces of
 this size, each after the connection has taken the one before."""
 STREAM_BYTES = 1024 * 1024
-"""What an answer counts while it is made and sent piece by piece: what one step of a scan finds
+"""What an answer counts that is sent as it is made: what one step of a scan finds
 (`history.STEP_BYTES`), held once."""
 BYTES_A_SECOND = 16 * 1024
 """The least that a client has to take while it is waited for: a slow mobile link."""
-PATIENCE_S = 10.0
-"""For how long a client may take less than that before it is cut off."""
+PATIENCE_S = 60.0
+"""For how long a client may take less than that before it is cut off. The kernel takes what is sent
+in bursts, also when the client reads steadily: of half of `SMALL_BYTES`, of 64 to 128 KiB as the
+window of the client reopens, of another 64 KiB with TLS. At 20 KB/s there are up to 13 s between
+two bursts, and a person who pages through an answer pauses for longer."""
+LOOK_S = 0.25
+"""Between two looks at whether a client has taken the rest of an answer."""
 RETRY_S = 2
 """When a refused client is asked to try again."""
 CLIENT_LEFT = 499
@@ -88,31 +99,44 @@ class Answers:
         self.patience_s = patience_s
         self.under_way = 0
         """Bytes."""
+        self._of_client: Counter[str] = Counter()
         self._most = most
 
     @contextmanager
-    def counted(self, size: int) -> Iterator[None]:
-        """Counts so many bytes while the context lasts. Raises a 503 `Problem` where there is no
-        room for them; one answer that is alone is taken, whatever its size."""
+    def counted(self, size: int, scope: Scope) -> Iterator[None]:
+        """Counts so many bytes of the answer to a request while the context lasts.
+
+        Raises a 503 `Problem` where all answers, or those to the address of this one
+        (`limits.client_of`), leave no room for them. An answer that is the only one, or the only
+        one to its address, may exceed the share of an address; the only one may exceed all.
+        """
+        client = client_of(scope["client"][0]) if scope.get("client") else ""
+        own = self._of_client[client]
+        if own and own + size > self._most // SHARE:
+            self._refuse("Too many large answers to this address are under way here")
         if self.under_way and self.under_way + size > self._most:
-            self.limited({"answers": 1})
-            raise Problem(
-                503,
-                "Too many large answers are under way here; try again later.",
-                headers={"Retry-After": str(RETRY_S)},
-            )
+            self._refuse("Too many large answers are under way here")
         self.under_way += size
+        self._of_client[client] += size
         try:
             yield
         finally:
             self.under_way -= size
+            self._of_client[client] -= size
+            if not self._of_client[client]:
+                del self._of_client[client]
+
+    def _refuse(self, why: str) -> NoReturn:
+        self.limited({"answers": 1})
+        raise Problem(503, f"{why}; try again later.", headers={"Retry-After": str(RETRY_S)})
 
 
 class Pace:
     """Sends to one client, and cuts it off when it takes too little.
 
-    A client has `Answers.patience_s` to be waited for. The time that it is waited for is taken from
-    these, and each byte that it takes gives back its part of a second, up to where it began.
+    A client may be waited for during `Answers.patience_s`. Each wait reduces the time that is left,
+    and each byte that the connection takes adds 1 / `Answers.bytes_a_second` to it, up to
+    `Answers.patience_s` again. A client without time left is cut off.
     """
 
     def __init__(self, send: Send, wire: Wire | None, answers: Answers) -> None:
@@ -123,16 +147,20 @@ class Pace:
         self.cut = False
         """Whether the client was cut off; what is sent after that is dropped."""
 
-    async def body(self, body: bytes) -> None:
-        """Sends a part of a body, in pieces; returns when the connection has taken nearly all."""
+    async def body(self, body: bytes) -> bool:
+        """Sends a part of a body, in pieces; returns when the connection has taken nearly all,
+        False where the client was cut off."""
         if self._wire is not None:
             self._wire.bound_unsent(SMALL_BYTES)
         for at in range(0, len(body), SMALL_BYTES):
+            if self.cut:
+                return False
             piece = body[at : at + SMALL_BYTES]
             message = {"type": "http.response.body", "body": piece, "more_body": True}
             await self.message(message, len(piece))
         # A server takes a message and returns; before the next it waits until there is room.
         await self.message({"type": "http.response.body", "body": b"", "more_body": True}, 0)
+        return not self.cut
 
     async def message(self, message: Message, size: int) -> None:
         """Sends a message whose body has `size` bytes."""
@@ -154,18 +182,28 @@ class Pace:
         self._left_s = min(self._answers.patience_s, left)
 
     async def end(self, message: Message, size: int) -> None:
-        """Sends the last message; returns when the connection has taken all."""
+        """Sends the last message; returns when the connection has taken all, or the next answer of
+        the connection has begun, of whose pace the rest of this one is part."""
         await self.message(message, size)
+        await self._taken()
+
+    async def give_up(self) -> None:
+        """Ends the answer before its end, and the connection, when it has taken what was sent."""
+        if self._wire is not None and not self.cut:
+            self._wire.give_up()
+            await self._taken()
+
+    async def _taken(self) -> None:
         wire = self._wire
         if wire is None or self.cut or not wire.waiting:
             return
         deadline = time.monotonic() + self._left_s + wire.waiting / self._answers.bytes_a_second
-        while wire.waiting:
+        while wire.waiting and not wire.superseded:
             left = deadline - time.monotonic()
             if left <= 0:
                 self._cut()
                 return
-            await asyncio.sleep(min(left, self._answers.patience_s / 40))
+            await asyncio.sleep(min(left, LOOK_S))
 
     def _cut(self) -> None:
         self.cut = True
@@ -206,7 +244,7 @@ class PacedSend:
             await (pace.message if message.get("more_body") else pace.end)(message, size)
             return
         try:
-            with self._answers.counted(size):
+            with self._answers.counted(size, self._scope):
                 await self._begin(pace)
                 await pace.body(body)
                 await pace.end({**message, "body": b""}, 0)
@@ -227,7 +265,8 @@ async def _nothing() -> Message:
 class StreamedResponse(Response):
     """An answer that is made piece by piece, each when the client has taken those before.
 
-    One of up to `SMALL_BYTES` is an ordinary response. A `Problem` that is raised for the first
+    One of up to `SMALL_BYTES` is an ordinary response. A larger one is counted once so much of it
+    is made, and is 503 where there is no room for it. A `Problem` that is raised for the first
     pieces is answered as such; a later one cuts the answer off, so that nobody takes it for whole.
     When the client leaves, `pieces` is cancelled.
     """
@@ -250,7 +289,7 @@ class StreamedResponse(Response):
         headless = scope["method"] == "HEAD"
         pace = Pace(send, wire_of(scope), self._answers)
         last: Message = {"type": "http.response.body", "body": b""}
-        with self._answers.counted(STREAM_BYTES):
+        with ExitStack() as room:
             try:
                 async with attended(receive), aclosing(self._pieces):
                     if not await self._begin():
@@ -260,8 +299,10 @@ class StreamedResponse(Response):
                         await send(self._head())
                     elif headless:
                         await send(self._head())
-                    elif not await self._stream(pace):
-                        return
+                    else:
+                        room.enter_context(self._answers.counted(STREAM_BYTES, scope))
+                        if not await self._stream(pace):
+                            return
             except ClientLeftError:
                 return
             await pace.end(last, len(last["body"]))
@@ -283,13 +324,14 @@ class StreamedResponse(Response):
         """Sends all but the end; False where the answer was cut off."""
         await pace.message(self._head(), 0)
         while self._begun:
-            await pace.body(self._begun.pop(0))
+            if not await pace.body(self._begun.pop(0)):
+                return False
         try:
             async for piece in self._pieces:
-                await pace.body(piece)
-                if pace.cut:
-                    break
+                if not await pace.body(piece):
+                    return False
         except Problem as problem:
             log.warning("an answer is cut off: %s", problem.detail)
+            await pace.give_up()
             return False
-        return not pace.cut
+        return True

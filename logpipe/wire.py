@@ -44,12 +44,13 @@ def wire_of(scope: Scope) -> "Wire | None":
 class Wire:
     """One request and its response; stands between uvicorn's cycle and the transport."""
 
-    __slots__ = ("_corked", "_cycle", "_head", "_transport", "unfinished")
+    __slots__ = ("_corked", "_cycle", "_head", "_next", "_transport", "unfinished")
 
     def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
         # The cycle refers to this wire, and lives for as long as its request's task: a reference
         # back would leave both to the garbage collector.
         self._cycle = weakref.ref(cycle)
+        self._next: weakref.ref[RequestResponseCycle] | None = None
         self._transport = transport
         # The response to HEAD ends with its head.
         self._corked = cycle.scope["method"] != "HEAD"
@@ -112,6 +113,32 @@ class Wire:
         if not self._transport.is_closing():
             self._reset_at_close()
         self._transport.abort()
+        self._disconnect()
+
+    def give_up(self) -> None:
+        """Closes the connection, once what was written has gone, in the middle of a response."""
+        self.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        """Has uvicorn take the end of the response for the client's doing, and not for an error of
+        the application."""
+        cycle = self._cycle()
+        if cycle is not None:
+            cycle.disconnected = True
+
+    def followed_by(self, cycle: RequestResponseCycle) -> None:
+        """Sets the next request of the connection."""
+        self._next = weakref.ref(cycle)
+
+    @property
+    def superseded(self) -> bool:
+        """Whether the response to the connection's next request has begun: what is `waiting` may
+        then be part of that one."""
+        if self._next is None:
+            return False
+        cycle = self._next()
+        return cycle is None or cycle.response_started
 
     # -- around the messages ------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -58,11 +59,35 @@ class Connection:
         return got
 
 
+async def _client_socket(
+    server: tuple[str | None, int | None], address: str | None, receive_bytes: int | None
+) -> socket.socket:
+    client = socket.socket()
+    client.setblocking(False)
+    try:
+        if receive_bytes is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        if address is not None:
+            client.bind((address, 0))
+        await asyncio.get_running_loop().sock_connect(client, server)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
 @contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Connection]:
-    """A connection to the server at `url`."""
+async def connected(
+    url: str, address: str | None = None, receive_bytes: int | None = None
+) -> AsyncIterator[Connection]:
+    """A connection to the server at `url`: from `address`, and with a receive buffer of
+    `receive_bytes`, where they are given."""
     place = urlsplit(url)
-    reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    if address is None and receive_bytes is None:
+        reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    else:
+        client = await _client_socket((place.hostname, place.port), address, receive_bytes)
+        reader, writer = await asyncio.open_connection(sock=client)
     try:
         yield Connection(reader, writer)
     finally:

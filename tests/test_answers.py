@@ -4,20 +4,33 @@ import asyncio
 import contextlib
 import gc
 import os
+import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import cast
 
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logpipe.access import Access
-from logpipe.answers import SMALL_BYTES, STREAM_BYTES, Answers, StreamedResponse, while_connected
+from logpipe.answers import (
+    BYTES_A_SECOND,
+    SHARE,
+    SMALL_BYTES,
+    STREAM_BYTES,
+    Answers,
+    Pace,
+    StreamedResponse,
+    while_connected,
+)
 from logpipe.listening import bind
 from logpipe.problems import Problem
 from logpipe.serving.server import Server
 from logpipe.subapp import sub_app
+from logpipe.wire import Wire, wire_of
 from tests.helpers import wait_until
 from tests.raw import Connection, can_measure_memory, connected, peak_memory
 
@@ -37,10 +50,14 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def served(
-    app: ASGIApp, *, most: int = 64 * 1024 * 1024, patience_s: float = 60.0
+    app: ASGIApp,
+    *,
+    most: int = 64 * 1024 * 1024,
+    bytes_a_second: float = BYTES_A_SECOND,
+    patience_s: float = 60.0,
 ) -> AsyncIterator[Served]:
     hits = Counter[str]()
-    answers = Answers(hits.update, most=most, patience_s=patience_s)
+    answers = Answers(hits.update, most=most, bytes_a_second=bytes_a_second, patience_s=patience_s)
 
     async def with_answers(scope: Scope, receive: Receive, send: Send) -> None:
         scope["answers"] = answers
@@ -62,6 +79,44 @@ async def whole(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers with as many bytes as the query says."""
     size = int(scope["query_string"] or LARGE)
     await Response(b"x" * size)(scope, receive, send)
+
+
+class SlowReader:
+    """A client whose kernel holds little, so that the server notices how it reads."""
+
+    def __init__(self, server: Served) -> None:
+        self._address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
+        self._socket.setblocking(False)
+
+    async def __aenter__(self) -> "SlowReader":
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(self._socket, self._address)
+        await loop.sock_sendall(
+            self._socket, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._socket.close()
+
+    async def take(self, size: int) -> int:
+        """Reads so many bytes; returns how many there were before the end. Raises
+        ConnectionError."""
+        left = size
+        async with asyncio.timeout(20):
+            while left:
+                data = await asyncio.get_running_loop().sock_recv(self._socket, left)
+                if not data:
+                    break
+                left -= len(data)
+        return size - left
+
+    async def trickle(self, size: int) -> None:
+        """Reads so many bytes every 20 ms at the most. Raises ConnectionError."""
+        while await self.take(size):
+            await asyncio.sleep(0.02)
 
 
 class Pieces:
@@ -139,13 +194,14 @@ async def test_large_answers_are_refused_while_others_take_all_room() -> None:
         await wait_until(lambda: server.answers.under_way == 0, "the room is free again")
 
 
-async def test_a_client_that_takes_nothing_is_cut_off() -> None:
+async def test_a_client_that_takes_nothing_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
     async with served(whole, patience_s=0.3) as server, connected(server.url) as connection:
         await connection.send(GET)
         await wait_until(lambda: server.hits["answer_rate"] == 1, "it is cut off")
         assert server.answers.under_way == 0
         with pytest.raises(ConnectionResetError):
             await connection.reader.read(-1)
+    assert "ASGI callable" not in caplog.text
 
 
 async def test_a_trickle_does_not_hold_an_answer() -> None:
@@ -162,22 +218,124 @@ async def test_a_trickle_does_not_hold_an_answer() -> None:
 
 
 async def test_small_answers_that_nobody_reads_end_as_well() -> None:
-    async with served(whole, patience_s=0.3) as server, connected(server.url) as connection:
+    async with (
+        served(whole, bytes_a_second=1_000_000, patience_s=0.3) as server,
+        connected(server.url) as connection,
+    ):
         connection.writer.write(query(SMALL_BYTES) * 300)
         await wait_until(lambda: server.hits["answer_rate"] >= 1, "it is cut off")
 
 
-async def test_a_slow_client_that_takes_enough_gets_all() -> None:
-    """A hundred times as long as nothing may be taken."""
-    size = 1_500_000
-    async with served(whole, patience_s=5.0) as server, connected(server.url) as connection:
-        await connection.send(query(size))
-        await read_head(connection)
-        got = 0
-        while got < size:
-            got += len(await connection.reader.readexactly(min(100_000, size - got)))
-            await asyncio.sleep(0.02)
+async def test_a_client_that_takes_too_little_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+    """A hundredth of what it has to take."""
+    pieces = Pieces(1_000, 1_000_000)
+    async with (
+        served(pieces, bytes_a_second=10_000_000, patience_s=1.0) as server,
+        SlowReader(server) as reader,
+    ):
+        async with asyncio.timeout(20):
+            with pytest.raises(ConnectionError):
+                await reader.trickle(2_000)
+        assert server.hits == {"answer_rate": 1}
+        await wait_until(lambda: server.answers.under_way == 0, "the room is free again")
+        made = pieces.made
+    assert pieces.made == made < 1_000
+    assert "ASGI callable" not in caplog.text
+
+
+async def test_pauses_below_the_patience_are_allowed() -> None:
+    """Together they are longer: what is taken in between gives the time back."""
+    patience_s, pause_s, size = 4.0, 0.4, 400_000
+    pieces = Pieces(15, size)
+    async with served(pieces, patience_s=patience_s) as server, SlowReader(server) as reader:
+        paused_s = 0.0
+        while await reader.take(size) == size:
+            await asyncio.sleep(pause_s)
+            paused_s += pause_s
+        assert paused_s > patience_s
+        assert pieces.ended == "end"
         assert server.hits == {}
+
+
+async def test_a_wire_knows_whether_the_next_answer_has_begun() -> None:
+    wires: list[Wire] = []
+    seen: list[tuple[bool, bool]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        wire = wire_of(scope)
+        assert wire is not None
+        wires.append(wire)
+        before = [each.superseded for each in wires]
+        await Response(b"x")(scope, receive, send)
+        seen.extend(zip(before, [each.superseded for each in wires], strict=True))
+
+    async with served(app) as server, connected(server.url) as connection:
+        await connection.send(GET + GET)
+        await connection.answer()
+        await connection.answer()
+        assert seen == [(False, False), (False, True), (False, False)]
+
+
+class UntakenWire:
+    """A wire whose connection takes nothing."""
+
+    waiting = 1_000
+    superseded = False
+
+
+async def test_an_answer_with_bytes_left_ends_when_the_next_one_begins() -> None:
+    wire = UntakenWire()
+
+    async def send(message: Message) -> None:
+        assert not message.get("more_body")
+
+    pace = Pace(send, cast("Wire", wire), Answers(patience_s=60.0))
+    message = {"type": "http.response.body", "body": b""}
+    ending = asyncio.create_task(pace.end(message, 0))
+    await asyncio.sleep(0)
+    assert not ending.done()
+    wire.superseded = True
+    async with asyncio.timeout(10):
+        await ending
+    assert not pace.cut
+
+
+async def test_an_answer_is_over_when_the_next_one_begins() -> None:
+    """However long the client takes for the next one."""
+    first = 3_000_000
+    async with (
+        served(whole, most=SHARE * (first + LARGE)) as server,
+        connected(server.url) as connection,
+    ):
+        await connection.send(query(first) + GET)
+        assert len((await connection.answer()).body) == first
+        await read_head(connection)
+        await wait_until(lambda: server.answers.under_way == LARGE, "the first is over")
+        assert len(await connection.reader.readexactly(LARGE)) == LARGE
+        await wait_until(lambda: server.answers.under_way == 0, "the room is free again")
+        assert server.hits == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a second address of this host")
+async def test_answers_to_one_address_leave_room_for_another() -> None:
+    most = SHARE * 3 * STREAM_BYTES
+    async with (
+        served(Pieces(1_000, 1_000_000), most=most) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(3):
+            one = await stack.enter_async_context(connected(server.url))
+            await one.send(GET)
+            await read_head(one)
+        for _ in range(20):
+            async with connected(server.url) as refused:
+                await refused.send(GET)
+                answer = await refused.answer()
+                assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+        assert server.hits == {"answers": 20}
+        async with connected(server.url, "127.0.0.2") as other:
+            await other.send(GET)
+            assert b" 200 " in await read_head(other)
 
 
 @pytest.mark.skipif(not can_measure_memory, reason="needs Linux")
@@ -185,7 +343,7 @@ async def test_answers_that_nobody_takes_leave_no_memory() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await Pieces(40, STREAM_BYTES)(scope, receive, send)
 
-    async with served(app, patience_s=1.0) as server:
+    async with served(app, most=SHARE * 30 * STREAM_BYTES, patience_s=1.0) as server:
         before = peak_memory(os.getpid(), reset=True)
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(30):
@@ -236,18 +394,28 @@ async def test_a_large_answer_is_made_as_it_is_taken() -> None:
         await wait_until(lambda: server.answers.under_way == 0, "the room is free again")
 
 
-async def test_an_answer_in_pieces_needs_room_before_anything_is_read() -> None:
-    pieces = Pieces(100, 1_000_000)
+async def test_an_answer_in_pieces_needs_room_once_it_is_large() -> None:
+    pieces = Pieces(1_000, 1_000_000)
     async with served(pieces, most=STREAM_BYTES) as server, connected(server.url) as first:
         await first.send(GET)
         await read_head(first)
-        made = pieces.made
+        pieces.made = 0
         async with connected(server.url) as second:
             await second.send(GET)
             answer = await second.answer()
         assert (answer.status, answer.headers["retry-after"]) == (503, "2")
         assert server.hits == {"answers": 1}
-        assert pieces.made - made < 100
+        assert pieces.made < 500
+
+
+async def test_a_small_answer_in_pieces_needs_no_room() -> None:
+    async with (
+        served(Pieces(3, 1_000), most=1) as server,
+        connected(server.url) as connection,
+    ):
+        with server.answers.counted(1, {"client": ("127.0.0.1", 1)}):
+            await connection.send(GET)
+            assert (await connection.answer()).status == 200
 
 
 @pytest.mark.parametrize("number", [0, 5])
@@ -268,6 +436,7 @@ async def test_a_later_problem_cuts_the_answer_off(caplog: pytest.LogCaptureFixt
             async for _ in connection.chunks():
                 pass
         assert "an answer is cut off: gone" in caplog.text
+        assert "ASGI callable" not in caplog.text
         assert server.answers.under_way == 0
 
 

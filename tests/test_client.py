@@ -612,10 +612,13 @@ async def test_what_is_no_collector_is_told(answer: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def log_at(url: str, **given: object) -> AsyncIterator[RemoteLog]:
+async def log_at(
+    url: str, *, patience_s: float = 30.0, **given: object
+) -> AsyncIterator[RemoteLog]:
     async with http_client() as http:
         tokens = settings_for(url, **given).read_tokens
-        yield RemoteLog(f"{url}/", http, RemoteDistributor(url, http, tokens=tokens), tokens)
+        distributor = RemoteDistributor(url, http, tokens=tokens)
+        yield RemoteLog(f"{url}/", http, distributor, tokens, patience_s)
 
 
 async def test_a_page_of_the_history_is_that_of_the_distributor(valkey: Valkey) -> None:
@@ -677,6 +680,48 @@ async def test_a_distributor_whose_redis_is_away_is_a_503_with_retry_after(
         assert refused.value.status == 503
         assert refused.value.detail.startswith("Redis:")
         assert refused.value.headers == {"retry-after": "1"}
+
+
+def page_with(number: int, last: int) -> str:
+    """An answer with one event of so many."""
+    following = f'"{number + 1}-0"' if number < last else "null"
+    event = f'{{"id":"{number}-0","source":"s","message":"{number}"}}'
+    body = f'{{"events":[{event}],"next":{following},"searched_to":"{number}-0"}}'
+    return f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+
+
+BUSY = refusing(503).replace("Connection: close", "Connection: close\r\nRetry-After: 0", 1)
+
+
+async def test_a_search_that_has_begun_waits_for_a_busy_distributor() -> None:
+    answers = [page_with(1, 3), BUSY, BUSY, page_with(2, 3), BUSY, page_with(3, 3)]
+    async with Impostor(*answers) as busy, log_at(busy.url) as log:
+        scan = log.history(Filter(), START, END, newest_first=False, budget=Budget.unlimited())
+        found = []
+        while not scan.over:
+            found += await scan.step(100)
+        assert [entry.event.message for entry in found] == ["1", "2", "3"]
+        assert len(busy.heads) == len(answers)
+
+
+async def test_a_search_that_has_not_begun_is_refused_at_once() -> None:
+    async with Impostor(BUSY, page_with(1, 1)) as busy, log_at(busy.url) as log:
+        with pytest.raises(Problem) as refused:
+            await page_of(log.history(Filter(), START, END, newest_first=False), 5)
+        assert refused.value.status == 503
+        assert len(busy.heads) == 1
+
+
+@pytest.mark.parametrize("answer", [BUSY, refusing(500)])
+async def test_a_page_ends_where_the_distributor_fails(answer: str) -> None:
+    async with (
+        Impostor(page_with(1, 3), answer) as failing,
+        log_at(failing.url, patience_s=0.3) as log,
+    ):
+        scan = log.history(Filter(), START, END, newest_first=False, budget=Budget.unlimited())
+        page = await page_of(scan, 5)
+        assert [entry.event.message for entry in page.entries] == ["1"]
+        assert (str(page.next), str(page.searched_to)) == ("2-0", "1-0")
 
 
 async def test_a_distributor_that_is_away_is_a_503_for_the_history() -> None:

@@ -1,5 +1,6 @@
 """A distributor's log over HTTP, for the page of a process without one."""
 
+import asyncio
 import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -15,19 +16,26 @@ from logpipe.fanout.history import PAGE_BYTES, STEP_BYTES, STEP_GROWTH, Budget
 from logpipe.filters import Filter
 from logpipe.ids import StreamId, parse_id
 from logpipe.messages import Start, Subscription
+from logpipe.problems import Problem
 from logpipe.settings import without_credentials
 
 FIRST_COUNT = 100
 """Events that are asked for first, when their size is not known: the rows of a page."""
 MAX_COUNT = 5_000
 """Events that are asked for at once; the most that `/events` takes as `limit`."""
+PATIENCE_S = 30.0
+"""For how long a step of a search that has begun is repeated while the distributor answers 503."""
+RETRY_S = 1.0
+"""Between two attempts where the distributor names no time in seconds."""
+MIN_RETRY_S = 0.1
+"""Between two attempts at the least."""
 
 
 class _Page(msgspec.Struct):
     events: list[msgspec.Raw]
     next: str | None
     searched_to: str | None = None
-    """Older distributors do not tell it."""
+    """Older distributors do not send it."""
 
 
 class _Id(msgspec.Struct):
@@ -48,12 +56,14 @@ class RemoteLog:
         http: httpx.AsyncClient,
         distributor: RemoteDistributor,
         tokens: Sequence[str] = (),
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.name = f"distributor {without_credentials(url.rstrip('/'))}"
         self._url = f"{url.rstrip('/')}/events"
         self._tokens = tokens
         self._http = http
         self._distributor = distributor
+        self._patience_s = patience_s
 
     def tail(self, start: Start, chosen: Filter) -> Subscription:  # noqa: ARG002
         """A subscription without a filter: who reads it counts what a filter rejects."""
@@ -70,7 +80,7 @@ class RemoteLog:
     ) -> "RemoteScan":
         """A search by pages of `/events`."""
         query = {"q": chosen.query, "order": "desc" if newest_first else "asc"}
-        return RemoteScan(self._ask, query, low, high, budget or Budget())
+        return RemoteScan(self._ask, query, low, high, budget or Budget(), self._patience_s)
 
     async def _ask(self, query: Mapping[str, str]) -> httpx.Response:
         """The answer with a page of `/events`. Raises a `Problem`."""
@@ -94,34 +104,36 @@ class RemoteScan:
         low: StreamId,
         high: StreamId,
         budget: Budget,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.next: StreamId | None = (
             (high if query["order"] == "desc" else low) if low <= high else None
         )
         """The id at which it goes on; None when it has reached its end."""
         self.searched_to: StreamId | None = None
-        """The last entry that was looked at, or found, as far as the distributor tells it."""
+        """The last entry that was looked at, or found, as far as the distributor says."""
         self._ask = ask
         self._query = {**query, "from": str(low), "to": str(high)}
         self._budget = budget
+        self._patience_s = patience_s
         self._fits = FIRST_COUNT
 
     @property
     def over(self) -> bool:
-        """Whether it has reached its end or spent its budget; the time counts from the request to
-        the answer."""
+        """Whether it has reached its end or spent its budget; the time counts from a request that
+        is answered to its answer."""
         return self.next is None or self._budget.spent
 
     async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:
         """Up to `limit` further matching entries, of `size` bytes and of `history.STEP_BYTES` or
         little more; what an answer has beyond them is asked for again.
 
-        Raises a `Problem`: the distributor's own, a 502 or a 503.
+        Once the search has begun, a step that is answered 503 is repeated. Raises a `Problem`: the
+        distributor's own, a 502 or a 503.
         """
         count = min(limit, self._fits, MAX_COUNT)
-        began = time.monotonic()
-        answer = await self._ask({**self._query, "limit": str(count), "cursor": str(self.next)})
-        self._budget.seconds -= time.monotonic() - began
+        query = {**self._query, "limit": str(count), "cursor": str(self.next)}
+        answer = await self._answer(query)
         try:
             found = _page.decode(answer.content)
             entries = [_entry(bytes(raw)) for raw in found.events]
@@ -139,6 +151,22 @@ class RemoteScan:
             self._fits = STEP_GROWTH * count
         return self._cut(entries, min(size, STEP_BYTES))
 
+    async def _answer(self, query: Mapping[str, str]) -> httpx.Response:
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            began = time.monotonic()
+            try:
+                answer = await self._ask(query)
+            except Problem as problem:
+                pause_s = _retry_s(problem)
+                late = time.monotonic() + pause_s > deadline
+                if problem.status != 503 or self.searched_to is None or late:
+                    raise
+            else:
+                self._budget.seconds -= time.monotonic() - began
+                return answer
+            await asyncio.sleep(pause_s)
+
     def _cut(self, entries: list[Entry], size: int) -> list[Entry]:
         """The entries up to a size; the search goes on behind them."""
         sizes = [0, *accumulate(len(entry.json) for entry in entries)]
@@ -147,6 +175,12 @@ class RemoteScan:
             self.searched_to = entries[end - 1].id
             self.next = entries[end].id
         return entries[:end]
+
+
+def _retry_s(problem: Problem) -> float:
+    """The seconds to wait before the next attempt."""
+    named = {name.lower(): value for name, value in problem.headers.items()}.get("retry-after", "")
+    return max(MIN_RETRY_S, float(named)) if named.isdecimal() else RETRY_S
 
 
 def _entry(raw: bytes) -> Entry:

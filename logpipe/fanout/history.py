@@ -294,10 +294,16 @@ class HistoryPage(NamedTuple):
 
 
 async def page_of(scan: History, limit: int, size: int = PAGE_BYTES) -> HistoryPage:
-    """Up to `limit` entries, of `size` bytes or little more, that a scan finds in its budget."""
+    """Up to `limit` entries, of `size` bytes or little more, that a scan finds in its budget. Where
+    a step fails after others, the page ends before it. Raises the `Problem` of the first step."""
     entries: list[Entry] = []
     while len(entries) < limit and size > 0 and not scan.over:
-        found = await scan.step(limit - len(entries), size)
+        try:
+            found = await scan.step(limit - len(entries), size)
+        except Problem:
+            if scan.searched_to is None:
+                raise
+            break
         entries += found
         size -= sum(len(entry.json) for entry in found)
     return HistoryPage(entries, scan.next, scan.searched_to)

@@ -518,6 +518,8 @@ class BoundedProtocol(HttpToolsProtocol):
         wire = Wire(cycle, self.transport)
         cycle.transport = wire  # type: ignore[assignment]
         scope["extensions"] = {EXTENSION: wire}  # type: ignore[dict-item]
+        if self.cycle is not None:
+            cast("Wire", self.cycle.transport).followed_by(cycle)
         self.cycle = cycle
         self.headers = []  # trailers are none of the request's headers
         self._unused.pop(self, None)
