@@ -99,7 +99,7 @@ _IN_USE: WeakValueDictionary[str, Filter] = WeakValueDictionary()
 _COMPILED = Compiled(_IN_USE.__contains__)
 
 PARSED = 256
-"""Parameters whose filter is known: 20 KB at most."""
+"""Sets of parameters whose filter is kept, each of 20 KB at most."""
 
 
 def parse_filter(parameters: Mapping[str, str]) -> Filter:

@@ -45,7 +45,7 @@ REGEX_MEMORY = 64 * 1024
 searches; where they need more, it searches without them, ten times slower or more."""
 
 PARSED = 64
-"""Trees that are kept: of 30 KB at most."""
+"""Trees that are kept, each of 30 KB at most."""
 
 QUOTE_IT = 'to look for the text itself, quote it: "…"'
 
