@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from logpipe.app import PROBES, ROLES, Dispatch, running
 from logpipe.settings import Role, load
-from logpipe.turns import Turns
+from logpipe.turns import CpuTime, Turns
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, free_port, serving, subscribed
 
@@ -194,10 +194,10 @@ async def test_all_endpoints_parse_filters_in_the_same_turns(
     parsing: list[Turns] = []
     run = Turns.run
 
-    async def recorded(self: Turns, work: Iterator[None]) -> None:
+    async def recorded(self: Turns, work: Iterator[None], cpu: CpuTime | None = None) -> None:
         if isinstance(work, GeneratorType) and "parsed_filter" in work.__qualname__:
             parsing.append(self)
-        await run(self, work)
+        await run(self, work, cpu)
 
     monkeypatch.setattr(Turns, "run", recorded)
     paths = ["/subscribe", "/events", "/"]

@@ -65,15 +65,16 @@ def steps_of(query: str, event: StoredEvent) -> int:
     return MAX_STEPS - steps.left
 
 
+COUNTED = 'logpipe_limited_total{limit="filter_steps"}'
+
+
 def limited() -> float:
     metrics = Metrics()
     before = EXCEEDED.events
     takes("a:y", LARGE)
     assert EXCEEDED.events == before + 1
     (line,) = (
-        line
-        for line in metrics.exposition().decode().splitlines()
-        if line.startswith('logpipe_limited_total{limit="filter_steps"}')
+        line for line in metrics.exposition().decode().splitlines() if line.startswith(COUNTED)
     )
     return float(line.split()[1])
 
@@ -330,4 +331,6 @@ async def test_a_reader_gets_an_event_that_its_filter_cannot_judge(valkey: Valke
         metrics = (await service.http.get("/metrics")).text
     assert live["message"] == "costly"
     assert [event["message"] for event in history] == ["costly"]
-    assert 'logpipe_limited_total{limit="filter_steps"} 2.0' in metrics
+    (line,) = (each for each in metrics.splitlines() if each.startswith(COUNTED))
+    # Live and from the history; once more where the live reader had to go on by itself.
+    assert float(line.removeprefix(COUNTED)) in (2, 3)
