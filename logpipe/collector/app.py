@@ -46,13 +46,17 @@ NAME = "ingest"
 TINY_BYTES = 1024
 """A body up to this size is read at once, whatever is in it."""
 
-LARGE_BYTES = 64 * 1024
+LARGE_BYTES = 256 * 1024
 """A larger body is read in a thread: one of 16 MiB would stop everything else for a fifth of a
 second."""
 
-FEW_EVENTS = 500
-"""A body of more is read in a thread as well: a malformed event may have only two bytes, and takes
-up to 8 us (measured)."""
+SMALL_BYTES = 16 * 1024
+"""Of larger bodies, one at a time is read in each turn of the event loop."""
+
+SMALL_EVENTS = 500
+LARGE_EVENTS = 1_200
+"""A small body with more events than `SMALL_EVENTS`, and any with more than `LARGE_EVENTS`, is read
+in a thread as well: a malformed event may have only two bytes, and takes up to 8 us (measured)."""
 
 HEADERS_ALLOWED = (
     "Authorization",
@@ -148,7 +152,8 @@ class Ingest:
     def __init__(self, process: Process) -> None:
         self._settings, self._tokens, self._appender, self._metrics, self._rates = process
         self._bounds = Bounds.of(self._settings)
-        self._few = self._bounds._replace(events=min(FEW_EVENTS, self._bounds.events))
+        self._small = self._bounds._replace(events=min(SMALL_EVENTS, self._bounds.events))
+        self._medium = self._bounds._replace(events=min(LARGE_EVENTS, self._bounds.events))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request that came through Starlette."""
@@ -227,7 +232,11 @@ class Ingest:
                     held.add(len(body))
             if len(body) <= LARGE_BYTES:
                 with contextlib.suppress(_ManyEventsError):
-                    return self._read(headers, body, self._few)
+                    if len(body) <= SMALL_BYTES:
+                        return self._read(headers, body, self._small)
+                    async with held.seat:
+                        await asyncio.sleep(0)
+                        return self._read(headers, body, self._medium)
             async with self._appender.inflight.reading:
                 return await asyncio.to_thread(self._read, headers, body, self._bounds)
 
