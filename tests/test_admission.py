@@ -12,7 +12,7 @@ from logpipe.serving.admission import STEPS_AT_ONCE, BoundedState, Turns
 class Fake:
     """A connection, as the choice of those to close sees it."""
 
-    def __init__(self, address: str, *, unused: bool = True, begun: bool = False) -> None:
+    def __init__(self, address: str, *, unused: bool = True, begun: int = 0) -> None:
         self.address = client_of(address)
         self.unused = unused
         self.begun = begun
@@ -131,7 +131,7 @@ def test_nothing_is_closed_while_there_is_room() -> None:
 
 def test_a_connection_with_part_of_a_head_goes_after_idle_ones() -> None:
     """Neither is a request under way, so that heads without an end take no room from others."""
-    connections = [Fake("192.0.2.1", begun=number < 80) for number in range(81)]
+    connections = [Fake("192.0.2.1", begun=int(number < 80)) for number in range(81)]
     state, _ = state_of(*connections, most=100)
     assert state.has_room()
     assert closed(connections) == [0, 1, 80]

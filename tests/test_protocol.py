@@ -210,8 +210,8 @@ async def test_a_time_limit_is_of_one_request(kind: str) -> None:
             assert (await connection.answer()).status == 200
 
 
-async def busy(stack: contextlib.AsyncExitStack, served: Served) -> Connection:
-    """A connection whose request is under way: one byte of its body, a "b", has not come."""
+async def unfinished(stack: contextlib.AsyncExitStack, served: Served) -> Connection:
+    """A connection with part of a request: one byte of its body, a "b", has not come."""
     open_before = len(served.state.tasks)
     connection = await stack.enter_async_context(connected(served.url))
     await connection.send(request(b"ab", start="POST / HTTP/1.1")[:-1])
@@ -219,19 +219,32 @@ async def busy(stack: contextlib.AsyncExitStack, served: Served) -> Connection:
     return connection
 
 
+async def busy(stack: contextlib.AsyncExitStack, served: Served, gate: "Gate") -> Connection:
+    """A connection whose request has come and is answered when the gate opens."""
+    begun = gate.begun
+    connection = await stack.enter_async_context(connected(served.url))
+    await connection.send(GET)
+    await wait_until(lambda: gate.begun > begun, "its request is under way")
+    return connection
+
+
 async def test_one_connection_too_many_is_closed_and_the_others_go_on() -> None:
-    async with serving(most_connections=2) as served, contextlib.AsyncExitStack() as stack:
-        one, two = [await busy(stack, served) for _ in range(2)]
+    gate = Gate()
+    async with (
+        serving(app=gate, most_connections=2) as served,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        one, two = [await busy(stack, served, gate) for _ in range(2)]
         for _ in range(2):
             async with connected(served.url) as third:
                 assert await third.rest() == b""
         assert served.limited == {"connections": 2}
         one.writer.close()
         await wait_until(lambda: len(served.state.connections) == 1, "one has left")
+        gate.open.set()
         async with connected(served.url) as third:
             await third.send(GET)
             assert (await third.answer()).status == 200
-        await two.send(b"b")
         assert (await two.answer()).status == 200
 
 
@@ -677,7 +690,7 @@ async def test_an_idle_connection_is_closed_after_its_time() -> None:
 async def test_an_address_loses_idle_connections_for_new_ones(kind: str) -> None:
     """Neither a request that is under way nor a new connection is refused."""
     async with serving(most_connections=50) as served, contextlib.AsyncExitStack() as stack:
-        under_way = await busy(stack, served)
+        under_way = await unfinished(stack, served)
         for _ in range(120):
             connection = await stack.enter_async_context(connected(served.url))
             if kind == "answered":
@@ -693,6 +706,31 @@ async def test_an_address_loses_idle_connections_for_new_ones(kind: str) -> None
         assert served.limited.keys() == {"idle_connections"}
         assert served.limited["idle_connections"] >= 80
         assert len(served.state.connections) <= 42
+
+
+async def test_an_address_loses_unfinished_bodies_for_new_connections() -> None:
+    async with serving(most_connections=50) as served, contextlib.AsyncExitStack() as stack:
+        for _ in range(120):
+            connection = await stack.enter_async_context(connected(served.url))
+            await connection.send(request(b"ab", start="POST / HTTP/1.1")[:-1])
+        await wait_until(lambda: len(served.state.tasks) >= 30, "bodies have come in part")
+        async with connected(served.url) as honest:
+            await honest.send(GET)
+            assert (await honest.answer()).status == 200
+        assert served.limited.keys() == {"idle_connections"}
+        assert len(served.state.connections) <= 42
+
+
+async def test_a_body_that_has_come_keeps_its_connection() -> None:
+    gate = Gate()
+    async with serving(app=gate) as served, contextlib.AsyncExitStack() as stack:
+        connection = await unfinished(stack, served)
+        (protocol,) = cast("set[BoundedProtocol]", served.state.connections)
+        assert protocol in protocol._unused
+        await connection.send(b"b")
+        await wait_until(lambda: protocol not in protocol._unused, "all of it has come")
+        gate.open.set()
+        assert (await connection.answer()).status == 200
 
 
 @pytest.mark.parametrize("closing", [False, True])

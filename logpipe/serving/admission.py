@@ -73,8 +73,9 @@ class Connection(Protocol):
     """What is to be known of a connection to choose those to close."""
 
     @property
-    def begun(self) -> bool:
-        """Whether part of a head has come."""
+    def begun(self) -> int:
+        """How much of a request has come: 0 for nothing, 1 for part of a head, 2 for part of a
+        body."""
 
     def close_for_room(self) -> None:
         """Closes it at once."""
@@ -86,18 +87,18 @@ class Peer:
     def __init__(self) -> None:
         self.connections = 0
         self.unused: dict[Connection, None] = {}
-        """Those without a request under way, in the order in which they became so. Each puts and
-        removes itself."""
+        """Those without a request that has come whole, in the order in which they became so. Each
+        puts and removes itself."""
 
     def oldest(self, wanted: int) -> list[Connection]:
-        """At most so many unused ones: idle ones, then those of which part of a head has come."""
-        chosen: list[Connection] = []
-        begun: list[Connection] = []
+        """At most so many unused ones: idle ones, then those of which part of a head has come, then
+        those of which part of a body has."""
+        chosen: tuple[list[Connection], ...] = ([], [], [])
         for connection in self.unused:
-            if len(chosen) == wanted:
-                return chosen
-            (begun if connection.begun else chosen).append(connection)
-        return (chosen + begun)[:wanted]
+            if len(chosen[0]) == wanted:
+                break
+            chosen[connection.begun].append(connection)
+        return [connection for each in chosen for connection in each][:wanted]
 
 
 class BoundedState(ServerState):

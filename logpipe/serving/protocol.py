@@ -174,9 +174,10 @@ class BoundedProtocol(HttpToolsProtocol):
     # -- whether it may be closed for another one ------------------------------------------------
 
     @property
-    def begun(self) -> bool:
-        """Whether part of a head has come."""
-        return self._unread > 0
+    def begun(self) -> int:
+        """How much of a request has come: 0 for nothing, 1 for part of a head, 2 for part of a
+        body."""
+        return 2 if self._open else int(self._unread > 0)
 
     def close_for_room(self) -> None:
         """Closes it at once, whatever the client has not taken of its answers."""
@@ -354,6 +355,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._await("head", HEAD_S, self._head_is_late)
         elif cycle.more_body:
             self._await("body", BODY_S, self._body_is_late)
+            if len(self._open) == 1 and not cycle.response_started:
+                self._unused[self] = None
         else:
             self._unread = 0
             if self._deadline is not None:
@@ -579,6 +582,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._deadline is not None:
             self._no_longer_await()
+            self._unused.pop(self, None)
         self.cycle.more_body = False
         self.cycle.message_event.set()
 
