@@ -56,13 +56,13 @@ async def filter_refused(**query: str) -> Problem:
     return caught.value
 
 
-async def test_a_filter_that_cannot_be_read_is_refused_by_the_name_of_its_parameter() -> None:
+async def test_a_malformed_filter_is_refused_with_its_parameter() -> None:
     problem = await filter_refused(level=">=loud")
     assert problem.members["parameter"] == "level"
     assert "position" not in problem.members
 
 
-async def test_a_query_that_cannot_be_read_is_refused_with_the_position_and_a_hint() -> None:
+async def test_a_malformed_query_is_refused_with_position_and_hint() -> None:
     problem = await filter_refused(q="timeout Error: x")
     assert problem.members["parameter"] == "q"
     assert problem.members["position"] == 13

@@ -457,7 +457,7 @@ async def test_no_answer_is_begun_while_the_client_takes_none() -> None:
             assert len((await connection.answer()).body) == 100_000
 
 
-async def test_no_answer_is_begun_for_single_requests_whose_answers_are_not_taken() -> None:
+async def test_no_answer_is_begun_for_single_untaken_requests() -> None:
     """They come one by one, each in a read of its own."""
     gate = Gate(b"x" * 100_000)
     gate.open.set()

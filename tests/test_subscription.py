@@ -554,7 +554,7 @@ async def test_pages_for_a_reader_that_catches_up_are_bounded_by_bytes(valkey: V
         assert max(page.size for page in pages) <= BATCH_BYTES + size
 
 
-async def test_where_entries_grow_larger_a_page_is_cut_and_nothing_is_missing(
+async def test_a_page_of_growing_entries_is_cut_and_loses_nothing(
     valkey: Valkey,
 ) -> None:
     large = b'{"source":"api","message":"%b"}' % (b"x" * 40_000)
