@@ -4,14 +4,24 @@ They are cheaper to check than the filter: `raw.py` checks them on JSON that was
 `index.py` checks those of many filters together.
 """
 
-import operator
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
 from logpipe.event import RANK
 from logpipe.filters.reading import regex
-from logpipe.filters.tree import LEVEL, MESSAGE, And, Compare, Match, Node, Or, Regex, Text, leaves
+from logpipe.filters.tree import (
+    LEVEL,
+    MESSAGE,
+    ORDERS,
+    And,
+    Compare,
+    Match,
+    Node,
+    Or,
+    Regex,
+    Text,
+    leaves,
+)
 
 Leaf = Text | Match | Regex | Compare
 Clause = tuple[Leaf, ...]
@@ -31,13 +41,6 @@ LIGHT_INSTRUCTIONS = 256
 _SHORT = (MESSAGE, "source", LEVEL)
 """Fields whose text is no longer than the event's JSON. A list of the metadata may be written in
 more characters than JSON has for it."""
-
-_SIGNS: dict[str, Callable[[Any, Any], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 
 
 def clauses(node: Node, rate: Callable[[Leaf], int]) -> list[Clause]:
@@ -100,6 +103,6 @@ def _is_light(leaf: Leaf) -> bool:
 
 def levels_of(leaf: Compare) -> list[str]:
     """The names of levels for which a comparison of the level holds."""
-    holds = _SIGNS[leaf.operator]
+    holds = ORDERS[leaf.operator]
     rank = RANK[str(leaf.value)]
     return [name for name in RANK if holds(RANK[name], rank)]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from logpipe.event import RANK, StoredEvent, level_rank
 from logpipe.filters.reading import regex
-from logpipe.filters.tree import LEVEL, MESSAGE, Compare, Match, Pattern, Regex, Text
+from logpipe.filters.tree import LEVEL, MESSAGE, ORDERS, Compare, Match, Pattern, Regex, Text
 from logpipe.filters.values import (
     MISSING,
     Costly,
@@ -48,13 +48,6 @@ QUICK_LIST = 16
 QUICK_DOTS = 4
 """Dots of a path that are followed uncounted."""
 
-_ORDER: dict[str, Callable[[Any, Any], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
-
 Leaf = Text | Match | Regex | Compare
 
 
@@ -83,7 +76,7 @@ def term_of(leaf: Leaf, *, few: bool, regexes: int) -> Term:
         case Match(field, pattern):
             return _match(field, pattern)
         case Compare(field, sign, value):
-            return _compare(field, _ORDER[sign], value)
+            return _compare(field, ORDERS[sign], value)
 
 
 # -- the message -----------------------------------------------------------------------------------

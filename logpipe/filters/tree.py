@@ -1,8 +1,9 @@
 """The tree of a filter: nodes that print themselves in the language and explain themselves."""
 
+import operator
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 import msgspec
 
@@ -10,6 +11,14 @@ Pattern = tuple[str, ...]
 """The literal parts between the wildcards: `api*` is ("api", ""), a plain text one part alone."""
 
 Operator = Literal[">=", "<=", ">", "<"]
+
+ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+"""What an operator compares."""
 
 MESSAGE = "message"
 LEVEL = "level"
