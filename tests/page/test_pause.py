@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from playwright.async_api import Browser
+from playwright.async_api import Browser, Route
 
 from tests.helpers import wait_until
 from tests.page.window import BROWSER, Window, has_subscribers, send, window
@@ -145,6 +145,29 @@ async def test_a_hit_is_shown_in_its_context(service: Service, browser: Browser)
         assert "level" not in shown.page.url
         await shown.page.go_back()
         await shown.shows(hit)
+
+
+async def test_to_go_live_while_a_context_loads_shows_each_row_once(
+    service: Service, browser: Browser
+) -> None:
+    texts = await send(service, 0, 20)
+    async with window(browser, service.url) as shown:
+        await shown.shows(texts)
+        hit = await shown["#rows > .row"].nth(10).get_attribute("data-id")
+        asked: dict[str, Route] = {}
+
+        async def hold(route: Route) -> None:
+            asked["context" if "at=" in route.request.url else "older"] = route
+
+        await shown.page.route("**/ui/rows?*", hold)
+        await shown.page.goto(f"{service.url}/?at={hit}", wait_until="commit")
+        await wait_until(lambda: "context" in asked, "the context is asked for")
+        context = asked["context"].request
+        async with shown.page.expect_event("requestfailed", lambda failed: failed == context):
+            await shown["#continue"].click()
+        await wait_until(lambda: "older" in asked, "older rows are asked for")
+        await asked["older"].continue_()
+        await shown.shows(texts)
 
 
 async def test_rows_scrolled_far_away_come_again_on_going_on(

@@ -61,6 +61,7 @@ function begin() {
   generation++;
   rows.replaceChildren();
   cursor = counted = "";
+  byScrolling = false;
   Object.assign(counters, { shown: 0, filtered: 0, gaps: 0 });
   paces.length = 0;
   volume.clear();
@@ -116,6 +117,7 @@ function recount() {
 
 function resume() {
   if (mode !== "paused") return;
+  stopAsking("around"); // the rows of the live page come instead
   enter("live");
   note({ at: "" });
   rows.querySelector(".at")?.classList.remove("at");
