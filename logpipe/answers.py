@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from logpipe.limits import client_of
+from logpipe.limits import requester_of
 from logpipe.problems import Problem, respond
 from logpipe.wire import Wire, wire_of
 
@@ -107,10 +107,10 @@ class Answers:
         """Counts so many bytes of the answer to a request while the context lasts.
 
         Raises a 503 `Problem` where all answers, or those to the address of this one
-        (`limits.client_of`), leave no room for them. An answer that is the only one, or the only
+        (`limits.requester_of`), leave no room for them. An answer that is the only one, or the only
         one to its address, may exceed the share of an address; the only one may exceed all.
         """
-        client = client_of(scope["client"][0]) if scope.get("client") else ""
+        client = requester_of(scope)
         own = self._of_client[client]
         if own and own + size > self._most // SHARE:
             self._refuse("Too many large answers to this address are under way here")

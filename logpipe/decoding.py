@@ -8,14 +8,23 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from logpipe.event import MAX_DEPTH, NOT_DECODED, RANK, Event, level_name
 from logpipe.splitting import Piece, split
+from logpipe.turns import pause
+
+T = TypeVar("T")
+Convert = Callable[[list[Event]], list[T]]
+"""Makes something of each of some events, as soon as they are decoded: decoded events may have 26
+times as many bytes as their JSON (measured, of tiny objects)."""
+
+GROUP_BYTES = 64 * 1024
+"""Single events are converted together once their JSON has so many bytes."""
 
 PIECE_BYTES = 1024 * 1024
 """Decoded by one call at the most, where it can be cut: some milliseconds."""
@@ -107,17 +116,20 @@ _WORDS = (
 _MISTAKEN = re.compile(r"^Expected `(.*)`, got `(.*)`$")
 
 
-def decode_json(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list[Refusal], bool]:
-    """Events and refusals of one object, an array or concatenated objects, in the body's order.
+def decode_json(
+    body: bytes, convert: Convert[T], most: int = sys.maxsize
+) -> tuple[list[T], list[Refusal], bool]:
+    """Converted events and refusals of one object, an array or concatenated objects, in the body's
+    order.
 
     The third value says whether the body was one object, to be answered as such. Raises
     `TooManyEventsError` for more than `most`, with what is refused.
     """
     text = body.strip()
     if text[:1] == b"[":
-        return *_decode_array(body, text, most), False
+        return *_decode_array(body, text, convert, most), False
     try:
-        return _events_of(text), [], True
+        return convert(_events_of(text)), [], True
     except TooManyValuesError:
         alone = _too_many_values(0)
         with contextlib.suppress(*NOT_DECODED):
@@ -129,11 +141,11 @@ def decode_json(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list
             return [], [alone], True
     if b"\n" in text:
         try:
-            return _decode_lines(text, most), [], False
+            return _decode_lines(text, convert, most), [], False
         except NOT_DECODED:
             pass  # objects that span lines, or a bad one among them: the slow way tells which
     pieces = _first(most, split(body))
-    events, refusals = _decode_pieces(pieces)
+    events, refusals = _decode_pieces(pieces, convert)
     objects = sum(piece.text[:1] == b"{" for piece in pieces)
     malformed = all(refusal.status == 400 for refusal in refusals)
     if not events and objects < 2 and malformed:
@@ -143,21 +155,24 @@ def decode_json(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list
     return events, refusals, False
 
 
-def decode_ndjson(body: bytes, most: int = sys.maxsize) -> tuple[list[Event], list[Refusal]]:
-    """Events and refusals of a body of lines, each an object or several; blank lines do not count.
+def decode_ndjson(
+    body: bytes, convert: Convert[T], most: int = sys.maxsize
+) -> tuple[list[T], list[Refusal]]:
+    """Converted events and refusals of a body of lines, each an object or several; blank lines do
+    not count.
 
     Raises `TooManyEventsError` for more than `most`.
     """
-    try:
-        return _decode_lines(body, most), []
-    except NOT_DECODED:
-        return _decode_pieces(_first(most, _pieces_of_lines(body)))
+    with contextlib.suppress(*NOT_DECODED):
+        return _decode_lines(body, convert, most), []
+    return _decode_pieces(_first(most, _pieces_of_lines(body)), convert)
 
 
 def _pieces_of_lines(body: bytes) -> Iterator[Piece]:
     """The lines, of which one that begins with an object may hold several."""
     start = 0
     for line in _split_lines(body):
+        pause()
         if line.lstrip()[:1] == b"{":
             for text, unread_from in split(line):
                 yield Piece(text, None if unread_from is None else start + unread_from)
@@ -188,23 +203,30 @@ def _split_lines(body: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _decode_array(body: bytes, text: bytes, most: int) -> tuple[list[Event], list[Refusal]]:
+def _decode_array(
+    body: bytes, text: bytes, convert: Convert[T], most: int
+) -> tuple[list[T], list[Refusal]]:
     if len(text) <= UNCOUNTED_BYTES:
         with contextlib.suppress(*NOT_DECODED):
-            return _no_more_than(most, _checked(_event_array.decode(text), len(text))), []
+            return convert(_no_more_than(most, _checked(_event_array.decode(text), len(text)))), []
     if has_more_elements(text, most):
         raise TooManyEventsError
     try:
         if len(text) > PIECE_BYTES:
-            return _decode_pieces([Piece(bytes(piece)) for piece in _raw_array.decode(text)])
+            return _decode_elements(text, convert)
         if len(text) > UNCOUNTED_BYTES:
-            return _checked(_event_array.decode(text), len(text)), []
+            return convert(_checked(_event_array.decode(text), len(text))), []
     except NOT_DECODED:
         pass
     try:
-        return _decode_pieces([Piece(bytes(piece)) for piece in _raw_array.decode(text)])
+        return _decode_elements(text, convert)
     except NOT_DECODED:
-        return _decode_pieces(_first(most, split(body)))
+        return _decode_pieces(_first(most, split(body)), convert)
+
+
+def _decode_elements(text: bytes, convert: Convert[T]) -> tuple[list[T], list[Refusal]]:
+    """Raises what `NOT_DECODED` has for what is no array."""
+    return _decode_pieces((Piece(bytes(raw)) for raw in _raw_array.decode(text)), convert)
 
 
 def has_more_elements(array: bytes, most: int) -> bool:
@@ -221,6 +243,7 @@ def has_more_elements(array: bytes, most: int) -> bool:
             return len(_object_array.decode(array)) > most
     at, count, start, window = 1, 0, 1, ""
     while count < len(array):
+        pause()
         at = _after_space(array, at)
         try:
             end = start + _scanner.raw_decode(window, at - start)[1]
@@ -257,6 +280,7 @@ def _end_of_value(text: bytes, at: int, most: int) -> int:
     more values in it than that. Other threads have their turn meanwhile."""
     count = depth = 0
     while (found := _STRUCTURE.search(text, at)) is not None:
+        pause()
         at = found.end()
         token = text[at - 1 : at]
         if token == b'"':
@@ -289,9 +313,17 @@ def _after_space(text: bytes, at: int) -> int:
     return found.end() if found else at
 
 
-def _decode_pieces(pieces: list[Piece]) -> tuple[list[Event], list[Refusal]]:
-    events, refusals = [], []
+def _decode_pieces(pieces: Iterable[Piece], convert: Convert[T]) -> tuple[list[T], list[Refusal]]:
+    converted: list[T] = []
+    refusals: list[Refusal] = []
+    events: list[Event] = []
+    size = 0
     for index, (text, unread_from) in enumerate(pieces):
+        pause()
+        if size > GROUP_BYTES:
+            converted += convert(events)
+            events, size = [], 0
+        size += len(text)
         try:
             events += _events_of(text)
         except TooManyValuesError:
@@ -301,7 +333,7 @@ def _decode_pieces(pieces: list[Piece]) -> tuple[list[Event], list[Refusal]]:
             if unread_from is not None:
                 refusal = _unread(refusal, unread_from)
             refusals.append(refusal)
-    return events, refusals
+    return converted + convert(events), refusals
 
 
 def _events_of(text: bytes) -> list[Event]:
@@ -336,25 +368,28 @@ def _checked(events: list[Event], longest: int) -> list[Event]:
     return events
 
 
-def _decode_lines(text: bytes, most: int) -> list[Event]:
-    """All events of lines; a large text in pieces, between which other threads have their turn.
+def _decode_lines(text: bytes, convert: Convert[T], most: int) -> list[T]:
+    """All events of lines, converted; a large text in pieces, between which the thread pauses.
     Raises what `NOT_DECODED` has, and `TooManyEventsError` for more than `most`."""
     if len(text) <= PIECE_BYTES:
-        return _no_more_than(most, _checked_lines(text))
-    try:
-        return _decode_cut(text, b"\n", most)
-    except NOT_DECODED:
-        return _decode_cut(text, b"\n{", most)  # an object that spans lines may have been cut
+        return convert(_no_more_than(most, _checked_lines(text)))
+    # Not in an `except` block: the error would keep what was converted before it.
+    with contextlib.suppress(*NOT_DECODED):
+        return _decode_cut(text, b"\n", convert, most)
+    return _decode_cut(text, b"\n{", convert, most)  # an object that spans lines may have been cut
 
 
-def _decode_cut(text: bytes, start: bytes, most: int) -> list[Event]:
-    events: list[Event] = []
+def _decode_cut(text: bytes, start: bytes, convert: Convert[T], most: int) -> list[T]:
+    converted: list[T] = []
     for piece in _pieces(text, start):
         if len(piece) > 2 * PIECE_BYTES:
             raise msgspec.DecodeError("It has no place to cut")
-        events += _checked_lines(piece)
-        _no_more_than(most, events)
-    return events
+        events = _checked_lines(piece)
+        if len(converted) + len(events) > most:
+            raise TooManyEventsError
+        converted += convert(events)
+        pause()
+    return converted
 
 
 def _pieces(text: bytes, start: bytes) -> Iterator[bytes]:

@@ -8,7 +8,8 @@ import ipaddress
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from weakref import WeakValueDictionary
 
 from starlette.types import Scope
@@ -24,11 +25,6 @@ NAMES = (
     "redis_connections",
 )  # fmt: skip
 """What `logpipe_limited_total` tells apart."""
-
-PARSING_PAUSE = 4
-"""Iterations of the event loop between two turns of parsing. In one of them libuv accepts a single
-connection: with one iteration, clients that connect for each request kept all others waiting for
-400 ms to be accepted; with four, for 9 ms (measured with 100 clients)."""
 
 BURST_S = 5.0
 """What a sender that was quiet may send at once, as seconds of its rate."""
@@ -54,6 +50,11 @@ def sender_of(scope: Scope, token: str | None) -> str:
     """Whose rate a request counts for: the token's, which was admitted, else the address's."""
     if token:
         return f"token {token}"
+    return requester_of(scope)
+
+
+def requester_of(scope: Scope) -> str:
+    """The client that a request came from; empty where that is not known."""
     client = scope.get("client")
     return client_of(client[0]) if client else ""
 
@@ -110,11 +111,11 @@ class Seats:
         self.taken = 0
         self.turns = Turns()
         """For what each subscriber is sent: filtering, encoding, rows of the page."""
-        self.parsing = Turns(pause=PARSING_PAUSE)
+        self.parsing = Turns()
         """For the filters of requests, of all endpoints together."""
         self._of_client: Counter[str] = Counter()
-        self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """For each client with work under way, what its subscribers queue for."""
+        self._subscribers = _Lanes()
+        self._filters = _Lanes()
 
     def take(self, address: str) -> str:
         """Takes a seat, to be given back by `leave`; the name of the limit where there is none."""
@@ -138,11 +139,12 @@ class Seats:
     async def in_turn(self, address: str, work: Iterator[None]) -> None:
         """As `turns.run`, with one subscriber of each client at a time in the queue for a turn: a
         subscriber waits for one turn of each other client, however many subscribers that has."""
-        lane = self._lanes.setdefault(client_of(address), asyncio.Lock())
-        done = False
-        while not done:
-            async with lane:
-                done = await self.turns.turn(work)
+        await self._subscribers.run(self.turns, address, work)
+
+    def parsing_for(self, scope: Scope) -> Callable[[Iterator[None]], Awaitable[None]]:
+        """As `parsing.run`, for the filter of one request: with one request of each client at a
+        time in the queue for a turn."""
+        return partial(self._filters.run, self.parsing, requester_of(scope))
 
     def why(self, limit: str) -> str:
         """What one is told who got none."""
@@ -152,3 +154,18 @@ class Seats:
             f"{self.most_per_client} subscribers of this address are connected here already"
             " (MAX_SUBSCRIBERS_PER_CLIENT)"
         )
+
+
+class _Lanes:
+    """For each client with work under way, a lock for which its works queue."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def run(self, turns: Turns, address: str, work: Iterator[None]) -> None:
+        """As `turns.run`, with one work of each client at a time in the queue for a turn."""
+        lock = self._locks.setdefault(client_of(address), asyncio.Lock())
+        done = False
+        while not done:
+            async with lock:
+                done = await turns.turn(work)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 import msgspec
 
 from logpipe.continuity import Cursor, Gap
-from logpipe.event import Entry
+from logpipe.event import Entry, weight_of
 from logpipe.filters import Filter
 from logpipe.ids import StreamId
 
@@ -171,6 +171,7 @@ class Batch:
         "_chunks",
         "_found",
         "_matching",
+        "_weight",
         "end",
         "entries",
         "keepers",
@@ -183,6 +184,7 @@ class Batch:
         self.end = end
         self.entries = entries
         self.size = sum(len(entry.json) for entry in entries)
+        self._weight = -1
         self.keepers: Keepers | None = None
         """Where batches that stay in memory together are counted."""
         # By the text of a filter: a `Filter` here would count as one in use.
@@ -196,6 +198,13 @@ class Batch:
     def of(cls, entries: list[Entry]) -> Self:
         """Some entries, at least one; what lies before the first is not known."""
         return cls(Cursor(entries[0].id.before()), Cursor(entries[-1].id), entries)
+
+    @property
+    def weight(self) -> int:
+        """Its bytes for bounds on memory, as of `weight_of`."""
+        if self._weight < 0:
+            self._weight = weight_of(self.entries)
+        return self._weight
 
     def matching(self, chosen: Filter) -> list[Entry]:
         """The entries that the filter takes, found once for all subscribers with that filter."""

@@ -170,7 +170,10 @@ class Metrics:
             registry=registry,
         )
         self.window_bytes = Gauge(
-            "logpipe_window_bytes", "Their bytes.", multiprocess_mode="livesum", registry=registry
+            "logpipe_window_bytes",
+            "Their bytes as JSON, or more where they take over 2.4 times as much memory.",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self.group_pending = Gauge(
             "logpipe_group_pending",

@@ -3,14 +3,13 @@
 import difflib
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 from logpipe.filters import EVERYTHING, Filter, FilterError, parse_filter
 from logpipe.filters import PARAMETERS as FILTER_PARAMETERS
 from logpipe.ids import END, START, StreamId, parse_id, parse_since
 from logpipe.messages import Start
 from logpipe.problems import bad_parameter
-from logpipe.turns import Turns
 
 MAX_TAIL = 1_000_000
 MAX_LIMIT = 5_000
@@ -54,6 +53,9 @@ _MEANT: Mapping[str, tuple[str, ...]] = {
 }
 """Names that other log services have, and the parameters that mean the same here."""
 
+Run = Callable[[Iterator[None]], Awaitable[None]]
+"""Runs through work that can be interrupted."""
+
 _FULL_ID = re.compile(r"\d+-\d+", re.ASCII)
 
 
@@ -81,11 +83,12 @@ def nearest_parameter(name: str, known: Sequence[str]) -> str:
     return difflib.get_close_matches(word, known, n=1, cutoff=0)[0]
 
 
-async def parsed_filter(query: Mapping[str, str], turns: Turns) -> Filter:
+async def parsed_filter(query: Mapping[str, str], run: Run) -> Filter:
     """The filter of a request, compiled. Raises `FilterError`.
 
-    To parse and compile one takes up to 10 ms, each in one piece. With `turns` that all requests
-    share everything else goes on between two pieces, however many requests arrive together.
+    To parse and compile one takes up to 10 ms, each in one piece. With the turns of `run`
+    (`limits.Seats.parsing_for`) everything else goes on between two pieces, however many requests
+    arrive together.
     """
     chosen = EVERYTHING
 
@@ -96,14 +99,14 @@ async def parsed_filter(query: Mapping[str, str], turns: Turns) -> Filter:
         yield from chosen.compile()
 
     if any(query.get(name) for name in FILTER_PARAMETERS):
-        await turns.run(steps())
+        await run(steps())
     return chosen
 
 
-async def chosen_filter(query: Mapping[str, str], turns: Turns) -> Filter:
+async def chosen_filter(query: Mapping[str, str], run: Run) -> Filter:
     """As `parsed_filter`. Raises a 400 `Problem`."""
     try:
-        return await parsed_filter(query, turns)
+        return await parsed_filter(query, run)
     except FilterError as error:
         place = "" if error.position is None else f"at position {error.position}: "
         remedy = f"; {error.hint}" if error.hint else ""

@@ -103,6 +103,7 @@ async def open_parts(
             queue_len=settings.subscriber_queue_len,
             batch_count=settings.batch_count,
             heartbeat_s=settings.heartbeat_s,
+            event_bytes=settings.max_message_bytes,
         )
         background.start("feed", hub.run())
         background.start("heartbeat", hub.beat())

@@ -11,6 +11,8 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple
 
+from logpipe.turns import pause
+
 _scanner = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 _TOKEN = re.compile(
     rb'[^"\[\]{}\n]{0,65536}+'  # all else, of which no match is long
@@ -77,6 +79,7 @@ class _Splitter:
             at = self._after(_SPACE, at + 1)
         malformed = False
         while at < len(self._body):
+            pause()
             if self._in_array and self._starts(at, b"]"):
                 self._in_array = False
                 at = self._after(_SPACE, at + 1)
@@ -173,6 +176,7 @@ class _Splitter:
         stack = bytearray()
         scanned = limit
         for token in filter(itemgetter(1), _TOKEN.finditer(self._body, at, limit)):
+            pause()
             kind = self._body[token.start(1)]
             if kind in b"[{":
                 stack += token[1]

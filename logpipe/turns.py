@@ -1,11 +1,74 @@
-"""Turns: long work on the event loop, a few milliseconds at a time."""
+"""Turns: long work, on the event loop or in a thread, a few milliseconds at a time."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import TypeVar
+
+T = TypeVar("T")
 
 TURN_S = 0.005
 """Seconds of work after which everything else on the event loop goes on."""
+
+PATIENCE_S = 1.0
+"""Seconds after which work in a thread goes on although the event loop did not: it may be ending.
+"""
+
+_turn: ContextVar["_ThreadTurn"] = ContextVar("turn")
+"""The turn of the work of this thread, if it has to pause."""
+
+
+async def in_thread(
+    work: Callable[[], T],
+    clock: Callable[[], float] = time.monotonic,
+    patience: float = PATIENCE_S,
+) -> T:
+    """What work in a thread returns. After each turn it stops where it calls `pause`.
+
+    A thread that works without a pause makes the event loop wait for Python's lock, up to the
+    switch interval of 5 ms, for each connection that has something to read or to accept.
+    """
+    turn = _ThreadTurn(asyncio.get_running_loop(), clock, patience)
+
+    def working() -> T:
+        _turn.set(turn)
+        turn.begin()
+        return work()
+
+    return await asyncio.to_thread(working)
+
+
+def pause() -> None:
+    """Within work of `in_thread` that has had its turn, waits for an iteration of the event loop;
+    elsewhere does nothing."""
+    turn = _turn.get(None)
+    if turn is not None and turn.is_over():
+        turn.end()
+
+
+class _ThreadTurn:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], patience: float
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._patience = patience
+        self._until = 0.0
+
+    def begin(self) -> None:
+        self._until = self._clock() + TURN_S
+
+    def is_over(self) -> bool:
+        return self._clock() > self._until
+
+    def end(self) -> None:
+        """Waits for an iteration of the event loop, and begins the next turn."""
+        passed = threading.Event()
+        self._loop.call_soon_threadsafe(passed.set)
+        passed.wait(self._patience)
+        self.begin()
 
 
 class CpuTime:
@@ -36,10 +99,8 @@ class Turns:
     Shorter work is added up: many tasks whose work is short hold the loop for no longer together.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, pause: int = 1) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._pause = pause
-        """Iterations of the event loop between two turns."""
         self._turn = asyncio.Lock()
         self._spent = 0.0
         """Seconds of work since the last pause."""
@@ -63,8 +124,7 @@ class Turns:
                     cpu.end()
                 if self._spent > TURN_S:
                     self._spent = 0.0
-                    for _ in range(self._pause):
-                        await asyncio.sleep(0)
+                    await asyncio.sleep(0)
 
     def _go_on(self, work: Iterator[None]) -> bool:
         """Works until the turn is over; whether all work is done. The time of work that raises an

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from logpipe.canary import MAX_INSTANCES, SOURCE, Heard, Mark, await_canaries, canary, send_canaries
-from logpipe.decoding import decode_json
 from logpipe.event import StoredEvent
 from logpipe.fanout.hub import Hub
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
 from logpipe.stream import Append, Appended
+from tests.decoding import decode_json
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, serving, subscribed
 from tests.streams import add, address_of, running, stream_at

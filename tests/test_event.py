@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -7,19 +8,22 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from logpipe.decoding import PIECE_BYTES, Refusal, decode_json, decode_ndjson
+from logpipe.decoding import PIECE_BYTES, Refusal
 from logpipe.event import (
     LEVELS,
     MAX_DEPTH,
     MAX_TS_UNIX_MS,
+    TEXT_FACTOR,
     Event,
     StoredEvent,
     encode,
     level_name,
     level_rank,
     read_entry,
+    weight_of,
 )
 from logpipe.ids import END, StreamId
+from tests.decoding import decode_json, decode_ndjson
 
 NOW = 1_710_000_000_000
 ID = StreamId(NOW, 3)
@@ -893,3 +897,50 @@ def test_a_large_array_is_read_whole_and_in_order() -> None:
     events, refusals, single = decode_json(b"[" + b",".join(lines) + b"]")
     assert (len(events), refusals, single) == (LARGE, [], False)
     assert events[-1].message.startswith(f"{LARGE - 1} ")
+
+
+# -- what entries weigh ----------------------------------------------------------------------------
+
+HEAD = b'{"source":"a","level":"INFO","message":"%b","ts_unix_ms":1,"metadata":%b}'
+
+
+@pytest.mark.parametrize(
+    ("message", "metadata"),
+    [
+        (b"GET /items/1", b'{"region":"r1","status":201,"user":"abc","path":"/a/b/c"}'),
+        (b"", b'{"a":[%b]}' % b",".join([b"{}"] * 5_000)),
+        (b"", b'{"a":[%b]}' % b",".join([b"[]"] * 5_000)),
+        (b"", b'{"a":[%b]}' % b",".join([b"[[[[]]]]"] * 2_000)),
+        (b"", b'{"a":' * 90 + b"1" + b"}" * 90),
+        (b"", b'{"a":[%b]}' % b",".join([b'"ab"'] * 5_000)),
+        (b"", b'{"a":[%b]}' % b",".join([b"1.5"] * 5_000)),
+        (b"", b'{"a":[%b]}' % b",".join(['"😀"'.encode()] * 5_000)),
+        (b"", b'{"a":"%b"}' % ("x" * 50_000 + "😀").encode()),
+        (("x" * 50_000 + "😀").encode(), b"{}"),
+        (b"x" * 50_000, b"{}"),
+        (
+            ("x" * 15_000 + "😀").encode(),
+            b'{"a":"%b"}' % ("x" * 45_000 + "😀").encode(),
+        ),
+        (b"", b"{%b}" % b",".join([b'"%d":%d' % (n, n) for n in range(1_000)])),
+    ],
+)
+def test_an_entry_weighs_about_what_it_takes_in_memory(message: bytes, metadata: bytes) -> None:
+    raw = HEAD % (message, metadata)
+    tracemalloc.start()
+    try:
+        entries = [read_entry(StreamId(2**41, n), bytes(bytearray(raw))) for n in range(20)]
+        memory, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    weight = weight_of([entry for entry in entries if entry is not None])
+    assert 0.75 * memory < weight * TEXT_FACTOR < 4 * memory
+
+
+def test_commas_and_braces_of_a_message_weigh_nothing() -> None:
+    weights = [
+        weight_of([entry])
+        for text in (b"a word ", b"a,{}[] ")
+        if (entry := read_entry(StreamId(1, 0), HEAD % (text * 5_000, b'{"a":1}')))
+    ]
+    assert weights[0] == weights[1]

@@ -118,10 +118,18 @@ def test_a_client_is_an_address_or_the_network_that_one_host_has(address: str, c
     assert client_of(address) == client
 
 
-async def test_a_reader_waits_for_one_turn_of_each_other_client() -> None:
+@pytest.mark.parametrize("what", ["reading", "parsing"])
+async def test_a_client_waits_for_one_turn_of_each_other_client(what: str) -> None:
     looks = itertools.count()
     seats, turns = Seats(1000), list[str]()
-    seats.turns = Turns(clock=lambda: next(looks) * 2 * TURN_S)  # each piece of work takes a turn
+    # Each piece of work takes a turn.
+    seats.turns = seats.parsing = Turns(clock=lambda: next(looks) * 2 * TURN_S)
+
+    async def run(address: str, work: Iterator[None]) -> None:
+        if what == "reading":
+            await seats.in_turn(address, work)
+        else:
+            await seats.parsing_for({"client": (address, 1)})(work)
 
     def work(client: str, pieces: int) -> Iterator[None]:
         for _ in range(pieces):
@@ -129,12 +137,12 @@ async def test_a_reader_waits_for_one_turn_of_each_other_client() -> None:
             yield
 
     crowd = [
-        asyncio.create_task(seats.in_turn(address, work(address, 1000)))
+        asyncio.create_task(run(address, work(address, 1000)))
         for address in ["10.0.0.1"] * 100 + ["2001:db8::1", "2001:db8::2"] * 50
     ]
     await wait_until(lambda: len(turns) > 10, "the crowd works")
     before = len(turns)
-    await asyncio.wait_for(seats.in_turn("10.0.0.2", work("10.0.0.2", 20)), 10)
+    await asyncio.wait_for(run("10.0.0.2", work("10.0.0.2", 20)), 10)
     # Two clients besides this one: of each at most one turn before each of its own.
     assert len(turns) - before <= 3 * 21 + 2
     for task in crowd:
@@ -142,7 +150,8 @@ async def test_a_reader_waits_for_one_turn_of_each_other_client() -> None:
     await asyncio.wait(crowd)
     del crowd, task
     gc.collect()
-    assert not seats._lanes
+    assert not seats._subscribers._locks
+    assert not seats._filters._locks
 
 
 async def test_subscribers_of_one_client_have_turns_one_after_the_other() -> None:

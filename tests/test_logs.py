@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logpipe import logs, request_ids
-from logpipe.decoding import decode_json
+from tests.decoding import decode_json
 from tests.helpers import wait_until
 from tests.servers import Valkey, serving, spawned, subscribed
 

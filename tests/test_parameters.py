@@ -45,13 +45,13 @@ def refused(call: Any, *arguments: Any) -> Problem:
 
 async def test_the_short_filters_are_taken_together() -> None:
     query = {"level": ">=warn", "source": "api*", "text": " reset ", "x": "y"}
-    chosen = await chosen_filter(query, Turns())
+    chosen = await chosen_filter(query, Turns().run)
     assert chosen == Filter("level>=WARN source:api* reset")
 
 
 async def filter_refused(**query: str) -> Problem:
     with pytest.raises(Problem) as caught:
-        await chosen_filter(query, Turns())
+        await chosen_filter(query, Turns().run)
     assert caught.value.status == 400
     return caught.value
 
@@ -80,7 +80,7 @@ async def test_filters_that_arrive_together_are_parsed_one_by_one(end: str) -> N
         nonlocal ended
         query = {"q": " OR ".join(f"together{number}x{word}" for word in range(64)) + end}
         with suppress(FilterError):
-            await parsed_filter(query, turns)
+            await parsed_filter(query, turns.run)
         ended += 1
 
     async def others() -> None:
@@ -98,8 +98,8 @@ async def test_filters_that_arrive_together_are_parsed_one_by_one(end: str) -> N
 async def test_a_lone_filter_is_parsed_without_a_pause() -> None:
     other = asyncio.create_task(asyncio.sleep(0))
     still = Turns(lambda: 0.0)
-    assert await parsed_filter({"q": "alone"}, still) == Filter("alone")
-    assert await parsed_filter({"limit": "5"}, still) is EVERYTHING
+    assert await parsed_filter({"q": "alone"}, still.run) == Filter("alone")
+    assert await parsed_filter({"limit": "5"}, still.run) is EVERYTHING
     assert not other.done()
     await other
 

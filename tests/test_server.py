@@ -1,11 +1,14 @@
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import listening
@@ -84,6 +87,39 @@ def test_connections_on_which_nothing_is_sent_are_probed_and_gone_within_a_minut
         assert (idle, every) == (listening.IDLE_S, listening.PROBE_S)
         assert idle + every * probes <= 90
         assert limit == listening.DEAD_READER_MS
+
+
+def test_many_connections_are_accepted_in_one_iteration() -> None:
+    """libuv accepts one from each listening socket."""
+    count = 4 * listening.ACCEPTED_AT_ONCE
+
+    async def iterations() -> int:
+        async with serving(Streams(), lambda: None) as served:
+            await wait_until(lambda: served.server.started, "it listens")
+            address = served.server.servers[0].sockets[0].getsockname()
+            with contextlib.ExitStack() as clients:
+                for _ in range(count):  # the kernel completes them, without the server
+                    clients.enter_context(socket.create_connection(address))
+                needed = 0
+                while len(served.server.server_state.connections) < count:
+                    await asyncio.sleep(0)
+                    needed += 1
+                    assert needed < 10_000
+                return needed
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(iterations()) < count / 4
+
+
+async def test_all_its_listening_sockets_are_closed_at_the_end() -> None:
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    async with serving(Streams(), lambda: None) as served:
+        await wait_until(lambda: served.server.started, "it listens")
+        address = served.server.servers[0].sockets[0].getsockname()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
 
 
 # -- the end -----------------------------------------------------------------------------------

@@ -72,11 +72,11 @@ def test_its_bytes_are_bounded_and_what_it_gives_follows_the_cursor(
     pages: list[tuple[int, int]],
 ) -> None:
     shelf = Shelf()
-    limit, module.MAX_BYTES = module.MAX_BYTES, 5_000
+    limit, module.MAX_BYTES = module.MAX_BYTES, 8_000
     try:
         for after, count in pages:
             shelf.put(batch(after, after + count))
-            assert shelf.bytes <= 5_000
+            assert shelf.bytes <= 8_000
         for number in range(90):
             found = shelf.get(StreamId(number, 0))
             if found is not None:

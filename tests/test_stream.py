@@ -27,6 +27,7 @@ from logpipe.redis_address import RedisAddress
 from logpipe.stream import Append, Appended, NoGroupError, RedisHealth, Stream, connections, gap_of
 from logpipe.stream.append import MAX_TRANSACTION_EVENTS
 from logpipe.stream.scripts import companion_key
+from logpipe.stream.stream import PAGE_BYTES
 from tests.helpers import fair_time, wait_until
 from tests.servers import Valkey, free_port
 from tests.streams import (
@@ -226,6 +227,23 @@ async def test_a_reader_from_the_start_gets_all_in_pages(stream: Stream) -> None
         cursor = page.end
     assert seen == ids
     assert cursor == Cursor(ids[-1], 5)
+
+
+@pytest.mark.parametrize("verb", ["read", "follow"])
+async def test_a_page_of_large_entries_ends_at_its_bytes(stream: Stream, verb: str) -> None:
+    large = b'{"source":"api","message":"%b"}' % (b"x" * 60_000)
+    appends = [(await stream.append([Append([large])]))[0] for _ in range(40)]
+    seen, cursor, pages = list[str](), Cursor(START), 0
+    while len(seen) < len(appends):
+        page = await getattr(stream, verb)(cursor, 500)
+        assert page.gap is None
+        assert page.limited == (len(seen) + len(page.entries) < len(appends)) or verb == "follow"
+        assert 0 < sum(len(entry.json) for entry in page.entries) < PAGE_BYTES + 2 * len(large)
+        seen += [str(entry.id) for entry in page.entries]
+        cursor, pages = page.end, pages + 1
+    assert seen == [each.first for each in appends if isinstance(each, Appended)]
+    assert cursor.position == len(appends)
+    assert 8 <= pages <= 10
 
 
 async def test_a_cursor_keeps_its_position_by_its_own_entry(stream: Stream) -> None:

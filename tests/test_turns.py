@@ -1,10 +1,11 @@
 import asyncio
 import itertools
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from logpipe.turns import TURN_S, Turns
+from logpipe.turns import TURN_S, Turns, in_thread, pause
 
 
 def on_a_clock(seconds_per_look: float) -> Turns:
@@ -92,22 +93,6 @@ async def test_work_that_fails_is_added_up_as_well() -> None:
     assert rounds > 50
 
 
-async def test_between_turns_the_loop_goes_round_as_often_as_asked() -> None:
-    looks = itertools.count()
-    turns, done = Turns(lambda: next(looks) * 2 * TURN_S, pause=3), list[str]()
-    passed: list[int] = []
-
-    async def others() -> None:
-        while True:
-            passed.append(len(done))
-            await asyncio.sleep(0)
-
-    going = asyncio.create_task(others())
-    await turns.run(work(done, "a", 10))
-    going.cancel()
-    assert all(passed.count(number) >= 3 for number in range(1, 10))
-
-
 async def test_work_that_is_cancelled_or_fails_leaves_its_turn() -> None:
     turns, done = on_a_clock(2 * TURN_S), list[str]()
 
@@ -123,3 +108,70 @@ async def test_work_that_is_cancelled_or_fails_leaves_its_turn() -> None:
     assert endless.cancelled()
     await asyncio.wait_for(turns.run(work(done, "a", 3)), 5)
     assert len(done) == 3
+
+
+# -- work in a thread ------------------------------------------------------------------------------
+
+
+async def test_work_in_a_thread_waits_for_the_loop_after_each_turn() -> None:
+    looks, iterations, seen = itertools.count(), 0, list[int]()
+
+    def work() -> str:
+        for _ in range(50):
+            seen.append(iterations)
+            pause()
+        return "done"
+
+    async def others() -> None:
+        nonlocal iterations
+        while True:
+            iterations += 1
+            await asyncio.sleep(0)
+
+    going = asyncio.create_task(others())
+    assert await in_thread(work, clock=lambda: next(looks) * 2 * TURN_S) == "done"
+    going.cancel()
+    # The thread may go on before the rest of the iteration in which it is woken.
+    assert all(later > before for before, later in zip(seen, seen[2:], strict=False))
+
+
+async def test_short_work_in_a_thread_has_no_pause() -> None:
+    began = threading.Event()
+
+    def work() -> None:
+        began.set()
+        for _ in range(1000):
+            pause()
+
+    working = asyncio.ensure_future(in_thread(work, clock=lambda: 0.0))
+    await asyncio.sleep(0)  # it starts the thread, which could only be waited for by the loop
+    assert began.wait(10)
+    await asyncio.wait_for(working, 10)
+
+
+async def test_what_a_thread_raises_is_raised() -> None:
+    def work() -> None:
+        pause()
+        raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        await in_thread(work)
+
+
+async def test_a_thread_goes_on_when_the_loop_does_not() -> None:
+    looks, ended = itertools.count(), threading.Event()
+
+    def work() -> None:
+        pause()
+        ended.set()
+
+    working = asyncio.ensure_future(
+        in_thread(work, clock=lambda: next(looks) * 2 * TURN_S, patience=0.01)
+    )
+    await asyncio.sleep(0)
+    assert ended.wait(10)
+    await asyncio.wait_for(working, 10)
+
+
+def test_elsewhere_a_pause_does_nothing() -> None:
+    pause()

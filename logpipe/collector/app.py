@@ -37,6 +37,7 @@ from logpipe.problems import FAULT, Problem, bad_parameter
 from logpipe.request_ids import Identified
 from logpipe.stream import Once, digest_of
 from logpipe.subapp import sub_app
+from logpipe.turns import in_thread
 from logpipe.wire import Wire, wire_of
 
 PATH = "/ingest"
@@ -238,7 +239,7 @@ class Ingest:
                         await asyncio.sleep(0)
                         return self._read(headers, body, self._medium)
             async with self._appender.inflight.reading:
-                return await asyncio.to_thread(self._read, headers, body, self._bounds)
+                return await in_thread(lambda: self._read(headers, body, self._bounds))
 
     def _read(self, headers: dict[str, str], body: bytes, bounds: Bounds) -> Intake:
         """Raises a `Problem`, and `_ManyEventsError` for more events than are read at once."""

@@ -1,11 +1,12 @@
 """What becomes of a body: events to append, refusals to report, and the answer for both."""
 
 import hashlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -14,6 +15,7 @@ from logpipe.event import Event, encode
 from logpipe.problems import Problem
 from logpipe.settings import Settings
 from logpipe.stream import RECEIPT_BYTES, Append, Appended, Once
+from logpipe.turns import pause
 
 MAX_REPORTED = 1_000
 """Refusals that one answer spells out; `rejected` counts them all."""
@@ -116,19 +118,20 @@ class Bounds(NamedTuple):
 def take_in(body: bytes, content_type: str, bounds: Bounds) -> Intake:
     """Decodes, checks and encodes. Raises a `Problem` when nothing is left to append."""
     single = False
+    encoding = _Encoding(bounds)
     try:
         if _is_ndjson(content_type):
-            events, refusals = decode_ndjson(body, bounds.events)
+            found, refusals = decode_ndjson(body, encoding, bounds.events)
         elif not body or body.isspace():
             raise Problem(400, "The body is empty: send a JSON event, an array or lines of them.")
         else:
-            events, refusals, single = decode_json(body, bounds.events)
+            found, refusals, single = decode_json(body, encoding, bounds.events)
     except TooManyEventsError:
         raise too_many(bounds.events) from None
-    encoded, refusals = _within(bounds, events, refusals)
-    if not encoded:
+    events, refusals = encoding.separated(found, refusals)
+    if not events:
         raise _nothing_taken(refusals)
-    return Intake(encoded, refusals, single)
+    return Intake(events, refusals, single)
 
 
 def too_many(limit: int) -> Problem:
@@ -157,33 +160,55 @@ def _is_ndjson(content_type: str) -> bool:
     )
 
 
-def _within(
-    bounds: Bounds, events: Sequence[Event], refusals: list[Refusal]
-) -> tuple[list[bytes], list[Refusal]]:
-    """The events as stored, and the refusals with those that are too large, by index."""
-    now_ms = time.time_ns() // 1_000_000
-    encoded = encode(events, now_ms)
-    if not encoded or len(max(encoded, key=len)) <= min(bounds.bytes, KEY_BYTES * bounds.keys):
-        return encoded, refusals
-    refused = {refusal.index for refusal in refusals}
-    indexes = (i for i in range(len(encoded) + len(refused)) if i not in refused)
-    kept = []
-    for index, event, whole in zip(indexes, events, encoded, strict=False):
-        refusal = _over(bounds, index, event, len(whole))
-        if refusal is None:
-            kept.append(whole)
-        else:
-            refusals.append(refusal)
-    return kept, sorted(refusals, key=lambda refusal: refusal.index)
+class _Encoding:
+    """Encodes events as they are stored, a refusal in place of each that is too large."""
+
+    __slots__ = ("_bounds", "_now_ms", "_refused")
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._now_ms = time.time_ns() // 1_000_000
+        self._refused = False
+
+    def __call__(self, events: Sequence[Event]) -> list[bytes | Refusal]:
+        encoded = encode(events, self._now_ms)
+        bounds = self._bounds
+        if not encoded or len(max(encoded, key=len)) <= min(bounds.bytes, KEY_BYTES * bounds.keys):
+            return cast("list[bytes | Refusal]", encoded)
+        found: list[bytes | Refusal] = []
+        for event, whole in zip(events, encoded, strict=True):
+            pause()
+            refusal = _over(bounds, event, len(whole))
+            self._refused |= refusal is not None
+            found.append(refusal or whole)
+        return found
+
+    def separated(
+        self, found: list[bytes | Refusal], refusals: list[Refusal]
+    ) -> tuple[list[bytes], list[Refusal]]:
+        """The events, and all refusals by index; `refusals` are those of what is not among
+        `found`."""
+        if not self._refused:
+            return cast("list[bytes]", found), refusals
+        events: list[bytes] = []
+        taken = {refusal.index for refusal in refusals}
+        indexes = (index for index in itertools.count() if index not in taken)
+        for index, each in zip(indexes, found, strict=False):
+            if isinstance(each, Refusal):
+                refusals.append(msgspec.structs.replace(each, index=index))
+            else:
+                events.append(each)
+        return events, sorted(refusals, key=lambda refusal: refusal.index)
 
 
-def _over(bounds: Bounds, index: int, event: Event, size: int) -> Refusal | None:
+def _over(bounds: Bounds, event: Event, size: int) -> Refusal | None:
+    """Why an event is too large, with an index of 0; None where it is not."""
     if size > bounds.bytes:
         error = f"the event has {size} bytes, over {bounds.bytes} (MAX_MESSAGE_BYTES)"
-        return Refusal(index, None, error, 413, "event")
+        return Refusal(0, None, error, 413, "event")
     if size > KEY_BYTES * bounds.keys and has_more_keys(event.metadata, bounds.keys):
         error = f"metadata: has over {bounds.keys} keys (MAX_METADATA_KEYS)"
-        return Refusal(index, "metadata", error, 422, "metadata_keys")
+        return Refusal(0, "metadata", error, 422, "metadata_keys")
     return None
 
 

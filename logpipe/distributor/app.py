@@ -91,7 +91,7 @@ class _Distributor:
         auth.require(authorization, self._tokens.readers)
         query = request.query_params
         reject_unknown(query, SUBSCRIBE, "/subscribe")
-        chosen = await chosen_filter(query, self._seats.parsing)
+        chosen = await chosen_filter(query, self._seats.parsing_for(request.scope))
         encoder = encoder_for(request.headers.get("accept", ""))
         delivery = one_of(query, "delivery", self._settings.delivery, "broadcast", "shared")
         group = self._group(query, delivery)
@@ -174,7 +174,7 @@ class _Distributor:
         auth.require(request.headers.get("authorization"), self._tokens.readers)
         query = request.query_params
         reject_unknown(query, EVENTS, "/events")
-        chosen = await chosen_filter(query, self._seats.parsing)
+        chosen = await chosen_filter(query, self._seats.parsing_for(request.scope))
         newest_first = one_of(query, "order", "desc", "asc", "desc") == "desc"
         low, high = _page_span(query, newest_first=newest_first)
         limit = number(query, "limit", 100, 1, MAX_LIMIT) or 100

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from logpipe.continuity import Cursor, Gap
-from logpipe.event import Entry, read_entry
+from logpipe.event import Entry, read_entry, weight_of
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId, from_wire
 from logpipe.problems import Problem
@@ -180,8 +180,8 @@ class Scan:
         return self.next is None or self.budget.spent
 
     async def step(self, limit: int, size: int = PAGE_BYTES) -> list[Entry]:
-        """Up to `limit` further matching entries, of `size` bytes and of `STEP_BYTES` or little
-        more, from one read: one entry may exceed them.
+        """Up to `limit` further matching entries, of `size` bytes and, by `event.weight_of`, of
+        `STEP_BYTES` or little more, from one read: one entry may exceed them.
 
         Raises `Unavailable`; the step may then be repeated.
         """
@@ -190,7 +190,7 @@ class Scan:
         wanted = self._wanted(limit)
         async with self._seats.step():
             rows = await self._stream.raw_range(low, high, wanted, newest_first=self._newest_first)
-            found, seen = await self._judged(rows, limit, min(size, STEP_BYTES))
+            found, seen = await self._judged(rows, limit, size)
         if seen < len(rows):
             self.next = from_wire(rows[seen][0])
         elif len(rows) < wanted:
@@ -254,6 +254,7 @@ class Scan:
         the sum of its sizes."""
         accepts = self._accepts
         seconds = min(STEP_S, self.budget.seconds)
+        room = STEP_BYTES
         end = 0
         while end < len(rows):
             start = end
@@ -263,8 +264,9 @@ class Scan:
                 if entry is not None and (accepts is None or accepts(entry.event)):
                     found.append(entry)
                     size -= len(entry.json)
+                    room -= weight_of([entry])
                 self._seen = at + 1
-                if len(found) >= limit or size <= 0:
+                if len(found) >= limit or size <= 0 or room <= 0:
                     return
                 yield
                 if cpu.seconds > seconds:
@@ -294,8 +296,9 @@ class HistoryPage(NamedTuple):
 
 
 async def page_of(scan: History, limit: int, size: int = PAGE_BYTES) -> HistoryPage:
-    """Up to `limit` entries, of `size` bytes or little more, that a scan finds in its budget. Where
-    a step fails after others, the page ends before it. Raises the `Problem` of the first step."""
+    """Up to `limit` entries, of `size` bytes (by `event.weight_of`) or little more, that a scan
+    finds in its budget. Where a step fails after others, the page ends before it. Raises the
+    `Problem` of the first step."""
     entries: list[Entry] = []
     while len(entries) < limit and size > 0 and not scan.over:
         try:
@@ -305,7 +308,7 @@ async def page_of(scan: History, limit: int, size: int = PAGE_BYTES) -> HistoryP
                 raise
             break
         entries += found
-        size -= sum(len(entry.json) for entry in found)
+        size -= weight_of(found)
     return HistoryPage(entries, scan.next, scan.searched_to)
 
 

@@ -12,7 +12,7 @@ from logpipe.continuity import NO_STREAM, Bounds, Cursor
 from logpipe.fanout.history import Budget, Scan, ScanSeats
 from logpipe.fanout.live import Live
 from logpipe.fanout.shelf import Shelf
-from logpipe.fanout.window import BATCH_BYTES, Window, cut
+from logpipe.fanout.window import BATCH_BYTES, Window, bytes_for, cut
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
 from logpipe.messages import Subscription
@@ -66,10 +66,11 @@ class Hub:
         queue_len: int,
         batch_count: int,
         heartbeat_s: float,
+        event_bytes: int = 64 * 1024,
     ) -> None:
         self.stream = stream
         self.metrics = metrics
-        self.window = Window(queue_len)
+        self.window = Window(queue_len, bytes_for(queue_len, event_bytes))
         self.live = Live(metrics)
         self.shelf = Shelf()
         self.reading: dict[StreamId, asyncio.Event] = {}
@@ -124,7 +125,8 @@ class Hub:
             if after_outage:
                 self._wake()
                 after_outage = False
-            await self._pace()
+            if not page.limited:
+                await self._pace()
 
     async def _take(self, page: Page) -> None:
         """Puts a page into the window, hands it to the live readers and wakes the others."""

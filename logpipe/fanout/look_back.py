@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from logpipe.continuity import Cursor, Gap
-from logpipe.event import Entry
+from logpipe.event import Entry, weight_of
 from logpipe.fanout.history import Budget, Scan
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.window import BATCH_BYTES
@@ -22,8 +22,9 @@ MAX_S = 2.0
 events on one core."""
 
 KEPT_BYTES = 16 * 1024 * 1024
-"""Of events that all searches of a process keep until their end, and a search `BATCH_BYTES`. One
-that finds more keeps none: its subscription reads them again from where the search ended."""
+"""What all searches of a process keep until their end, by `event.weight_of`; a search keeps
+`BATCH_BYTES`. One that finds more keeps none: its subscription reads the events again from where
+the search ended."""
 
 
 class LookBack:
@@ -95,15 +96,15 @@ class LookBack:
     def _keep(self, found: list[Entry]) -> None:
         if self._found is None:
             return
-        size = sum(len(entry.json) for entry in found)
-        total = self._kept_bytes + size
-        if total > BATCH_BYTES or self._hub.kept_bytes + size > KEPT_BYTES:
+        self._found += found
+        weight = weight_of(found)
+        size = sum(len(entry.json) for entry in self._found)
+        if size > BATCH_BYTES or self._hub.kept_bytes + weight > KEPT_BYTES:
             self._found = None
             self._let_go()
             return
-        self._found += found
-        self._kept_bytes = total
-        self._hub.kept_bytes += size
+        self._kept_bytes += weight
+        self._hub.kept_bytes += weight
 
     def _let_go(self) -> None:
         self._hub.kept_bytes -= self._kept_bytes

@@ -40,7 +40,7 @@ class Shelf:
         bisect.insort(self._starts, start)
         self._batches[start] = batch
         self._used[start] = self._clock()
-        self.bytes += batch.size
+        self.bytes += batch.weight
         self._keepers.add(batch)
         while self.bytes > MAX_BYTES and len(self._batches) > 1:
             self._drop(next(iter(self._used)))
@@ -73,7 +73,7 @@ class Shelf:
 
     def _drop(self, start: StreamId) -> None:
         batch = self._batches.pop(start)
-        self.bytes -= batch.size
+        self.bytes -= batch.weight
         self._keepers.remove(batch)
         del self._used[start]
         del self._starts[bisect.bisect_left(self._starts, start)]

@@ -12,8 +12,8 @@ from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Keepers
 
 MAX_BYTES = 64 * 1024 * 1024
-"""What the window holds at the most, whatever SUBSCRIBER_QUEUE_LEN allows: 10,000 events of 64 KiB
-would be ten times that."""
+"""What the window holds at the most, by `event.weight_of`, whatever SUBSCRIBER_QUEUE_LEN allows:
+10,000 events of 64 KiB would be ten times that."""
 
 BATCH_BYTES = 256 * 1024
 """A batch is cut at this size: it is what one write to one subscriber carries."""
@@ -21,6 +21,12 @@ BATCH_BYTES = 256 * 1024
 KEPT_CHUNKS = 32
 """Batches that keep encoded chunks: those that readers used last, wherever in the window they are.
 Each keeps up to `messages.MAX_CHUNK_BYTES`."""
+
+
+def bytes_for(entries: int, event_bytes: int) -> int:
+    """What a window of so many entries may hold: a quarter more than the JSON of as many events of
+    the greatest size, whose metadata may weigh more than their JSON."""
+    return min(MAX_BYTES, entries * (event_bytes * 5 // 4 + 500))
 
 
 class Window:
@@ -51,7 +57,7 @@ class Window:
         self._batches.append(batch)
         self.end = batch.end
         self.entries += len(batch.entries)
-        self.bytes += batch.size
+        self.bytes += batch.weight
         self._keepers.add(batch)
         # Batches are counted, too: one of entries that hold no event adds nothing to the others.
         while (
@@ -65,7 +71,7 @@ class Window:
         self._keepers.remove(oldest)
         self.first_number += 1
         self.entries -= len(oldest.entries)
-        self.bytes -= oldest.size
+        self.bytes -= oldest.weight
 
     def restart(self, end: Cursor) -> None:
         """Empties the window; it goes on after `end`, which does not follow what it held.

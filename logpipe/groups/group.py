@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from logpipe import __version__
 from logpipe.continuity import NO_STREAM, Gap
-from logpipe.event import Entry
+from logpipe.event import Entry, weight_of
 from logpipe.groups.consumer import Consumer
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Start
@@ -380,7 +380,7 @@ class Group:
         """Claims about `BATCH_COUNT` entries, or until the queue has so many or `READ_BYTES`."""
         for _ in range(0, self._terms.batch_count, self._terms.pending_count):
             await self._claim(consumer)
-            queued_bytes = sum(len(entry.json) for entry in self._queue)
+            queued_bytes = weight_of(self._queue)
             full = len(self._queue) >= self._terms.batch_count or queued_bytes >= READ_BYTES
             if full or self._claim_after == START:
                 break

@@ -99,7 +99,7 @@ def _sourced(text: bytes, source: str) -> bytes:
     try:
         fields = _fields.decode(text)
     except NOT_DECODED:
-        refusals = decode_ndjson(text)[1]
+        refusals = decode_ndjson(text, list)[1]
         raise NotAnEventError(refusals[0].error if refusals else "not a JSON object") from None
     if "source" in fields:
         return text

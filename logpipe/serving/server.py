@@ -12,7 +12,7 @@ from typing import cast
 import uvicorn
 from starlette.types import ASGIApp
 
-from logpipe.listening import BACKLOG
+from logpipe.listening import BACKLOG, copies
 from logpipe.serving.admission import BoundedState, Limited
 from logpipe.serving.protocol import BoundedProtocol
 from logpipe.settings import Settings
@@ -82,6 +82,15 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leaves the signals alone: uvicorn raises them again at its end, and exits with 143."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to accept connections."""
+        # asyncio's own loops accept all that wait from one socket.
+        if sockets is not None and not isinstance(
+            asyncio.get_running_loop(), asyncio.BaseEventLoop
+        ):
+            sockets = [each for given in sockets for each in copies(given)]
+        await super().startup(sockets)
 
     def stop(self) -> None:
         """Ends the server; asked a second time, it no longer waits for anyone."""

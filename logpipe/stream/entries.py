@@ -1,5 +1,6 @@
 """Entries as Redis sends them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,13 +30,21 @@ def event_json(fields: Sequence[bytes] | None) -> bytes | None:
     return dict(zip(fields[::2], fields[1::2], strict=True)).get(FIELD)
 
 
-async def decoded(raw: Sequence[Any], turns: Turns) -> list[tuple[StreamId, Entry | None]]:
-    """`entry_of` of many, in turns."""
+async def decoded(
+    raw: Sequence[Any], turns: Turns, most: float = math.inf
+) -> list[tuple[StreamId, Entry | None]]:
+    """`entry_of` of many, in turns: of all, or of the first ones whose JSON has `most` bytes or
+    little more."""
     pairs: list[tuple[StreamId, Entry | None]] = []
 
     def decoding() -> Iterator[None]:
+        size = 0
         for id_, fields in raw:
-            pairs.append(entry_of(id_, fields))
+            pairs.append(pair := entry_of(id_, fields))
+            if (entry := pair[1]) is not None:
+                size += len(entry.json)
+                if size >= most:
+                    return
             yield
 
     await turns.run(decoding())

@@ -5,6 +5,7 @@ retries: a verb works or raises `Unavailable`, and the loops above decide.
 """
 
 import math
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -38,6 +39,10 @@ from logpipe.stream.replicas import Replicas
 from logpipe.stream.trimming import StreamTrimming
 from logpipe.turns import Turns
 
+PAGE_BYTES = 256 * 1024
+"""JSON of the entries of one page, or little more: what one write to one subscriber carries.
+Decoded events take up to 30 times as much memory."""
+
 SIZE_SAMPLES = 5
 """Of each node of a stream, and of each group: what asking for its size may cost Redis."""
 
@@ -50,6 +55,8 @@ class Page(NamedTuple):
     end: Cursor
     entries: list[Entry]
     unreadable: int
+    limited: bool = False
+    """Whether it ends at `PAGE_BYTES`, and more is there."""
 
 
 class Stream:
@@ -81,6 +88,8 @@ class Stream:
         """Where the stream that is followed parted from the one of now. A cursor behind it proves
         nothing: in a partition, both sides may have given the same id."""
         self._turns = Turns()
+        self._fits = sys.maxsize
+        """Entries of a page of `follow`, as far as the page before tells."""
         self.groups = StreamGroups(self._redis, name, self._turns)
         self.trimming = StreamTrimming(self._redis, name)
 
@@ -227,7 +236,12 @@ class Stream:
 
         Waiting and reading are sent together: one way to Redis and back instead of two.
         """
-        page = await self._steadily(lambda: self._follow(after, count, witness))
+        asked = min(count, self._fits)
+        page = await self._steadily(lambda: self._follow(after, asked, witness))
+        if page.entries:
+            self._fits = _fitting(page.entries)
+            full = len(page.entries) + page.unreadable >= asked
+            page = page._replace(limited=page.limited or (full and asked < count))
         if page.end.id != after.id:
             self._parted = None
         return page
@@ -290,14 +304,14 @@ class Stream:
         return (await self._page(Cursor(gap.resume), raw))._replace(gap=gap)
 
     async def _decoded(self, start: Cursor, raw: list[Any]) -> Page:
-        """A page of the entries after a cursor."""
-        pairs = await decoded(raw, self._turns)
+        """A page of the entries after a cursor: of all, or of the first `PAGE_BYTES`."""
+        pairs = await decoded(raw, self._turns, PAGE_BYTES)
         entries = [entry for _, entry in pairs if entry is not None]
         end = start
         if pairs:
             position = None if start.position is None else start.position + len(pairs)
             end = Cursor(pairs[-1][0], position)
-        return Page(None, start, end, entries, len(pairs) - len(entries))
+        return Page(None, start, end, entries, len(pairs) - len(entries), len(pairs) < len(raw))
 
     async def _look(self, after: StreamId, count: int) -> tuple[Bounds, list[Any]]:
         """The bounds and the entries after an id, as of one moment."""
@@ -356,6 +370,11 @@ class Stream:
             (id_, read_entry(id_, event_json(fields)))
             for id_, (_, fields) in zip(ids, rows, strict=True)
         ]
+
+
+def _fitting(entries: Sequence[Entry]) -> int:
+    """How many such entries make a page of `PAGE_BYTES`."""
+    return max(1, PAGE_BYTES * len(entries) // sum(len(entry.json) for entry in entries))
 
 
 def _pairs(fields: list[bytes]) -> Iterator[tuple[bytes, bytes]]:

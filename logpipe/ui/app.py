@@ -132,7 +132,7 @@ class Page:
         if not access.read:
             return RedirectResponse(_with_query("/login", query), 303)
         trouble = _trouble_with_position(query)
-        said = await self._said_of_filter(query)
+        said = await self._said_of_filter(request)
         chosen = {name: query.get(name, "").strip() for name in (*PARAMETERS, "since")}
         return self._html(
             "index.html",
@@ -150,7 +150,7 @@ class Page:
         self._require_reader(request)
         query = request.query_params
         start = chosen_start(query, last_event_id(query, request.headers.get("last-event-id")))
-        chosen = await self._filter(query)
+        chosen = await self._filter(request)
         return FeedResponse(
             self._log.tail(start, chosen),
             chosen,
@@ -166,24 +166,26 @@ class Page:
     async def rows(self, request: Request) -> Response:
         """Older rows, or those around one event."""
         self._require_reader(request)
-        return await while_connected(request, self._rows(request.query_params))
+        return await while_connected(request, self._rows(request))
 
-    async def _rows(self, query: Mapping[str, str]) -> Response:
+    async def _rows(self, request: Request) -> Response:
+        query = request.query_params
         read = reading.rows_around if query.get("at") else reading.older_rows
-        return _fragment(await read(self._log, await self._filter(query), query))
+        return _fragment(await read(self._log, await self._filter(request), query))
 
     async def filter(self, request: Request) -> Response:
         """What a filter takes, in words, or what is wrong with it, and where."""
         self._require_reader(request)
-        return self._html("filter.html", said=await self._said_of_filter(request.query_params))
+        return self._html("filter.html", said=await self._said_of_filter(request))
 
     async def volume(self, request: Request) -> Response:
         """How many events came when, as JSON."""
         self._require_reader(request)
-        return await while_connected(request, self._volume(request.query_params))
+        return await while_connected(request, self._volume(request))
 
-    async def _volume(self, query: Mapping[str, str]) -> Response:
-        counted = await reading.volume(self._log, await self._filter(query), query)
+    async def _volume(self, request: Request) -> Response:
+        chosen = await self._filter(request)
+        counted = await reading.volume(self._log, chosen, request.query_params)
         return Response(counted, 200, {"Cache-Control": "no-store"}, "application/json")
 
     async def details(self, request: Request) -> Response:
@@ -199,14 +201,15 @@ class Page:
         """All that matches, as a file."""
         self._require_reader(request)
         query = request.query_params
-        return download(self._log, await self._filter(query), query, self._answers)
+        return download(self._log, await self._filter(request), query, self._answers)
 
-    async def _filter(self, query: Mapping[str, str]) -> Filter:
-        return await chosen_filter(query, self._seats.parsing)
+    async def _filter(self, request: Request) -> Filter:
+        return await chosen_filter(request.query_params, self._seats.parsing_for(request.scope))
 
-    async def _said_of_filter(self, query: Mapping[str, str]) -> Said:
+    async def _said_of_filter(self, request: Request) -> Said:
+        query = request.query_params
         try:
-            chosen = await parsed_filter(query, self._seats.parsing)
+            chosen = await parsed_filter(query, self._seats.parsing_for(request.scope))
         except FilterError as error:
             text = query.get("q", "").strip()
             at = error.position

@@ -75,6 +75,39 @@ def _frames() -> None:
     body.FIRST_STEP_S = body.STEP_S = LONG_S
 
 
+def _accepting() -> None:
+    """One connection is accepted in each iteration of the event loop, and threads do not pause."""
+    from logpipe import listening, turns
+
+    listening.ACCEPTED_AT_ONCE = 1
+    turns._ThreadTurn.is_over = lambda self: False  # type: ignore[method-assign]
+
+
+def _answers() -> None:
+    """Whole pages are written at once, however little their clients take."""
+    from logpipe import answers
+    from logpipe.fanout import history
+
+    init = answers.Answers.__init__
+
+    def without_bounds(self: answers.Answers, *given: Any, **_: Any) -> None:
+        init(self, *given, most=NO_BOUND)
+
+    answers.Answers.__init__ = without_bounds  # type: ignore[method-assign]
+    answers.SMALL_BYTES = history.STEP_BYTES = NO_BOUND
+
+
+def _half_syslog() -> None:
+    """Messages of syslog may take as long as they like, and leave no room for others."""
+    from logpipe.collector.receivers import syslog_tcp
+
+    defaults = syslog_tcp.SyslogListener.__init__.__defaults__
+    assert defaults == (syslog_tcp.LIMITS,)
+    endless = syslog_tcp.LIMITS._replace(message_s=LONG_S)
+    syslog_tcp.SyslogListener.__init__.__defaults__ = (endless,)
+    syslog_tcp.CROWDED = 10
+
+
 ALTERATIONS: dict[str, Callable[[], None]] = {
     "pipeline": _pipeline,
     "idle-connections": _idle,
@@ -82,6 +115,9 @@ ALTERATIONS: dict[str, Callable[[], None]] = {
     "filter-cost": _filter_cost,
     "filter-memory": _filter_memory,
     "frames": _frames,
+    "accepting": _accepting,
+    "answers": _answers,
+    "half-syslog": _half_syslog,
 }
 
 if __name__ == "__main__":

@@ -161,13 +161,16 @@ async def volume(turn: Turn) -> None:
 
 
 async def looked_back(turn: Turn) -> None:
-    """What `logpipe tail` asks, for something that hardly ever happened."""
+    """What `logpipe tail` asks, for something that hardly ever happened, again as soon as the
+    search has ended."""
     async with turn.target.connected() as connection:
         start = url("/subscribe", tail=10, q=f"/rare{turn.number}/")
         await turn.target.send(connection, head(start), 1)
         async with asyncio.timeout(20):
             while data := await connection.reader.read(65_536):
                 turn.target.tally.received += len(data)
+                if b"event: progress" in data:
+                    return
 
 
 async def untaken(turn: Turn) -> None:
@@ -349,6 +352,18 @@ async def enlarged(turn: Turn) -> None:
     """A body of MAX_BODY_BYTES in one of the protocols, packed."""
     path, body, lines = bodies()[turn.number % len(bodies())]
     await turn.target.ask(post(path), body, JSON, GZIP, *lines)
+
+
+async def objects(turn: Turn) -> None:
+    """Events of 60 KB that are mostly empty objects: decoded, they take 25 times as much."""
+    await turn.target.ask(post("/ingest"), objects_body(), JSON, GZIP)
+
+
+@cache
+def objects_body() -> bytes:
+    """50 such events."""
+    event = b'{"source":"a","message":"","metadata":{"a":[%b]}}' % b",".join([b"{}"] * 20_000)
+    return _packed(b"\n".join([event] * 50))
 
 
 @cache
@@ -571,8 +586,8 @@ ATTACKS: Mapping[str, Attack] = {
         "18 readers with costly filters, 2 senders of costly events",
         costly,
         20,
-        Bound(150, 120),
-        "the window (64 MB), batches under way",
+        Bound(161 + 47, 161),
+        "the window (161 MB), encoded chunks (47 MB)",
         control="filter-cost",
     ),
     "regexes": Attack(
@@ -655,6 +670,7 @@ ATTACKS: Mapping[str, Attack] = {
         "a read and a message of each of 512 connections",
         pause_s=0.2,
         syslog=True,
+        control="half-syslog",
     ),
     "untaken-answers": Attack(
         "60 pages of large events, of which nothing is read",
@@ -664,6 +680,7 @@ ATTACKS: Mapping[str, Attack] = {
         "1 MB an answer under way; 3 steps of up to 16 MB",
         stored=400,
         large=True,
+        control="answers",
     ),
     "sipped-answers": Attack(
         "60 pages of large events, of which 64 bytes are read every ten seconds",
@@ -692,39 +709,46 @@ ATTACKS: Mapping[str, Attack] = {
         control="frames",
     ),
     "bodies": Attack(
-        "8 bodies of 16 MiB at a time, in eleven protocols",
+        "8 bodies of 16 MiB at a time, in several protocols",
         enlarged,
         8,
         Bound(128 + 160, 150),
-        "MAX_INFLIGHT_BYTES, ten times MAX_BODY_BYTES",
+        "MAX_INFLIGHT_BYTES, five times MAX_BODY_BYTES for each of two bodies",
+    ),
+    "objects": Attack(
+        "4 senders of large events that are mostly empty objects",
+        objects,
+        4,
+        Bound(161 + 47 + 128, 161 + 47),
+        "the window (161 MB), encoded chunks (47 MB), MAX_INFLIGHT_BYTES",
     ),
     "malformed-bodies": Attack(
         "8 malformed bodies of 16 MiB at a time, in several protocols",
         misled,
         8,
         Bound(128 + 160, 150),
-        "MAX_INFLIGHT_BYTES, ten times MAX_BODY_BYTES",
+        "MAX_INFLIGHT_BYTES, five times MAX_BODY_BYTES for each of two bodies",
     ),
     "protobuf": Attack(
         "4 bodies of 16 MiB of empty messages at a time",
         emptied,
         4,
         Bound(128 + 160, 150),
-        "MAX_INFLIGHT_BYTES, ten times MAX_BODY_BYTES",
+        "MAX_INFLIGHT_BYTES, five times MAX_BODY_BYTES for each of two bodies",
     ),
     "records": Attack(
         "4 requests of Firehose whose records are tiny frames of zstd",
         delivered,
         4,
         Bound(128 + 160, 150),
-        "MAX_INFLIGHT_BYTES, ten times MAX_BODY_BYTES",
+        "MAX_INFLIGHT_BYTES, five times MAX_BODY_BYTES for each of two bodies",
     ),
     "batches": Attack(
         "batches of 199,000 events in 14 KB",
         batches,
         4,
         Bound(128 + 160, 150),
-        "MAX_INFLIGHT_BYTES, ten times MAX_BODY_BYTES",
+        "MAX_INFLIGHT_BYTES, five times MAX_BODY_BYTES for each of two bodies",
     ),
     "keys": Attack(
         "requests with a new idempotency key and a thousand bad events",
@@ -762,6 +786,7 @@ ATTACKS: Mapping[str, Attack] = {
         Bound(128 + 160 + 100, 250),
         "all of theirs",
         stored=SCANNED,
+        control="accepting",
     ),
 }
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logpipe.decoding import decode_ndjson
 from logpipe.send.lines import MAX_LINE_BYTES, Line
 from logpipe.send.shape import MAX_TEXT_BYTES, Kind, NotAnEventError, Shaper, leading_level
+from tests.decoding import decode_ndjson
 
 NOW = 1_710_000_000_000
 

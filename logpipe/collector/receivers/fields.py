@@ -26,6 +26,7 @@ from logpipe.event import (
 )
 from logpipe.problems import Problem
 from logpipe.splitting import split
+from logpipe.turns import pause
 
 FULL_SOURCE = "log.source"
 """Where the whole of a source is that had to be cut."""
@@ -327,6 +328,7 @@ def replaced(text: bytes) -> bytes:
     for at in range(0, len(text), REPLACED_BYTES):
         last = at + REPLACED_BYTES >= len(text)
         found += decoder.decode(text[at : at + REPLACED_BYTES], final=last).encode()
+        pause()
     return bytes(found)
 
 
@@ -346,7 +348,9 @@ def _require_few_containers(body: bytes) -> None:
 def lines_of(body: bytes) -> Iterator[bytes]:
     """The lines of a body without their ends, one by one: a list of them may take far more than the
     body."""
-    return (line.rstrip(b"\r\n") for line in io.BytesIO(body))
+    for line in io.BytesIO(body):
+        pause()
+        yield line.rstrip(b"\r\n")
 
 
 def json_values(body: bytes) -> Iterator[Any]:

@@ -33,6 +33,7 @@ from logpipe.problems import Problem
 from logpipe.settings import Settings
 from logpipe.stream import Append, Once, Rule, digest_of
 from logpipe.tokens import Tokens
+from logpipe.turns import in_thread
 
 LARGE_BYTES = 64 * 1024
 """A larger body is read in a thread: its parser takes a few milliseconds or more."""
@@ -161,7 +162,7 @@ class Receiver:
         if len(request.body) <= LARGE_BYTES and not self._protocol.holds_more(request):
             return await self._in_turns(steps)
         async with self._appender.inflight.reading:
-            return await asyncio.to_thread(at_once, steps)
+            return await in_thread(lambda: at_once(steps))
 
     async def _in_turns(self, steps: Generator[None, None, _Read]) -> _Read:
         """What steps return. The first is taken at once; before each further one everything else

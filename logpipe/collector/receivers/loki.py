@@ -15,6 +15,7 @@ from logpipe.collector.receivers.repeated import Array, elements
 from logpipe.collector.receivers.unpacking import claimed_size, from_snappy
 from logpipe.event import NOT_DECODED, Event
 from logpipe.problems import Problem
+from logpipe.turns import pause
 
 PATHS = ("/loki/api/v1/push", "/api/prom/push")
 READY_PATHS = ("/ready",)
@@ -69,6 +70,7 @@ def parse(request: Request) -> Batch:
 
 def _of_json(push: JsonPush, tenant: str) -> Iterator[Item]:
     for raw in elements(push.streams):
+        pause()
         stream = _stream_of(bytes(raw))
         if isinstance(stream, dict):
             yield from _of_stream(stream, tenant)

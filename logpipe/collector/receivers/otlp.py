@@ -16,6 +16,7 @@ from logpipe.collector.receivers.protocol import Batch, Item, Outcome, Request, 
 from logpipe.collector.receivers.repeated import counted, elements
 from logpipe.event import LEVELS, NOT_DECODED, Event, level_name
 from logpipe.problems import Problem
+from logpipe.turns import pause
 
 PATHS = ("/v1/logs",)
 
@@ -76,6 +77,7 @@ def _of_json(body: bytes) -> Iterator[Logs | Problem]:
     if not body.isascii():  # msgspec does not look into what it skips
         body = body.decode(errors="replace").encode()
     for raw in elements(fields.decoded(_decode_export, body).resource_logs):
+        pause()
         logs = _attempted(_decode_resource_logs, raw)
         if isinstance(logs, Problem):
             yield logs
@@ -90,6 +92,7 @@ def _scopes_of_json(array: msgspec.Raw) -> Iterator[ScopedLogs | Problem]:
         yield scopes
         return
     for raw in scopes:
+        pause()
         logs = _attempted(_decode_scope_logs, raw)
         if isinstance(logs, Problem):
             yield logs

@@ -13,6 +13,7 @@ from logpipe.decoding import has_more_keys
 from logpipe.event import Event, encode
 from logpipe.problems import Problem
 from logpipe.stream import Append, Once
+from logpipe.turns import pause
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ def packing(
             raise too_many(bounds.events)
         if packed.problems and not len(packed.problems) % ITEMS_AT_ONCE:
             yield
+        pause()
         if isinstance(item, Problem):
             packed.problems.append(item)
             continue

@@ -9,6 +9,7 @@ from typing import Any
 
 from logpipe.collector.receivers.repeated import MAX_REPEATED, counted, too_many
 from logpipe.problems import Problem
+from logpipe.turns import pause
 
 Row = tuple[str, int, str]
 """A field: its name, its number, its type; `[]` before the type when it repeats, `|` when it is one
@@ -138,6 +139,7 @@ def _has_more_fields(body: bytes, most: int) -> bool:
         return False
     at = 0
     for _ in range(most + 1):
+        pause()
         if at >= size:
             return False
         tag = body[at]
@@ -174,6 +176,7 @@ def each(kind: Any, bodies: Sequence[bytes]) -> Iterator[Any]:
 
 def attempted(kind: Any, body: bytes) -> Any:
     """As `parsed`, but the `Problem` of what cannot be read is returned."""
+    pause()
     try:
         return parsed(kind, body)
     except Problem as problem:

@@ -23,6 +23,7 @@ from logpipe.collector.receivers.packing import Packed, pack
 from logpipe.collector.receivers.rejections import Rejections
 from logpipe.event import Event
 from logpipe.limits import client_of
+from logpipe.listening import BACKLOG
 from logpipe.problems import Problem
 from logpipe.stream import Append, Once, Rule, digest_of
 
@@ -100,7 +101,9 @@ class SyslogListener:
     async def start(self) -> None:
         """Begins to accept."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), sock=self._listener)
+        self._server = await loop.create_server(
+            lambda: _Connection(self), sock=self._listener, backlog=BACKLOG
+        )
         self._sweeping = asyncio.create_task(self._sweep())
         settings = self.process.settings
         log.info("syslog is taken at tcp://%s:%d", settings.host, self.port)

@@ -14,13 +14,12 @@ from logpipe.decoding import (
     MAX_VALUES,
     PIECE_BYTES,
     WINDOW_BYTES,
-    decode_json,
-    decode_ndjson,
     has_more_elements,
     has_more_values,
 )
 from logpipe.problems import Problem
 from tests.collector.receivers.parsing import JSON, event, events, items
+from tests.decoding import decode_json, decode_ndjson
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 LINE = b'{"source":"a","message":"m"}\n'

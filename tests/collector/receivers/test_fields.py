@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logpipe.collector.receivers import fields
-from logpipe.decoding import decode_json
 from logpipe.event import MAX_DEPTH, MAX_TS_UNIX_MS, Event, encode
 from logpipe.problems import Problem
+from tests.decoding import decode_json
 
 
 @pytest.mark.parametrize(

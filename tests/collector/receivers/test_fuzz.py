@@ -14,11 +14,11 @@ from logpipe.collector.ingest import Bounds
 from logpipe.collector.receivers.packing import Packed, pack
 from logpipe.collector.receivers.protocol import Batch, Outcome, Request
 from logpipe.collector.receivers.table import PROTOCOLS
-from logpipe.decoding import decode_json
 from logpipe.event import NOT_DECODED
 from logpipe.problems import Problem
 from logpipe.stream import Appended
 from tests.collector.receivers.samples import SAMPLES, Sample, snappy
+from tests.decoding import decode_json
 
 WORDS = (
     "message", "level", "source", "time", "timestamp", "event", "fields", "host", "streams",

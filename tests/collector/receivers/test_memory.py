@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from logpipe.collector.ingest import Bounds
+from logpipe.collector.ingest import Bounds, take_in
 from logpipe.collector.receivers import fields, repeated
 from logpipe.collector.receivers.packing import pack
 from logpipe.collector.receivers.protocol import Request
@@ -68,6 +68,34 @@ def test_very_many_tiny_things_are_refused_in_little_memory(
         tracemalloc.stop()
     assert caught.value.status == 413
     assert peak < 5 * BODY_BYTES
+
+
+@pytest.mark.parametrize("end", [b"", b"{bad"])
+@pytest.mark.parametrize(
+    ("separator", "content_type"),
+    [
+        (b"\n", "application/x-ndjson"),
+        (b"\n", "application/json"),
+        (b",", "application/json"),
+    ],
+)
+def test_events_of_many_tiny_objects_are_taken_in_little_memory(
+    separator: bytes, content_type: str, end: bytes
+) -> None:
+    event = b'{"source":"a","message":"","metadata":{"a":[%b]}}' % b",".join([b"{}"] * 900)
+    events = [event] * (4 * BODY_BYTES // len(event))
+    body = separator.join([*events, end] if end else events)
+    if separator == b",":
+        body = b"[" + body + b"]"
+    tracemalloc.start()
+    try:
+        intake = take_in(body, content_type, BOUNDS._replace(events=10_000))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(intake.events) == len(events)
+    assert len(intake.refusals) == bool(end)
+    assert peak < 5 * len(body)
 
 
 def test_a_broken_text_of_escapes_is_looked_through_in_little_memory() -> None:
