@@ -128,7 +128,7 @@ async def wide_head(turn: Turn) -> None:
 
 async def wide_query(turn: Turn) -> None:
     """Queries of 60 KB with as many parameters."""
-    paths = ("/events", "/ui/rows", "/subscribe", "/")
+    paths = ("/events", "/ui/rows", "/ui/volume", "/")
     await turn.target.ask(f"GET {paths[turn.number % 4]}?{'_a&' * 20_000}")
 
 
@@ -712,8 +712,8 @@ ATTACKS: Mapping[str, Attack] = {
         "8 bodies of 16 MiB at a time, in several protocols",
         enlarged,
         8,
-        Bound(128 + 160, 150),
-        "MAX_INFLIGHT_BYTES, five times MAX_BODY_BYTES for each of two bodies",
+        Bound(128 + 302, 150),
+        "MAX_INFLIGHT_BYTES, nine times MAX_BODY_BYTES for each of two bodies",
     ),
     "objects": Attack(
         "4 senders of large events that are mostly empty objects",
@@ -726,29 +726,29 @@ ATTACKS: Mapping[str, Attack] = {
         "8 malformed bodies of 16 MiB at a time, in several protocols",
         misled,
         8,
-        Bound(128 + 160, 150),
-        "MAX_INFLIGHT_BYTES, five times MAX_BODY_BYTES for each of two bodies",
+        Bound(128 + 302, 150),
+        "MAX_INFLIGHT_BYTES, nine times MAX_BODY_BYTES for each of two bodies",
     ),
     "protobuf": Attack(
         "4 bodies of 16 MiB of empty messages at a time",
         emptied,
         4,
-        Bound(128 + 160, 150),
-        "MAX_INFLIGHT_BYTES, five times MAX_BODY_BYTES for each of two bodies",
+        Bound(128 + 302, 150),
+        "MAX_INFLIGHT_BYTES, nine times MAX_BODY_BYTES for each of two bodies",
     ),
     "records": Attack(
         "4 requests of Firehose whose records are tiny frames of zstd",
         delivered,
         4,
-        Bound(128 + 160, 150),
-        "MAX_INFLIGHT_BYTES, five times MAX_BODY_BYTES for each of two bodies",
+        Bound(128 + 302, 150),
+        "MAX_INFLIGHT_BYTES, nine times MAX_BODY_BYTES for each of two bodies",
     ),
     "batches": Attack(
         "batches of 199,000 events in 14 KB",
         batches,
         4,
-        Bound(128 + 160, 150),
-        "MAX_INFLIGHT_BYTES, five times MAX_BODY_BYTES for each of two bodies",
+        Bound(128 + 302, 150),
+        "MAX_INFLIGHT_BYTES, nine times MAX_BODY_BYTES for each of two bodies",
     ),
     "keys": Attack(
         "requests with a new idempotency key and a thousand bad events",
@@ -783,7 +783,7 @@ ATTACKS: Mapping[str, Attack] = {
         "30 clients, three of each of ten attacks",
         mixed,
         30,
-        Bound(128 + 160 + 100, 250),
+        Bound(128 + 302 + 100, 250),
         "all of theirs",
         stored=SCANNED,
         control="accepting",
