@@ -24,7 +24,7 @@ Convert = Callable[[list[Event]], list[T]]
 times as many bytes as their JSON (measured, of tiny objects)."""
 
 GROUP_BYTES = 64 * 1024
-"""Single events are converted together once their JSON has so many bytes."""
+"""JSON of single events that are converted together."""
 
 PIECE_BYTES = 1024 * 1024
 """Decoded by one call at the most, where it can be cut: some milliseconds."""

@@ -125,8 +125,6 @@ VALUE_MEMORY = 80
 """Of a short text, a number or an empty list, and its name or its place in a list (measured)."""
 OBJECT_MEMORY = 184
 """Of an object with up to five members (measured)."""
-
-
 SMALL_BYTES = 1024
 """Of entries up to this size, commas and braces in messages count as if they were in metadata."""
 

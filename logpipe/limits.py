@@ -8,14 +8,14 @@ import ipaddress
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from weakref import WeakValueDictionary
 
 from starlette.types import Scope
 
 from logpipe.problems import Problem
-from logpipe.turns import Turns
+from logpipe.turns import Run, Turns
 
 NAMES = (
     "body", "event", "batch", "metadata_keys", "metadata_depth", "head", "head_time", "body_time",
@@ -141,7 +141,7 @@ class Seats:
         subscriber waits for one turn of each other client, however many subscribers that has."""
         await self._subscribers.run(self.turns, address, work)
 
-    def parsing_for(self, scope: Scope) -> Callable[[Iterator[None]], Awaitable[None]]:
+    def parsing_for(self, scope: Scope) -> Run:
         """As `parsing.run`, for the filter of one request: with one request of each client at a
         time in the queue for a turn."""
         return partial(self._filters.run, self.parsing, requester_of(scope))

@@ -154,9 +154,9 @@ class Encoder(Protocol):
 MAX_FILTERS = 128
 MAX_CHUNK_BYTES = 1024 * 1024
 MAX_FOUND = 16_384
-"""For so many filters a batch keeps what they take, in lists of so many entries in all (8 bytes
-each), and so many bytes of it encoded: readers may have any number of them. Of more, what was made
-first is made again where it is wanted."""
+"""Bounds on what a batch keeps for its readers, who may have any number of filters: the filters,
+the bytes of encoded chunks, and the entries in the lists of what the filters take (8 bytes each).
+Beyond them, what was made first is made again where it is wanted."""
 
 
 class Batch:

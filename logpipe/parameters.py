@@ -3,13 +3,14 @@
 import difflib
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from logpipe.filters import EVERYTHING, Filter, FilterError, parse_filter
 from logpipe.filters import PARAMETERS as FILTER_PARAMETERS
 from logpipe.ids import END, START, StreamId, parse_id, parse_since
 from logpipe.messages import Start
 from logpipe.problems import bad_parameter
+from logpipe.turns import Run
 
 MAX_TAIL = 1_000_000
 MAX_LIMIT = 5_000
@@ -52,9 +53,6 @@ _MEANT: Mapping[str, tuple[str, ...]] = {
     "until": ("to",),
 }
 """Names that other log services have, and the parameters that mean the same here."""
-
-Run = Callable[[Iterator[None]], Awaitable[None]]
-"""Runs through work that can be interrupted."""
 
 _FULL_ID = re.compile(r"\d+-\d+", re.ASCII)
 

@@ -3,11 +3,14 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
+
+Run = Callable[[Iterator[None]], Awaitable[None]]
+"""Runs through work that can be interrupted."""
 
 TURN_S = 0.005
 """Seconds of work after which everything else on the event loop goes on."""

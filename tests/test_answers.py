@@ -102,7 +102,7 @@ class SlowReader:
         self._socket.close()
 
     async def take(self, size: int) -> int:
-        """Reads so many bytes; returns how many there were before the end. Raises
+        """Reads this number of bytes; returns how many there were before the end. Raises
         ConnectionError."""
         left = size
         async with asyncio.timeout(20):
@@ -114,7 +114,7 @@ class SlowReader:
         return size - left
 
     async def trickle(self, size: int) -> None:
-        """Reads so many bytes every 20 ms at the most. Raises ConnectionError."""
+        """Reads at most this number of bytes every 20 ms. Raises ConnectionError."""
         while await self.take(size):
             await asyncio.sleep(0.02)
 

@@ -66,8 +66,8 @@ def test_every_setting_that_is_a_limit_is_in_the_document() -> None:
 
 
 def test_the_document_names_every_limit_that_is_counted() -> None:
-    told = {name for *_, label, _ in ROWS for name in re.findall(r"`(\w+)`", label)}
-    assert told == set(limits.NAMES)
+    labels = {name for *_, label, _ in ROWS for name in re.findall(r"`(\w+)`", label)}
+    assert labels == set(limits.NAMES)
 
 
 def test_every_limit_of_the_document_is_attacked() -> None:

@@ -34,8 +34,9 @@ SMALL_BYTES = 64 * 1024
 one append of others at most, however many batches wait."""
 
 LARGE_EVENTS = 10_000
-"""A request with more events is large: Redis serves nobody else while it appends them, 15 to 25 ms
-for so many, and 0.3 s for 199,000 (measured). One large request is appended at a time."""
+"""A request with more events is large: Redis serves no other client while it appends them, 15 to
+25 ms for 10,000 events, and 0.3 s for 199,000 (measured). Large requests are appended one at a
+time."""
 
 LARGE_BYTES = 4 * 1024 * 1024
 """A request that takes more memory is large as well: Redis takes about 8 ms for so much, and this

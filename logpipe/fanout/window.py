@@ -12,7 +12,7 @@ from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Keepers
 
 MAX_BYTES = 64 * 1024 * 1024
-"""What the window holds at the most, by `event.weight_of`, whatever SUBSCRIBER_QUEUE_LEN allows:
+"""The most that the window holds, by `event.weight_of`, whatever SUBSCRIBER_QUEUE_LEN allows:
 10,000 events of 64 KiB would be ten times that."""
 
 BATCH_BYTES = 256 * 1024
@@ -24,8 +24,8 @@ Each keeps up to `messages.MAX_CHUNK_BYTES`."""
 
 
 def bytes_for(entries: int, event_bytes: int) -> int:
-    """What a window of so many entries may hold: a quarter more than the JSON of as many events of
-    the greatest size, whose metadata may weigh more than their JSON."""
+    """The bytes that a window of `entries` may hold: a quarter more than the JSON of as many events
+    of the greatest size, whose metadata may weigh more than their JSON."""
     return min(MAX_BYTES, entries * (event_bytes * 5 // 4 + 500))
 
 

@@ -377,7 +377,7 @@ class Group:
         self._metrics.pending(await self.stream.groups.pending(self.name))
 
     async def _claim_many(self, consumer: str) -> None:
-        """Claims about `BATCH_COUNT` entries, or until the queue has so many or `READ_BYTES`."""
+        """Claims entries until the queue has about `BATCH_COUNT` of them or `READ_BYTES`."""
         for _ in range(0, self._terms.batch_count, self._terms.pending_count):
             await self._claim(consumer)
             queued_bytes = weight_of(self._queue)

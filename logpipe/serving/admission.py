@@ -21,8 +21,8 @@ CROWDED_PERCENT = 80
 """Of the connections that there is room for: beyond it idle ones are closed for new ones."""
 
 BATCH_PERCENT = 2
-"""Of the connections that there is room for: so many are closed at once, because all clients are
-looked at to choose them."""
+"""Of the connections that there is room for: this part is closed at once, because all clients are
+looked at to choose the connections."""
 
 LOOK_AGAIN_S = 0.1
 """Seconds until idle connections are looked for again after fewer were found than wanted."""
@@ -91,8 +91,8 @@ class Peer:
         puts and removes itself."""
 
     def oldest(self, wanted: int) -> list[Connection]:
-        """At most so many unused ones: idle ones, then those of which part of a head has come, then
-        those of which part of a body has."""
+        """At most `wanted` unused ones: idle ones, then those of which part of a head has come,
+        then those of which part of a body has."""
         chosen: tuple[list[Connection], ...] = ([], [], [])
         for connection in self.unused:
             if len(chosen[0]) == wanted:
@@ -148,7 +148,7 @@ class BoundedState(ServerState):
         return len(self.connections) <= self._most
 
     def _close_unused(self, wanted: int) -> int:
-        """Closes so many unused connections, or fewer where there are fewer; how many."""
+        """Closes `wanted` unused connections, or fewer where there are fewer; returns how many."""
         chosen: list[Connection] = []
         peers = heapq.nlargest(wanted, self._peers.values(), key=lambda peer: len(peer.unused))
         for peer in peers:

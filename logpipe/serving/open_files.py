@@ -8,8 +8,8 @@ from typing import NamedTuple
 log = logging.getLogger("logpipe")
 
 KEPT = 1_000
-"""For what is no connection to the port: listening sockets, Redis, other roles, syslog. A quarter
-of all at the most. Without one left, a connection could not even be accepted to be closed."""
+"""For what is no connection to the port: listening sockets, Redis, other roles, syslog. At most a
+quarter of all. Without one left, a connection could not even be accepted to be closed."""
 
 RESERVED = 2_000
 """Those, and as many connections of senders that no reader can take; half of all at the most."""

@@ -43,7 +43,7 @@ def _mapped(proxies: Iterable[str]) -> Iterator[str]:
 class Server(uvicorn.Server):
     """Stops in order: no new connections, farewells, open requests, then the rest is cut.
 
-    uvicorn alone waits for open streams, for ever by default, before any of them learns of the end.
+    uvicorn alone waits for open streams, by default forever, before any of them learns of the end.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 Requests with an idempotency key need a script, which looks at the key and appends in one step.
 Without one, a transaction of plain commands costs the server a fifth less an event, because none
-of them goes through Lua; but its answers are two for each event, so many events go by the script.
+of them goes through Lua; but its answers are two for each event, so batches go by the script.
 """
 
 from collections.abc import Iterator, Sequence

@@ -119,7 +119,7 @@ class Connections:
         greeting = note_command(key) if primary else ()
         self.appending = Direct(address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, greeting)
         self.appending_many = Direct(address, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, primary, greeting)
-        """For appends of many events: Redis goes on with one that nobody waits for any more, so the
+        """For appends of many events: Redis goes on with one whose request has ended, so the
         next must not begin before."""
         self.writing = _client(address, WRITE_TIMEOUT_S, primary)
         self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S, primary)

@@ -89,7 +89,7 @@ MAX_CUT = 200_000
 thread has a turn."""
 
 REPLACED_BYTES = 64 * 1024
-"""Bytes that are not UTF-8 are replaced in so many at a time: the same."""
+"""Bytes that are not UTF-8 are replaced in pieces of this size: the same."""
 
 _HALF = re.compile(
     rb"(?:[^\\]|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..){1,65536}+"

@@ -119,7 +119,7 @@ def _pool() -> Any:
 
 
 def parsed(kind: Any, body: bytes) -> Any:
-    """A message of a class. Raises a `Problem`: 400 for what is none, 413 for more fields than a
+    """A message of a class. Raises a `Problem`: 400 for other bytes, 413 for more fields than a
     list may have elements."""
     from google.protobuf.message import DecodeError
 

@@ -68,7 +68,7 @@ def test_a_resource_far_over_an_event_costs_only_its_records() -> None:
 
 
 def wide(values: int) -> bytes:
-    """An event of which the metadata has a list of so many values."""
+    """An event of which the metadata has a list of this number of values."""
     return b'{"source":"a","message":"m","metadata":{"a":[%s]}}' % b",".join([b"0"] * values)
 
 
