@@ -6,6 +6,7 @@ import platform
 import ssl
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,37 +28,75 @@ class Loop:
         self.me = self
 
 
-async def test_what_refers_to_itself_is_gone_within_a_minute(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Though hardly anything is allocated, so that no threshold is ever met."""
-    monkeypatch.setattr(garbage, "LOOK_S", 0.05)
-    thresholds = gc.get_threshold()
+@pytest.fixture
+def no_automatic_collection() -> Iterator[None]:
     gc.disable()
-    try:
-        left = weakref.ref(Loop())
-        assert left() is not None
-        task = asyncio.create_task(garbage.look_now_and_then())
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_automatic_collection")
+async def test_what_refers_to_itself_is_freed_by_the_next_look() -> None:
+    left = weakref.ref(Loop())
+    with garbage.settled():
+        task = asyncio.create_task(garbage.look_now_and_then(0.05))
         await wait_until(lambda: left() is None, "it is gone")
         task.cancel()
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.enable()
+
+
+@pytest.mark.usefixtures("no_automatic_collection")
+async def test_what_was_frozen_before_it_was_left_is_freed_as_well() -> None:
+    loop = Loop()
+    left = weakref.ref(loop)
+    with garbage.settled():
+        del loop
+        gc.collect()
+        assert left() is not None
+        garbage.look()
+        assert left() is None
+
+
+@pytest.mark.usefixtures("no_automatic_collection")
+async def test_there_is_no_look_at_too_many_objects() -> None:
+    """It would hold up everything for a second."""
+    loop = Loop()
+    left = weakref.ref(loop)
+    with garbage.settled():
+        del loop
+        garbage.look(max_objects=gc.get_freeze_count() - 1)
+        assert left() is not None
+
+
+async def test_a_collection_freezes_what_survives_it() -> None:
+    """So that the next one does not look at it again."""
+    with garbage.settled():
+        kept = [Loop() for _ in range(1000)]
+        assert any(each is kept for each in gc.get_objects())
+        gc.collect(0)
+        assert not any(each is kept for each in gc.get_objects())
+
+
+async def test_a_process_that_serves_no_longer_collects_as_before() -> None:
+    before = gc.get_threshold(), list(gc.callbacks)
+    with garbage.settled():
+        assert gc.get_threshold() != before[0]
+    assert (gc.get_threshold(), list(gc.callbacks)) == before
+    assert gc.get_freeze_count() == 0
 
 
 FREED = """
 from logpipe.serving import garbage
 from tests.soak.measures import resident_bytes
 import os
-garbage.settle()
-largest = bytes(16 * 2**20)
-del largest
-before = resident_bytes(os.getpid())
-answers = [bytes([1]) * 2**20 for _ in range(60)]
-held = resident_bytes(os.getpid()) - before
-last = [bytes(2_000 + number) for number in range(100)]
-del answers
-print(held, resident_bytes(os.getpid()) - before)
+with garbage.settled():
+    largest = bytes(16 * 2**20)
+    del largest
+    before = resident_bytes(os.getpid())
+    answers = [bytes([1]) * 2**20 for _ in range(60)]
+    held = resident_bytes(os.getpid()) - before
+    last = [bytes(2_000 + number) for number in range(100)]
+    del answers
+    print(held, resident_bytes(os.getpid()) - before)
 """
 
 

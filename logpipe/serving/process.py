@@ -58,10 +58,9 @@ async def serve_until_stopped(settings: Settings, inherited: Inherited | None = 
             process.background.on_failure = server.stop
             if inherited is None:
                 introduce(settings, listener.getsockname()[1])
-            garbage.settle()
             process.background.start("garbage", garbage.look_now_and_then())
             if process.background.failure is None:
-                with signals.handled_by(server.stop):
+                with garbage.settled(), signals.handled_by(server.stop):
                     await server.serve(sockets=[listener])
             status = 1 if process.background.failure else 0
             if server.force_exit:

@@ -783,7 +783,7 @@ ATTACKS: Mapping[str, Attack] = {
         "30 clients, three of each of ten attacks",
         mixed,
         30,
-        Bound(128 + 302 + 100, 250),
+        Bound(128 + 302 + 161 + 47 + 67 + 67, 302 + 161),
         "all of theirs",
         stored=SCANNED,
         control="accepting",
