@@ -13,7 +13,7 @@ from typing import Literal
 LOOK_S = 60.0
 """Between two looks at everything."""
 MAX_BLOCKS = 500_000
-"""Allocated blocks of Python's memory, which are faster to count than objects. With so many of them
+"""Allocated blocks of Python's memory, which are faster to count than objects. At this number
 a look takes 100 ms (measured), in which nothing else of the process goes on."""
 YOUNG_OBJECTS = 10_000
 """Between two collections of new objects."""
@@ -62,7 +62,7 @@ def _freeze_survivors(phase: Literal["start", "stop"], _: dict[str, int]) -> Non
 async def look_now_and_then(
     every_s: float = LOOK_S, young_s: float = YOUNG_S, max_blocks: int = MAX_BLOCKS
 ) -> None:
-    """Collects new objects each `young_s` seconds and calls `look` each `every_s`, for ever."""
+    """Collects new objects each `young_s` seconds and calls `look` each `every_s`."""
     while True:
         due = time.monotonic() + every_s
         while time.monotonic() < due:
