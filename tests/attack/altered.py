@@ -37,7 +37,7 @@ def _idle() -> None:
 def _scans() -> None:
     """Searches of the history have as many seats as they want, read all in one step, do not pause,
     and go on when their clients have left."""
-    from logpipe import answers, turns
+    from logpipe import answers
     from logpipe.fanout import history
 
     init = history.ScanSeats.__init__
@@ -46,10 +46,35 @@ def _scans() -> None:
         init(self, **{**given, "seats": 1_000, "queue": NO_BOUND})
 
     history.ScanSeats.__init__ = without_bounds  # type: ignore[method-assign]
-    turns.TURN_S = history.STEP_S = history.PAGE_S = LONG_S
+    history.PAGE_S = LONG_S
+    answers.attended = _unattended
+    _long_steps()
+
+
+def _look_backs() -> None:
+    """A search of `tail` looks at everything in one step, without a pause."""
+    from logpipe.fanout import history, look_back
+
+    init = history.Scan.__init__
+
+    def without_steps(self: history.Scan, *given: Any, **named: Any) -> None:
+        init(self, *given, **named)
+        self._most = self._fits = NO_BOUND
+
+    history.Scan.__init__ = without_steps  # type: ignore[method-assign]
+    look_back.MAX_ENTRIES = look_back.MAX_READ_BYTES = NO_BOUND
+    look_back.MAX_S = LONG_S
+    _long_steps()
+
+
+def _long_steps() -> None:
+    """A step of a search reads a whole page, and looks at it without a pause."""
+    from logpipe import turns
+    from logpipe.fanout import history
+
+    turns.TURN_S = history.STEP_S = LONG_S
     history.FIRST_COUNT = history.MAX_STEP_COUNT = history.PAGE_SCAN
     history.STEP_BYTES = history.RUN_BYTES = NO_BOUND
-    answers.attended = _unattended
 
 
 def _filter_cost() -> None:
@@ -112,6 +137,7 @@ ALTERATIONS: dict[str, Callable[[], None]] = {
     "pipeline": _pipeline,
     "idle-connections": _idle,
     "scans": _scans,
+    "look-backs": _look_backs,
     "filter-cost": _filter_cost,
     "filter-memory": _filter_memory,
     "frames": _frames,

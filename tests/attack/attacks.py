@@ -572,6 +572,7 @@ ATTACKS: Mapping[str, Attack] = {
         "3 steps of 1 MB, the shelf",
         stored=LONG,
         settings=LONG_STREAM,
+        control="look-backs",
     ),
     "look-backs-40": Attack(
         "40 subscribers that look back for something rare",
