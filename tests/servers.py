@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -227,13 +228,14 @@ class Process:
                 stderr=out,
             )
 
-    async def ready(self, timeout: float = 45.0) -> None:
-        """Returns when /healthz says so."""
+    async def ready(self, timeout: float = 45.0, trusting: ssl.SSLContext | None = None) -> None:
+        """Returns when /healthz says so; over TLS where a client's context is given."""
         deadline = time.monotonic() + timeout
-        async with httpx.AsyncClient(trust_env=False) as http:
+        url = f"https://localhost:{self.port}" if trusting is not None else self.url
+        async with httpx.AsyncClient(verify=trusting or True, trust_env=False) as http:
             while True:
                 with contextlib.suppress(httpx.HTTPError):
-                    if (await http.get(f"{self.url}/healthz")).status_code == 200:
+                    if (await http.get(f"{url}/healthz")).status_code == 200:
                         return
                 assert self.popen.poll() is None, f"it has ended: {self.log.read_text()}"
                 assert time.monotonic() < deadline, f"not ready: {self.log.read_text()}"

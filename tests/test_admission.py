@@ -4,9 +4,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
 from logpipe.limits import client_of
-from logpipe.serving.admission import STEPS_AT_ONCE, BoundedState, Turns
+from logpipe.serving.admission import STEPS_AT_ONCE, BoundedState, Handshakes, Turns
 
 
 class Fake:
@@ -30,7 +31,7 @@ async def test_other_callbacks_run_between_the_steps_of_many_connections() -> No
         steps += 1
 
     for _ in range(10 * STEPS_AT_ONCE):
-        turns.add(step)
+        turns.add(step, "a")
     async with asyncio.timeout(10):
         while steps < 10 * STEPS_AT_ONCE:
             before = steps
@@ -48,7 +49,7 @@ async def test_a_slow_step_is_the_only_one_of_its_turn() -> None:
         time.sleep(0.01)
 
     for _ in range(3):
-        turns.add(step)
+        turns.add(step, "a")
     for expected in (1, 2, 3):
         await asyncio.sleep(0)
         assert steps == expected
@@ -61,14 +62,24 @@ async def test_connections_have_steps_in_turn() -> None:
     def step(name: str) -> None:
         made.append(name)
         if len(made) < 12:
-            turns.add(lambda: step(name))
+            turns.add(lambda: step(name), "a")
 
     for name in "abc":
-        turns.add(lambda name=name: step(name))  # type: ignore[misc]
+        turns.add(lambda name=name: step(name), "a")  # type: ignore[misc]
     async with asyncio.timeout(10):
         while len(made) < 12:
             await asyncio.sleep(0)
     assert "".join(made[:12]) == "abcabcabcabc"
+
+
+async def test_each_client_in_turn_has_a_step_however_many_it_adds() -> None:
+    turns, made = Turns(), list[str]()
+    for name in ("a1", "a2", "a3", "a4", "b1", "c1", "c2"):
+        turns.add(partial(made.append, name), client=name[0])
+    async with asyncio.timeout(10):
+        while len(made) < 7:
+            await asyncio.sleep(0)
+    assert made == ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]
 
 
 async def test_a_step_that_fails_does_not_stop_those_behind_it() -> None:
@@ -79,8 +90,8 @@ async def test_a_step_that_fails_does_not_stop_those_behind_it() -> None:
     def fail() -> None:
         raise ValueError
 
-    turns.add(fail)
-    turns.add(lambda: made.append("second"))
+    turns.add(fail, "a")
+    turns.add(lambda: made.append("second"), "a")
     async with asyncio.timeout(10):
         while not made:
             await asyncio.sleep(0)
@@ -169,3 +180,25 @@ def test_connections_that_are_not_closed_yet_count() -> None:
         state.connections.discard(connections[index])
         state.leave(connections[index], connections[index].address)
     assert state.has_room()
+
+
+def test_the_client_with_the_most_handshakes_loses_its_oldest() -> None:
+    limited: Counter[str] = Counter()
+    handshakes = Handshakes(limited.update, most=5)
+    few = [Fake("192.0.2.1") for _ in range(2)]
+    many = [Fake("192.0.2.2") for _ in range(8)]
+    for connection in [few[0], *many, few[1]]:
+        handshakes.begin(connection, connection.address)
+    assert closed(few) == []
+    assert closed(many) == [0, 1, 2, 3, 4]
+    assert limited == {"handshakes": 5}
+
+
+def test_a_handshake_that_has_ended_leaves_room() -> None:
+    handshakes = Handshakes(lambda _: None, most=2)
+    every = [Fake("192.0.2.1") for _ in range(6)]
+    for connection in every:
+        handshakes.begin(connection, connection.address)
+        handshakes.end(connection, connection.address)
+        handshakes.end(connection, connection.address)
+    assert closed(every) == []

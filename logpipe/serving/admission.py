@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import heapq
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -24,6 +24,9 @@ BATCH_PERCENT = 2
 """Of the connections that there is room for: this part is closed at once, because all clients are
 looked at to choose the connections."""
 
+MAX_HANDSHAKES = 256
+"""Handshakes of TLS under way: each takes 110 KB (measured), a connection over TLS 35 KB."""
+
 LOOK_AGAIN_S = 0.1
 """Seconds until idle connections are looked for again after fewer were found than wanted."""
 
@@ -32,41 +35,48 @@ Limited = Callable[[Mapping[str, int]], None]
 
 
 class Turns:
-    """Steps of connections with more to do than one request, in the order in which they were added.
+    """Steps of connections with more to do than one request. Each client in turn has one made, of
+    its own in the order in which they were added.
 
     However many connections send more than they wait for, other callbacks of the event loop run
     after `STEPS_AT_ONCE` steps or `TURN_S` seconds.
     """
 
     def __init__(self) -> None:
-        self._steps: deque[Callable[[], None]] = deque()
+        self._steps: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
+        self._runs = False
         # Not the context of the request whose answer leads to a step: its id would go on.
         self._context = contextvars.Context()
 
-    def add(self, step: Callable[[], None]) -> None:
-        """Has a step called soon, once."""
-        self._steps.append(step)
-        if len(self._steps) == 1:
+    def add(self, step: Callable[[], None], client: str) -> None:
+        """Has a step of a client called soon, once."""
+        self._steps.setdefault(client, deque()).append(step)
+        if not self._runs:
             self._run_soon()
 
     def _run_soon(self) -> None:
+        self._runs = True
         asyncio.get_running_loop().call_soon(self._run, context=self._context)
 
     def _run(self) -> None:
         until = time.monotonic() + TURN_S
         try:
-            for _ in range(min(STEPS_AT_ONCE, len(self._steps))):
-                # It stays in the queue while it runs, so that `add` schedules no second run.
-                self._steps[0]()
-                self._steps.popleft()
-                if time.monotonic() > until:
+            for _ in range(STEPS_AT_ONCE):
+                self._next()()
+                if not self._steps or time.monotonic() > until:
                     break
-        except BaseException:
-            self._steps.popleft()
-            raise
         finally:
+            self._runs = False
             if self._steps:
                 self._run_soon()
+
+    def _next(self) -> Callable[[], None]:
+        """The next step of the client that has waited longest; its others wait for all clients."""
+        client, steps = self._steps.popitem(last=False)
+        step = steps.popleft()
+        if steps:
+            self._steps[client] = steps
+        return step
 
 
 class Connection(Protocol):
@@ -101,6 +111,37 @@ class Peer:
         return [connection for each in chosen for connection in each][:wanted]
 
 
+class Handshakes:
+    """The handshakes of TLS that are under way, by client. Beyond `most` of them a new one closes
+    the oldest of the client that has the most."""
+
+    def __init__(self, limited: Limited, most: int = MAX_HANDSHAKES) -> None:
+        self._limited = limited
+        self._most = most
+        self._count = 0
+        self._of: dict[str, dict[Connection, None]] = {}
+
+    def begin(self, connection: Connection, client: str) -> None:
+        """Adds the handshake of a connection, which leaves by `end`."""
+        self._of.setdefault(client, {})[connection] = None
+        self._count += 1
+        if self._count > self._most:
+            crowded = max(self._of, key=lambda client: len(self._of[client]))
+            oldest = next(iter(self._of[crowded]))
+            self.end(oldest, crowded)
+            self._limited({"handshakes": 1})
+            oldest.close_for_room()
+
+    def end(self, connection: Connection, client: str) -> None:
+        """Removes it, if it is there."""
+        handshakes = self._of.get(client, {})
+        if connection in handshakes:
+            del handshakes[connection]
+            self._count -= 1
+            if not handshakes:
+                del self._of[client]
+
+
 class BoundedState(ServerState):
     """What the connections of a server share."""
 
@@ -108,6 +149,7 @@ class BoundedState(ServerState):
         super().__init__()
         self.limited = limited
         self.turns = Turns()
+        self.handshakes = Handshakes(limited)
         self._peers: dict[str, Peer] = {}
         self._most = most_connections
         self._crowded = most_connections * CROWDED_PERCENT // 100

@@ -279,7 +279,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _ask_for_turn(self) -> None:
         if not self._has_turn:
             self._has_turn = True
-            self._state.turns.add(self._step)
+            self._state.turns.add(self._step, self._address)
 
     def _parse_some(self) -> None:
         """Parses a slice, and another one where the first ends with the head of a request with a

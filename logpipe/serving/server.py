@@ -4,16 +4,19 @@ import asyncio
 import ipaddress
 import logging
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from logpipe.listening import BACKLOG, copies
 from logpipe.serving.admission import BoundedState, Limited
+from logpipe.serving.handshake import Handshake
 from logpipe.serving.protocol import BoundedProtocol
 from logpipe.settings import Settings
 
@@ -75,7 +78,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
-        self.server_state = BoundedState(limited, most_connections)
+        self.server_state: BoundedState = BoundedState(limited, most_connections)
         self._farewell = farewell
 
     @contextmanager
@@ -90,7 +93,18 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop(), asyncio.BaseEventLoop
         ):
             sockets = [each for given in sockets for each in copies(given)]
+        if self.config.ssl is not None:
+            self._begin_with_handshakes(self.config.ssl)
         await super().startup(sockets)
+
+    def _begin_with_handshakes(self, context: ssl.SSLContext) -> None:
+        """Has connections begin with a `Handshake` instead of asyncio's own."""
+
+        def handshake(**given: Any) -> Handshake:
+            return Handshake(context, self.server_state, partial(BoundedProtocol, **given))
+
+        self.config.ssl = None
+        self.config.http_protocol_class = handshake  # type: ignore[assignment]
 
     def stop(self) -> None:
         """Ends the server; asked a second time, it no longer waits for anyone."""
@@ -111,7 +125,7 @@ class Server(uvicorn.Server):
             connection.shutdown()  # an idle one at once, the others after their answer
         await self._finish(0 if self.force_exit else GRACE_S)
         for connection in list(self.server_state.connections):
-            cast("BoundedProtocol", connection).cut()
+            cast("BoundedProtocol | Handshake", connection).cut()
         await self._finish(CUT_S)
 
     async def _finish(self, seconds: float) -> None:

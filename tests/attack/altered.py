@@ -108,6 +108,13 @@ def _accepting() -> None:
     turns._ThreadTurn.is_over = lambda self: False  # type: ignore[method-assign]
 
 
+def _handshakes() -> None:
+    """asyncio makes the handshakes, of all clients in one iteration of the event loop."""
+    from logpipe.serving.server import Server
+
+    Server._begin_with_handshakes = lambda *_: None  # type: ignore[method-assign]
+
+
 def _answers() -> None:
     """Whole pages are written at once, however little their clients take."""
     from logpipe import answers
@@ -142,6 +149,7 @@ ALTERATIONS: dict[str, Callable[[], None]] = {
     "filter-memory": _filter_memory,
     "frames": _frames,
     "accepting": _accepting,
+    "handshakes": _handshakes,
     "answers": _answers,
     "half-syslog": _half_syslog,
 }

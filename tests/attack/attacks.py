@@ -2,9 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import json
+import ssl
 import sys
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, partial
@@ -22,6 +25,7 @@ JSON = "Content-Type: application/json"
 GZIP = "Content-Encoding: gzip"
 BODY_BYTES = 16 * 1024 * 1024
 """MAX_BODY_BYTES."""
+HELLOS_EVERY_S = 1.0
 IDLE_FILES = 1_200
 """How many files the server may have open where connections are attacked."""
 
@@ -57,6 +61,8 @@ class Attack(NamedTuple):
     settings: Mapping[str, str] = {}
     files: int = 0
     """How many files the server may have open; 0: as the machine lets it."""
+    tls: bool = False
+    """Whether the server speaks TLS."""
     syslog: bool = False
     """Whether it listens to syslog over TCP, and an honest sender uses that."""
     control: str = ""
@@ -87,6 +93,30 @@ async def idle(turn: Turn) -> None:
     async with turn.target.connected() as connection:
         await turn.target.ask_over(connection, "GET /livez")
         await connection.reader.read()
+
+
+async def silent(turn: Turn) -> None:
+    """A connection that begins nothing and stays."""
+    async with turn.target.connected() as connection:
+        turn.target.tally.requests += 1
+        await connection.reader.read()
+
+
+async def hello(turn: Turn) -> None:
+    """The first message of TLS, which all clients send at the same moment."""
+    async with turn.target.connected() as connection:
+        await asyncio.sleep(HELLOS_EVERY_S - time.monotonic() % HELLOS_EVERY_S)
+        await turn.target.send(connection, _client_hello(), 1)
+        await asyncio.sleep(HELLOS_EVERY_S / 2)
+
+
+@cache
+def _client_hello() -> bytes:
+    sent = ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return sent.read()
 
 
 async def slow_head(turn: Turn) -> None:
@@ -623,6 +653,25 @@ ATTACKS: Mapping[str, Attack] = {
         pause_s=0.2,
         files=IDLE_FILES,
         control="idle-connections",
+    ),
+    "silent-tls": Attack(
+        "900 connections that begin no TLS, with 1,200 files",
+        silent,
+        900,
+        Bound(60, 20),
+        "16 KB a connection",
+        pause_s=0.2,
+        files=IDLE_FILES,
+        tls=True,
+    ),
+    "hellos": Attack(
+        "900 connections that begin TLS at the same moment",
+        hello,
+        900,
+        Bound(60, 40),
+        "110 KB a handshake, 16 KB a connection",
+        tls=True,
+        control="handshakes",
     ),
     "slow-heads": Attack(
         "900 heads that come byte by byte, with 1,200 files",

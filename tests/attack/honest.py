@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -51,6 +52,8 @@ class Wanted(msgspec.Struct):
     """Of the server, its Redis and the witness."""
     resume_from: str = ""
     syslog_port: int = 0
+    authority: str = ""
+    """The file of the certificate's authority, where the server speaks TLS."""
 
 
 class Progress(msgspec.Struct, tag=True):
@@ -87,6 +90,8 @@ class Clients:
         self.seen = Witnessed()
         self.stopping = False
         self._wanted = wanted
+        authority = wanted.authority
+        self._tls = ssl.create_default_context(cafile=authority) if authority else None
         self._number = 0
         self._sent_at: dict[int, float] = {}
         self._kept: Connection | None = None
@@ -156,19 +161,32 @@ class Clients:
         pid = self._wanted.pids[2]
         waited, began = processor_wait_s(pid) + processor_wait_s("self"), time.monotonic()
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
-            async with self._connected(self._wanted.witness) as connection:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._wanted.witness)
+            try:
+                connection = Connection(reader, writer)
                 await connection.send(request(start="GET / HTTP/1.1"))
                 await connection.answer()
+            finally:
+                writer.transport.abort()
         took_s = time.monotonic() - began
         return max(0.0, took_s - (processor_wait_s(pid) + processor_wait_s("self") - waited))
 
     @contextlib.asynccontextmanager
-    async def _connected(self, port: int = 0) -> AsyncIterator[Connection]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port or self._wanted.port)
+    async def _connected(self) -> AsyncIterator[Connection]:
+        connection = await self._connect()
         try:
-            yield Connection(reader, writer)
+            yield connection
         finally:
-            writer.transport.abort()
+            connection.writer.transport.abort()
+
+    async def _connect(self) -> Connection:
+        """A new connection to the server."""
+        name = "localhost" if self._tls is not None else None
+        return Connection(
+            *await asyncio.open_connection(
+                "127.0.0.1", self._wanted.port, ssl=self._tls, server_hostname=name
+            )
+        )
 
     async def _get(self, path: str) -> str:
         async with self._connected() as connection:
@@ -227,13 +245,12 @@ class Clients:
             else:
                 self._kept = kept
                 return answer
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._wanted.port)
-        made = Connection(reader, writer)
+        made = await self._connect()
         try:
             await made.send(asked)
             answer = await made.answer(2 * PATIENCE_S)
         except BaseException:
-            writer.transport.abort()
+            made.writer.transport.abort()
             raise
         self._kept = made
         return answer

@@ -5,6 +5,7 @@ import contextlib
 import os
 import resource
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import trustme
 
 from tests.attack import attacker as attacking
 from tests.attack.attacks import ATTACKS
@@ -91,6 +93,13 @@ class Trial:
         self._tally = Tally()
         self._progress = Progress(0.0, 0.0, 0)
         self._syslog_port = free_port() if self.attack.syslog else 0
+        self._authority = folder / f"{name}.authority.pem"
+        self._certificate = folder / f"{name}.pem"
+        if self.attack.tls:
+            authority = trustme.CA()
+            authority.cert_pem.write_to_path(str(self._authority))
+            issued = authority.issue_cert("localhost", key_type=trustme.KeyType.RSA)
+            issued.private_key_and_cert_chain_pem.write_to_path(str(self._certificate))
 
     @property
     def log(self) -> Path:
@@ -120,7 +129,9 @@ class Trial:
             resume_from = await asyncio.to_thread(
                 seed, self._valkey, self.attack.stored, large=self.attack.large
             )
-            await server.ready()
+            authority = str(self._authority) if self.attack.tls else ""
+            trusting = ssl.create_default_context(cafile=authority) if authority else None
+            await server.ready(trusting=trusting)
             pids = [server.popen.pid, self._valkey.pid, witness.pid]
             wanted = Wanted(
                 server.port,
@@ -128,6 +139,7 @@ class Trial:
                 pids,
                 resume_from,
                 self._syslog_port,
+                authority,
             )
             return await self._played(server, honest, attacker, wanted)
 
@@ -141,6 +153,8 @@ class Trial:
             "PORT": str(free_port()),
             **self.attack.settings,
         }
+        if self.attack.tls:
+            environ["SSL_CERTFILE"] = str(self._certificate)
         if self._syslog_port:
             environ["SYSLOG_TCP"] = str(self._syslog_port)
         module = SERVER
