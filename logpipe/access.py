@@ -16,6 +16,7 @@ from logpipe.answers import Answers, PacedSend
 from logpipe.collector.app import PATH as INGEST
 from logpipe.problems import FAULT, respond
 from logpipe.request_ids import Identified
+from logpipe.wire import LATER, Rest, wire_of
 
 log = logging.getLogger("logpipe.access")
 
@@ -44,8 +45,15 @@ class Access:
         return self._answered(scope, receive, Identified(send))
 
     async def _answered(self, scope: Scope, receive: Receive, send: Identified) -> None:
+        paced = PacedSend(send, scope, self._answers)
+        later: list[Rest] = []
+        scope[LATER] = later
         try:
-            await self._app(scope, receive, PacedSend(send, scope, self._answers))
+            await self._app(scope, receive, paced)
+            for rest in later:
+                if wire := wire_of(scope):
+                    wire.shed()
+                await rest(receive, paced)
         except Exception:
             # To be logged by the server, which closes the connection where an answer has begun.
             if not send.status:
@@ -55,6 +63,7 @@ class Access:
     async def _logged(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "POST":
             scope["extensions"] = {}  # what goes by the wire would not be seen here
+        path = shown(scope["path"])
         started = time.perf_counter()
         identified = Identified(send)
         try:
@@ -62,7 +71,6 @@ class Access:
         finally:
             took_ms = (time.perf_counter() - started) * 1000
             status = identified.status or "unanswered"
-            path = shown(scope["path"])
             log.debug("%s %s %s in %.1f ms", scope["method"], path, status, took_ms)
 
 

@@ -32,6 +32,15 @@ def require(authorization: str | None, tokens: Sequence[str]) -> None:
     admit(token.strip(), tokens)
 
 
+def kept(authorization: str | None, tokens: Sequence[str]) -> str | None:
+    """What a stream keeps of an Authorization header that `require` has accepted: no more than its
+    token, and nothing where none was needed."""
+    if not tokens:
+        return None
+    scheme, _, token = (authorization or "").partition(" ")
+    return f"{scheme} {token.strip()}"
+
+
 def admit(token: str, tokens: Sequence[str]) -> None:
     """Checks a token as a header had it. Raises a 403 `Problem`."""
     # Servers decode headers as Latin-1; a token beyond ASCII was sent as UTF-8.

@@ -10,15 +10,23 @@ import contextlib
 import socket
 import struct
 import weakref
+from collections.abc import Awaitable, Callable
 from typing import cast
 
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 EXTENSION = "logpipe.wire"
 
 TLS_RECORD_BYTES = 16 * 1024
 """The most that TLS encrypts as one (RFC 8446, 5.1)."""
+
+LATER = "logpipe.later"
+"""Key of a scope: a list to which an application adds what sends the rest of its response."""
+
+Rest = Callable[[Receive, Send], Awaitable[None]]
+"""Sends the rest of a response that has begun, after the application has returned: a stream does
+not keep what the application made of its request."""
 
 RESET = struct.pack("ii", 1, 0)
 """For SO_LINGER: to close is to reset (socket(7))."""
@@ -44,7 +52,7 @@ def wire_of(scope: Scope) -> "Wire | None":
 class Wire:
     """One request and its response; stands between uvicorn's cycle and the transport."""
 
-    __slots__ = ("_corked", "_cycle", "_head", "_next", "_transport", "unfinished")
+    __slots__ = ("_corked", "_cycle", "_head", "_next", "_transport", "release", "unfinished")
 
     def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
         # The cycle refers to this wire, and lives for as long as its request's task: a reference
@@ -55,6 +63,8 @@ class Wire:
         # The response to HEAD ends with its head.
         self._corked = cycle.scope["method"] != "HEAD"
         self._head = b""
+        self.release: Callable[[], None] | None = None
+        """Ends the counting of the head of the request, where it is counted."""
         self.unfinished = False
         """Whether the end of the connection would be taken for the end of a body that goes on: to
         close is then to reset."""
@@ -139,6 +149,22 @@ class Wire:
             return False
         cycle = self._next()
         return cycle is None or cycle.response_started
+
+    def shed(self) -> None:
+        """Forgets what the client sent in the head of the request: up to 64 KB, and three times as
+        much of memory. Nothing needs it once a stream has begun or a response has ended."""
+        cycle = self._cycle()
+        if cycle is not None:
+            cycle.scope["headers"] = []
+            cycle.scope["path"] = ""
+            cycle.scope["raw_path"] = cycle.scope["query_string"] = b""
+        self.no_longer_count()
+
+    def no_longer_count(self) -> None:
+        """Ends the counting of the head."""
+        if self.release is not None:
+            self.release()
+            self.release = None
 
     # -- around the messages ------------------------------------------------------------------
 

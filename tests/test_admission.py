@@ -82,6 +82,18 @@ async def test_each_client_in_turn_has_a_step_however_many_it_adds() -> None:
     assert made == ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]
 
 
+async def test_an_urgent_step_is_made_before_the_others_of_its_client() -> None:
+    turns, made = Turns(), list[str]()
+    for name in ("a1", "a2", "b1", "b2"):
+        turns.add(partial(made.append, name), client=name[0])
+    for name in ("a3", "a4"):
+        turns.add(partial(made.append, name), client="a", urgent=True)
+    async with asyncio.timeout(10):
+        while len(made) < 6:
+            await asyncio.sleep(0)
+    assert made == ["a3", "b1", "a4", "b2", "a1", "a2"]
+
+
 async def test_a_step_that_fails_does_not_stop_those_behind_it() -> None:
     turns, made = Turns(), list[str]()
     failures = list[dict[str, object]]()

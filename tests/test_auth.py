@@ -1,6 +1,6 @@
 import pytest
 
-from logpipe.auth import is_known, require
+from logpipe.auth import is_known, kept, require
 from logpipe.problems import Problem
 
 TOKENS = ("one", "two", "tökén")
@@ -46,3 +46,9 @@ def test_a_token_is_known_only_as_a_whole() -> None:
     assert is_known("tökén", TOKENS)
     for other in ("", "t", "tökén ", "token", "\ud800", "oneone"):
         assert not is_known(other, TOKENS)
+
+
+def test_a_stream_keeps_the_token_of_its_header_and_no_more() -> None:
+    assert kept("Bearer    secret   ", ["secret"]) == "Bearer secret"
+    assert kept("Bearer " + "x" * 60_000, []) is None
+    assert kept(None, []) is None

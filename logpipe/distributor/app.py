@@ -110,7 +110,7 @@ class _Distributor:
             return Response(
                 encoder.message(full(str(error))), headers=HEADERS, media_type=encoder.media_type
             )
-        allowed = partial(self._may_read, authorization)
+        allowed = partial(self._may_read, auth.kept(authorization, self._tokens.readers))
         return StreamResponse(
             subscription,
             encoder,

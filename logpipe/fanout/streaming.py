@@ -34,7 +34,7 @@ from logpipe.messages import (
     named,
 )
 from logpipe.metrics import Metrics
-from logpipe.wire import Wire, wire_of
+from logpipe.wire import LATER, Rest, Wire, wire_of
 
 Revoking = Callable[[Callable[[], None]], AbstractContextManager[None]]
 """Given how to end a stream: a context in which that is called once it is no longer allowed."""
@@ -150,6 +150,15 @@ class StreamResponse(Response):
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
+        rest = partial(self._rest, scope)
+        later: list[Rest] | None = scope.get(LATER)
+        if later is None:
+            await rest(receive, send)
+        else:
+            later.append(rest)
+
+    async def _rest(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What comes behind the head."""
         client = scope.get("client")
         address = self._subscription.client = client[0] if client else ""
         if limit := self._seats.take(address):

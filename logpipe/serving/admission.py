@@ -6,7 +6,7 @@ import heapq
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from uvicorn.server import ServerState
 
@@ -27,6 +27,9 @@ looked at to choose the connections."""
 MAX_HANDSHAKES = 256
 """Handshakes of TLS under way: each takes 110 KB (measured), a connection over TLS 35 KB."""
 
+MAX_HEADS_BYTES = 16 * 1024 * 1024
+"""Memory of large heads of requests that are coming or under way: each more is refused."""
+
 LOOK_AGAIN_S = 0.1
 """Seconds until idle connections are looked for again after fewer were found than wanted."""
 
@@ -43,14 +46,15 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._steps: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
+        self._steps: OrderedDict[str, _Steps] = OrderedDict()
         self._runs = False
         # Not the context of the request whose answer leads to a step: its id would go on.
         self._context = contextvars.Context()
 
-    def add(self, step: Callable[[], None], client: str) -> None:
-        """Has a step of a client called soon, once."""
-        self._steps.setdefault(client, deque()).append(step)
+    def add(self, step: Callable[[], None], client: str, *, urgent: bool = False) -> None:
+        """Has a step of a client called soon, once; urgent ones before its others."""
+        steps = self._steps.setdefault(client, _Steps(deque(), deque()))
+        (steps.urgent if urgent else steps.others).append(step)
         if not self._runs:
             self._run_soon()
 
@@ -73,10 +77,17 @@ class Turns:
     def _next(self) -> Callable[[], None]:
         """The next step of the client that has waited longest; its others wait for all clients."""
         client, steps = self._steps.popitem(last=False)
-        step = steps.popleft()
-        if steps:
+        step = (steps.urgent or steps.others).popleft()
+        if steps.urgent or steps.others:
             self._steps[client] = steps
         return step
+
+
+class _Steps(NamedTuple):
+    """What one client waits for."""
+
+    urgent: deque[Callable[[], None]]
+    others: deque[Callable[[], None]]
 
 
 class Connection(Protocol):
@@ -150,12 +161,27 @@ class BoundedState(ServerState):
         self.limited = limited
         self.turns = Turns()
         self.handshakes = Handshakes(limited)
+        self.heads_bytes = 0
+        """Memory of large heads, by the protocol's estimate."""
         self._peers: dict[str, Peer] = {}
         self._most = most_connections
         self._crowded = most_connections * CROWDED_PERCENT // 100
         self._batch = max(1, most_connections * BATCH_PERCENT // 100)
         self._closing: set[Connection] = set()
         self._look_at = 0.0
+
+    def hold_head(self, size: int) -> bool:
+        """Counts so many bytes of a large head, which `release_head` gives back; False where there
+        is no room for them."""
+        if self.heads_bytes + size > MAX_HEADS_BYTES:
+            self.limited({"heads": 1})
+            return False
+        self.heads_bytes += size
+        return True
+
+    def release_head(self, size: int) -> None:
+        """Gives back what `hold_head` has counted."""
+        self.heads_bytes -= size
 
     def join(self, address: str) -> Peer:
         """The peer of a new connection, which leaves it by `leave`."""

@@ -43,6 +43,7 @@ class Handshake(asyncio.Protocol):
         """The protocol that `start_tls` has made."""
         self._task: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._aborted = False
         self._left = False
 
     # -- what the transport calls ----------------------------------------------------------------
@@ -92,36 +93,40 @@ class Handshake(asyncio.Protocol):
 
     def close_for_room(self) -> None:
         """Closes it at once."""
-        self._transport.abort()
+        self._abort()
 
     def cut(self) -> None:
         """Closes it at once."""
-        self._transport.abort()
+        self._abort()
 
     def shutdown(self) -> None:
         """Closes it at once: no request has begun."""
-        self._transport.abort()
+        self._abort()
 
     # -- the handshake ---------------------------------------------------------------------------
 
     def _ask_for_turn(self) -> None:
-        if not self._has_turn:
+        """Asks for a step. A handshake that has begun goes on before others of its client begin:
+        else all would begin, and none end."""
+        begins = self._task is not None and self._tls is None
+        if not (self._has_turn or begins):
             self._has_turn = True
-            self._state.turns.add(self._step, self._address)
+            self._state.turns.add(self._step, self._address, urgent=self._tls is not None)
 
     def _step(self) -> None:
         """Begins TLS, or passes to it what has come."""
         self._has_turn = False
-        if self._transport.is_closing():
+        if self._left or self._transport.is_closing():
             return
         if self._task is None:
             self._state.handshakes.begin(self, self._address)
             self._task = self._loop.create_task(self._agree())
         elif self._tls is not None:
-            self._pass_on(self._tls)
             self._transport.resume_reading()
+            self._pass_on(self._tls)
 
     def _pass_on(self, tls: asyncio.BufferedProtocol) -> None:
+        """Passes to TLS what has come; TLS may then pause the reading."""
         data, self._received = self._received, b""
         while data:
             buffer = memoryview(tls.get_buffer(len(data)))
@@ -131,36 +136,44 @@ class Handshake(asyncio.Protocol):
             data = data[size:]
 
     async def _agree(self) -> None:
-        """Lets `start_tls` do the handshake, with this protocol between it and the transport."""
+        """Makes the handshake, and hands the connection over."""
         early = _Early()
+        try:
+            transport = await self._agreed(early)
+        except OSError as error:  # also ssl.SSLError
+            error.__traceback__ = None  # it refers to frames that refer to the error
+            transport = None
+        except BaseException:
+            self._transport.abort()
+            raise
+        finally:
+            self._leave()
+        if transport is None or transport.is_closing() or self._tls is None:
+            self._transport.abort()
+            return
+        try:
+            self._hand_over(self._tls, transport, early.data)
+        except BaseException:
+            self._transport.abort()
+            raise
+
+    async def _agreed(self, early: asyncio.Protocol) -> asyncio.Transport | None:
+        """Lets `start_tls` make the handshake, with this protocol between it and the transport.
+        Returns its transport; raises an `OSError`, or returns None, where that fails."""
         agreement = self._loop.create_task(
             self._loop.start_tls(self._transport, early, self._context, server_side=True)
         )
         await asyncio.sleep(0)  # now its protocol is the transport's
-        made = self._transport.get_protocol()
-        tls = cast("asyncio.BufferedProtocol", made)
-        if made is not self:
+        tls = self._transport.get_protocol()
+        if tls is not self:
             self._transport.set_protocol(self)
             await asyncio.sleep(0)  # now the `connection_made` of its protocol has been called
-            self._tls = tls
-            self._pass_on(tls)
-            self._transport.resume_reading()
-        try:
-            transport = await agreement
-        except (OSError, RuntimeError) as error:  # OSError: also ssl.SSLError
-            error.__traceback__ = None  # it refers to frames that refer to the error
-            if isinstance(error, RuntimeError) and not self._transport.is_closing():
-                raise
-            return
-        finally:
-            self._leave()
-        if transport is None or transport.is_closing():
-            return
-        try:
-            self._hand_over(tls, transport, early.data)
-        except BaseException:
-            self._transport.abort()
-            raise
+            self._tls = cast("asyncio.BufferedProtocol", tls)
+            if self._aborted:
+                self._transport.abort()
+            else:
+                self._ask_for_turn()
+        return await agreement
 
     def _hand_over(
         self, tls: asyncio.BufferedProtocol, transport: asyncio.Transport, early: bytes
@@ -172,12 +185,20 @@ class Handshake(asyncio.Protocol):
         protocol.connection_made(transport)
         if early and not transport.is_closing():
             protocol.data_received(early)
-        self._pass_on(tls)
         self._transport.resume_reading()
+        self._pass_on(tls)
+
+    def _abort(self) -> None:
+        """Closes the connection; while `start_tls` begins, which cannot with a closed one, a
+        moment later."""
+        if self._task is not None and self._tls is None:
+            self._aborted = True
+        else:
+            self._transport.abort()
 
     def _is_late(self) -> None:
         self._state.limited({"handshake_time": 1})
-        self._transport.abort()
+        self._abort()
 
     def _leave(self) -> None:
         """Counts no longer as a connection."""

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 from urllib.parse import unquote
 
@@ -43,8 +44,14 @@ MAX_QUEUED_BYTES = 128 * 1024
 """Memory of the requests that are parsed behind the one that is being answered, one slice more or
 less: bodies, heads, and `HEADER_BYTES` a header line."""
 
+FEW_HEADERS = 64
+"""Header lines of a request whose head is not large, if it has few bytes."""
+
 HEADER_BYTES = 130
 """Memory of a header line beside its text: two byte strings, a tuple, a place in a list."""
+
+LARGE_HEAD_BYTES = 16 * 1024
+"""Memory of a head, by its bytes and `HEADER_BYTES` a header line, from which on it is counted."""
 
 SLICE_BYTES = 32 * 1024
 """What is parsed in one step, where its structure is not known: at the most 6,500 header lines or
@@ -75,6 +82,11 @@ NOT_ONE_HOST = Problem(
 )
 BAD_HOST = Problem(400, "The Host header must be a name or an address, with or without a port.")
 BAD_VERSION = Problem(400, "The versions of HTTP that are supported are 1.1 and 1.0.")
+MANY_HEADS = Problem(
+    503,
+    "Too many requests with large heads are under way here; try again later.",
+    headers={"Retry-After": "1"},
+)
 BAD_CODING = Problem(501, "The only Transfer-Encoding that is supported is chunked.")
 
 
@@ -129,6 +141,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _queued = 0  # memory of the requests behind the one that is being answered
     _has_turn = False
     _waits = False  # the backlog has waited for answers, and that has been counted
+    _held = 0  # memory of the head that is coming, where that is counted
     _deadline: asyncio.TimerHandle | None = None
     _awaited = ""
     _idle_since = 0.0
@@ -158,6 +171,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         for cycle in self._open:
             _leave(cycle)
+            cast("Wire", cycle.transport).no_longer_count()
+        self._state.release_head(self._held)
+        self._held = 0
         super().connection_lost(exc)
         # A request refers to its protocol: no reference back, so that the end of its task frees it.
         self.cycle = self.scope = None  # type: ignore[assignment]
@@ -353,6 +369,9 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:
             self._await("head", HEAD_S, self._head_is_late)
+            if not self._holds(self._unread + HEADER_BYTES * len(self.headers or ())):
+                self._refuse(MANY_HEADS)
+                return
         elif cycle.more_body:
             self._await("body", BODY_S, self._body_is_late)
             if len(self._open) == 1 and not cycle.response_started:
@@ -368,6 +387,15 @@ class BoundedProtocol(HttpToolsProtocol):
         if long and not self.transport.is_closing():
             self._count("head")
             self._refuse(LONG_HEAD)
+
+    def _holds(self, size: int) -> bool:
+        """Counts the head that is coming, where it is large; False where there is no room."""
+        if size <= LARGE_HEAD_BYTES or size <= self._held:
+            return True
+        if not self._state.hold_head(size - self._held):
+            return False
+        self._held = size
+        return True
 
     def _stay(self, rest: bytes) -> None:
         """Reads a request again without its wish for another protocol, which a server may ignore
@@ -405,7 +433,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def on_response_complete(self) -> None:
-        self._open.popleft()
+        cast("Wire", self._open.popleft().transport).shed()
         if not self._open:
             self._unused[self] = None
         if self.transport.is_closing():
@@ -493,10 +521,15 @@ class BoundedProtocol(HttpToolsProtocol):
         if version not in ("1.1", "1.0"):
             self._fail(BAD_VERSION)
         self._check_head(version)
+        if self._unread > LARGE_HEAD_BYTES or len(self.headers) > FEW_HEADERS:
+            size = len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
+            if not self._holds(size + HEADER_BYTES * len(self.headers)):
+                self._fail(MANY_HEADS)
         self._unread = 0
         if self._deadline is not None:
             self._no_longer_await()
         target = httptools.parse_url(self.url)
+        self.url = b""
         path = target.path.decode("ascii")
         scope = self.scope
         scope["method"] = parser.get_method().decode("ascii")
@@ -519,6 +552,9 @@ class BoundedProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         wire = Wire(cycle, self.transport)
+        if self._held:
+            wire.release = partial(self._state.release_head, self._held)
+            self._held = 0
         cycle.transport = wire  # type: ignore[assignment]
         scope["extensions"] = {EXTENSION: wire}  # type: ignore[dict-item]
         if self.cycle is not None:
@@ -596,5 +632,11 @@ def _leave(cycle: RequestResponseCycle) -> None:
 def _last_answer(problem: Problem) -> bytes:
     """An answer after which the connection closes."""
     body = problem.body()
-    head = b"content-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-    return STATUS_LINE[problem.status] + head % (MEDIA_TYPE.encode(), len(body)) + body
+    fields = {
+        "content-type": MEDIA_TYPE,
+        "content-length": str(len(body)),
+        "connection": "close",
+        **(problem.headers or {}),
+    }
+    lines = [f"{name}: {value}\r\n" for name, value in fields.items()]
+    return STATUS_LINE[problem.status] + "".join([*lines, "\r\n"]).encode() + body

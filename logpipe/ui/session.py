@@ -18,6 +18,8 @@ from logpipe.problems import Problem
 from logpipe.tokens import Tokens
 
 COOKIE = "logpipe"
+PROOF_CHARACTERS = 64
+"""Of SHA-256, in hexadecimal."""
 MAX_PROOFS = 4
 """Tokens that one cookie stands for: one that may read, one that may send, an operator's, and one
 that was replaced."""
@@ -63,6 +65,8 @@ class Session:
     def revoking(self, request: Request) -> Revoking:
         """For a stream that is open as long as this request may read."""
         bearer, proofs = _bearer(request), _proofs(request)
+        if not self.is_token(bearer):
+            bearer = ""  # it may be long
         return partial(self._tokens.revoking, lambda: self._access(bearer, proofs).read)
 
     def is_token(self, text: str) -> bool:
@@ -112,4 +116,5 @@ def _bearer(request: Request) -> str:
 
 def _proofs(request: Request) -> list[str]:
     cookie = request.cookies.get(COOKIE, "")
-    return cookie.split(".", MAX_PROOFS)[:MAX_PROOFS] if cookie else []
+    proofs = cookie.split(".", MAX_PROOFS)[:MAX_PROOFS] if cookie else []
+    return [each[:PROOF_CHARACTERS] for each in proofs]

@@ -115,6 +115,15 @@ def _handshakes() -> None:
     Server._begin_with_handshakes = lambda *_: None  # type: ignore[method-assign]
 
 
+def _heads() -> None:
+    """The head of a request is kept as long as its connection or stream, and not counted."""
+    from logpipe.serving import admission
+    from logpipe.wire import Wire
+
+    Wire.shed = Wire.no_longer_count  # type: ignore[method-assign]
+    admission.MAX_HEADS_BYTES = NO_BOUND
+
+
 def _answers() -> None:
     """Whole pages are written at once, however little their clients take."""
     from logpipe import answers
@@ -150,6 +159,7 @@ ALTERATIONS: dict[str, Callable[[], None]] = {
     "frames": _frames,
     "accepting": _accepting,
     "handshakes": _handshakes,
+    "heads": _heads,
     "answers": _answers,
     "half-syslog": _half_syslog,
 }

@@ -156,6 +156,17 @@ async def wide_head(turn: Turn) -> None:
             await turn.target.ask_over(connection, "GET /livez", b"", *lines)
 
 
+async def long_head(turn: Turn) -> None:
+    """A subscriber or an idle connection whose request has a head of 60 KB in 900 lines."""
+    lines = [f"X-{number}: {'y' * 40}" for number in range(900)]
+    path = "/subscribe" if turn.client % 2 else "/livez"
+    async with turn.target.connected() as connection:
+        await turn.target.send(connection, head(f"GET {path}", 0, *lines), 1)
+        async with asyncio.timeout(30):
+            while await connection.reader.read(65_536):
+                pass
+
+
 async def wide_query(turn: Turn) -> None:
     """Queries of 60 KB with as many parameters."""
     paths = ("/events", "/ui/rows", "/ui/volume", "/")
@@ -704,6 +715,14 @@ ATTACKS: Mapping[str, Attack] = {
         8,
         Bound(40, 20),
         "64 KB a head",
+    ),
+    "long-heads": Attack(
+        "900 subscribers and idle connections whose heads have 60 KB",
+        long_head,
+        900,
+        Bound(30, 30),
+        "20 KB a subscriber, 16 KB a connection",
+        control="heads",
     ),
     "wide-queries": Attack(
         "queries with 20,000 parameters",
