@@ -50,7 +50,8 @@ class Access:
         scope[LATER] = later
         try:
             await self._app(scope, receive, paced)
-            for rest in later:
+            while later:
+                rest = later.pop()  # it refers to the scope, which refers to the list
                 if wire := wire_of(scope):
                     wire.shed()
                 await rest(receive, paced)

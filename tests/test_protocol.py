@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from random import Random
 from typing import NamedTuple, cast
 
@@ -14,6 +15,7 @@ from uvicorn.server import ServerState
 
 from logpipe.listening import bind
 from logpipe.serving import protocol as module
+from logpipe.serving.admission import MAX_HEADS_BYTES, BoundedState
 from logpipe.serving.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_OPEN, BoundedProtocol
 from logpipe.serving.server import Server
 from tests.helpers import wait_until
@@ -751,3 +753,72 @@ async def test_a_connection_with_untaken_answers_is_closed_for_others(closing: b
             assert protocol.transport.is_closing()
         protocol.close_for_room()
         await wait_until(lambda: not served.state.connections, "it is closed")
+
+
+LARGE = request(b"", *[f"X-{n}: {'y' * 40}" for n in range(900)], start="GET / HTTP/1.1")
+LARGE_BYTES = 162_000
+"""What its head counts."""
+
+
+def counted(served: Served) -> int:
+    """Memory of large heads, as it is counted."""
+    return cast("BoundedState", served.state).heads_bytes
+
+
+def counted_reaches(served: Served, size: int) -> bool:
+    return counted(served) >= size
+
+
+async def empty(_: Scope, __: Receive, send: Send) -> None:
+    """Answers without a body."""
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+    )
+    await send({"type": "http.response.body"})
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_too_many_large_heads_at_a_time_are_refused(ended: bool) -> None:
+    go_on = asyncio.Event()
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        if len(scope["headers"]) > 100:
+            await go_on.wait()
+        await empty(scope, receive, send)
+
+    async with serving(app=waiting) as served, contextlib.AsyncExitStack() as stack:
+
+        async def sent(data: bytes) -> Connection:
+            connection = await stack.enter_async_context(connected(served.url))
+            await connection.send(data)
+            return connection
+
+        first = []
+        while counted(served) + LARGE_BYTES < MAX_HEADS_BYTES:
+            enough = counted(served) + LARGE_BYTES // 2
+            first.append(await sent(LARGE if ended else LARGE[:-2]))
+            await wait_until(partial(counted_reaches, served, enough), "it is counted")
+        refused = await (await sent(LARGE)).answer()
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert served.limited["heads"] >= 1
+        assert (await (await sent(GET)).answer()).status == 200
+        if ended:
+            go_on.set()
+            assert {(await each.answer()).status for each in first} == {200}
+        else:
+            for each in first:
+                each.writer.transport.abort()
+        await wait_until(lambda: counted(served) == 0, "none is counted any more")
+        go_on.set()
+        assert (await (await sent(LARGE)).answer()).status == 200
+
+
+async def test_large_heads_behind_each_other_are_no_longer_counted_at_the_end() -> None:
+    async with serving(app=empty) as served:
+        async with connected(served.url) as connection:
+            await connection.send(LARGE * 5)
+            assert [(await connection.answer()).status for _ in range(5)] == [200] * 5
+            assert counted(served) == 0
+            await connection.send(LARGE * 3 + LARGE[:30_000])
+            await connection.answer()
+        await wait_until(lambda: counted(served) == 0, "the client has left")

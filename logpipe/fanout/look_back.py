@@ -68,9 +68,11 @@ class LookBack:
 
     def cancel(self) -> None:
         """Ends the search within its step."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task.add_done_callback(_forget)
+        # The exception of a cancelled task refers to its frames, and so to this.
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            task.add_done_callback(_forget)
 
     async def _search(self, gap: Gap | None) -> Sequence[Item]:
         self._found = []

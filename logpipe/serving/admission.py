@@ -27,8 +27,9 @@ looked at to choose the connections."""
 MAX_HANDSHAKES = 256
 """Handshakes of TLS under way: each takes 110 KB (measured), a connection over TLS 35 KB."""
 
-MAX_HEADS_BYTES = 16 * 1024 * 1024
-"""Memory of large heads of requests that are coming or under way: each more is refused."""
+MAX_HEADS_BYTES = 8 * 1024 * 1024
+"""Memory of large heads of requests that are coming or under way, as `protocol` estimates it: 50 of
+the largest ones. Further ones are refused."""
 
 LOOK_AGAIN_S = 0.1
 """Seconds until idle connections are looked for again after fewer were found than wanted."""

@@ -242,7 +242,9 @@ class Connections:
             finally:
                 # Python 3.11's `wait_for`, by which redis-py sends, may swallow a cancellation:
                 # then an endless loop would never end, nor the process that waits for it.
-                if task and task.cancelling() > cancelled:
+                swallowed = task is not None and task.cancelling() > cancelled
+                task = None  # it keeps the exception that ends it, which refers to this frame
+                if swallowed:
                     raise asyncio.CancelledError
         except (RedisError, OSError, TimeoutError) as error:
             if str(error).startswith("NOGROUP"):
