@@ -13,6 +13,8 @@ import pytest
 import trustme
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from logpipe.fanout.look_back import LookBack
+from logpipe.fanout.streaming import StreamResponse
 from logpipe.serving import garbage
 from logpipe.serving.protocol import BoundedProtocol, Flow
 from logpipe.wire import Wire
@@ -96,6 +98,8 @@ async def test_a_process_that_serves_no_longer_collects_as_before() -> None:
 
 
 FREED = """
+from logpipe.fanout.look_back import LookBack
+from logpipe.fanout.streaming import StreamResponse
 from logpipe.serving import garbage
 from tests.soak.measures import resident_bytes
 import os
@@ -168,8 +172,18 @@ CONNECTIONS = {
     "many requests, none waited for": (request(start="GET /openapi.json HTTP/1.1") * 80, 0),
     "a stream": (STREAM, 0),
     "a stream and many requests": (STREAM + NOTHING * 80, 0),
+    "a search": (request(start="GET /events?q=/rare/ HTTP/1.1"), 0),
+    "a stream that looks back": (request(start="GET /subscribe?tail=9&q=/rare/ HTTP/1.1"), 0),
 }
 """What connections send, and how many answers they wait for before they are reset."""
+
+
+def fill(valkey: Valkey) -> None:
+    """Makes the stream so long that a search is under way when its client leaves."""
+    with valkey.client.pipeline(transaction=False) as pipe:
+        for _ in range(20_000):
+            pipe.xadd("logs", {"event": EVENT})
+        pipe.execute()
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
@@ -179,11 +193,16 @@ async def test_a_closed_connection_is_not_left_to_the_collector(
 ) -> None:
     """A client could else fill the memory in the minute between two looks at everything."""
     data, answers = CONNECTIONS[name]
+    if "rare" in str(data):
+        fill(valkey)
     given = {"ssl_certfile": str(certificate), "ssl_keyfile": str(certificate)} if encrypted else {}
     trusting = ssl.create_default_context(cafile=str(certificate)) if encrypted else None
     async with serving(redis_addr=valkey.url, **given) as service:
         port = int(service.url.rpartition(":")[2])
         state = service.server.server_state
+
+        def has_begun() -> bool:
+            return all(getattr(each, "cycle", None) for each in state.connections)
 
         async def connect() -> None:
             reader, writer = await asyncio.open_connection("localhost", port, ssl=trusting)
@@ -191,7 +210,7 @@ async def test_a_closed_connection_is_not_left_to_the_collector(
             writer.write(data)
             for _ in range(answers):
                 await connection.answer()
-            await wait_until(lambda: all(each.cycle for each in state.connections), "it has begun")  # type: ignore[union-attr]
+            await wait_until(has_begun, "it has begun")
             writer.transport.abort()
             await wait_until(lambda: not (state.tasks or state.connections), "it has gone")
             await asyncio.sleep(0)  # what ended it still has references here and there
@@ -204,7 +223,7 @@ async def test_a_closed_connection_is_not_left_to_the_collector(
             for _ in range(3):
                 await connect()
             gc.collect()
-            kinds = (BoundedProtocol, RequestResponseCycle, Wire, Flow)
+            kinds = (BoundedProtocol, RequestResponseCycle, Wire, Flow, StreamResponse, LookBack)
             assert not [found for found in gc.garbage if isinstance(found, kinds)]
         finally:
             gc.set_debug(0)

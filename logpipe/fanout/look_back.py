@@ -87,6 +87,10 @@ class LookBack:
                     found = await scan.step(missing, BATCH_BYTES)
                 missing -= len(found)
                 self._keep(found)
+        except asyncio.CancelledError as error:
+            # The task keeps it, and frames that it refers to refer to the task.
+            error.__traceback__ = error.__context__ = None
+            raise
         finally:
             self._let_go()
         self.begin = self._begin_of(scan)
