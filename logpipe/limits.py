@@ -7,8 +7,9 @@ import asyncio
 import ipaddress
 import math
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -154,6 +155,46 @@ class Seats:
             f"{self.most_per_client} subscribers of this address are connected here already"
             " (MAX_SUBSCRIBERS_PER_CLIENT)"
         )
+
+
+class FairSeats:
+    """Seats for short work, for which clients wait in turn: a client that asks for many at the same
+    time waits longer, and the others do not."""
+
+    def __init__(self, seats: int) -> None:
+        self._free = seats
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def seat(self, address: str) -> AsyncIterator[None]:
+        """A seat for the client at an address, given back at the end of the context."""
+        if self._free:
+            self._free -= 1
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(client_of(address), deque()).append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():
+                    self._give()
+                raise
+        try:
+            yield
+        finally:
+            self._give()
+
+    def _give(self) -> None:
+        """Gives a seat to the client that has waited longest; its others wait for all clients."""
+        while self._waiting:
+            client, turns = self._waiting.popitem(last=False)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[client] = turns
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
 
 class _Lanes:

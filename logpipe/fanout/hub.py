@@ -15,6 +15,7 @@ from logpipe.fanout.shelf import Shelf
 from logpipe.fanout.window import BATCH_BYTES, Window, bytes_for, cut
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
+from logpipe.limits import FairSeats
 from logpipe.messages import Subscription
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
@@ -86,8 +87,8 @@ class Hub:
         """The era that the last reset began; an id of an earlier one may be another entry's now."""
         self.closing = False
         self.subscribers: set[Subscription] = set()
-        self.catching_up = asyncio.Semaphore(CATCHUP_READERS)
-        self.starting = asyncio.Semaphore(STARTS)
+        self.catching_up = FairSeats(CATCHUP_READERS)
+        self.starting = FairSeats(STARTS)
         self.scan_seats = ScanSeats(limited=metrics.count_limited)
         self.looking_back = asyncio.Semaphore(LOOK_BACKS)
         self.searches: set[asyncio.Task[Any]] = set()

@@ -164,7 +164,7 @@ class HubSubscription:
             return [batch]
         reading = self._hub.reading.setdefault(at, asyncio.Event())
         try:
-            async with self._hub.catching_up:
+            async with self._hub.catching_up.seat(self.client):
                 era = self._hub.era
                 if self._era is not None and self._era != era:
                     self.cursor = self.cursor.unproven()
@@ -256,7 +256,7 @@ class HubSubscription:
             # The beginning is that of the stream as it is now; other ids have to prove themselves.
             self._era = self._hub.era if start.resume == START else None
         elif start.since is not None or start.tail is not None or self._waited:
-            async with self._hub.starting:
+            async with self._hub.starting.seat(self.client):
                 era = self._hub.era
                 gap = await self._find_start()
             self._era = era
