@@ -162,14 +162,15 @@ class FairSeats:
     time waits longer, and the others do not."""
 
     def __init__(self, seats: int) -> None:
-        self._free = seats
+        self.free = seats
+        """Seats that nobody has."""
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
     async def seat(self, address: str) -> AsyncIterator[None]:
         """A seat for the client at an address, given back at the end of the context."""
-        if self._free:
-            self._free -= 1
+        if self.free:
+            self.free -= 1
         else:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(client_of(address), deque()).append(turn)
@@ -194,7 +195,7 @@ class FairSeats:
             if not turn.done():
                 turn.set_result(None)
                 return
-        self._free += 1
+        self.free += 1
 
 
 class _Lanes:

@@ -509,7 +509,7 @@ async def test_clients_that_leave_a_real_hub_are_all_let_go(valkey: Valkey) -> N
             browser.left.set()
             await asyncio.wait_for(response, 10)
         assert not hub.subscribers
-        assert hub.catching_up._value == 8
+        assert hub.catching_up.free == 8
         await wait_until(lambda: not hub.searches, "no search goes on")
         for task in tasks:
             task.cancel()
