@@ -189,12 +189,13 @@ class FairSeats:
         """Gives a seat to the client that has waited longest; its others wait for all clients."""
         while self._waiting:
             client, turns = self._waiting.popitem(last=False)
-            turn = turns.popleft()
-            if turns:
-                self._waiting[client] = turns
-            if not turn.done():
-                turn.set_result(None)
-                return
+            while turns:
+                turn = turns.popleft()
+                if not turn.done():  # else it was cancelled
+                    if turns:
+                        self._waiting[client] = turns
+                    turn.set_result(None)
+                    return
         self.free += 1
 
 

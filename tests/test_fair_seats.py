@@ -79,3 +79,15 @@ async def test_no_seat_is_lost_with_a_visitor_that_is_cancelled(given: bool) -> 
         await visits.leave()
         await last
     await asyncio.wait([first])
+
+
+async def test_a_cancelled_visitor_costs_its_client_no_turn() -> None:
+    visits = Visits(FairSeats(1))
+    addresses = ["10.0.0.9", "10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"]
+    tasks = [asyncio.create_task(visits.visit(address)) for address in addresses]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    for _ in range(4):
+        await visits.leave()
+    await asyncio.wait(tasks)
+    assert visits.order == ["10.0.0.9", "10.0.0.1", "10.0.0.2", "10.0.0.2"]

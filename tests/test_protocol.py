@@ -755,7 +755,8 @@ async def test_a_connection_with_untaken_answers_is_closed_for_others(closing: b
         await wait_until(lambda: not served.state.connections, "it is closed")
 
 
-LARGE = request(b"", *[f"X-{n}: {'y' * 40}" for n in range(900)], start="GET / HTTP/1.1")
+LINES = [f"X-{n}: {'y' * 40}" for n in range(900)]
+LARGE = request(b"", *LINES, start="GET / HTTP/1.1")
 LARGE_BYTES = 162_000
 """What its head counts."""
 
@@ -822,3 +823,65 @@ async def test_large_heads_behind_each_other_are_no_longer_counted_at_the_end() 
             await connection.send(LARGE * 3 + LARGE[:30_000])
             await connection.answer()
         await wait_until(lambda: counted(served) == 0, "the client has left")
+
+
+LARGE_CHUNKED = request(b"", *LINES, "Transfer-Encoding: chunked").replace(
+    b"Content-Length: 0\r\n", b""
+)
+TRAILERS = b"".join(f"{line}\r\n".encode() for line in LINES)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        LARGE_CHUNKED + b"ZZ\r\n",
+        LARGE + LARGE_CHUNKED + b"ZZ\r\n",
+        LARGE_CHUNKED + b"0\r\n" + TRAILERS * 2,
+        LARGE[:-2] + b"bad header\r\n\r\n",
+        GET + LARGE[:-2] + b"bad header\r\n\r\n",
+    ],
+    ids=["chunk", "chunk behind", "trailers", "header", "header behind"],
+)
+async def test_a_large_head_that_is_refused_is_no_longer_counted(data: bytes) -> None:
+    async with serving(app=empty) as served:
+        async with connected(served.url) as connection:
+            await connection.send(data)
+            assert b" 400 " in await connection.rest()
+        await wait_until(lambda: counted(served) == 0, "nothing is counted")
+
+
+async def test_what_is_refused_behind_a_stream_is_forgotten_and_ends_no_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "HEAD_S", 0.2)
+    go_on = asyncio.Event()
+
+    async def streaming(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"ended"})
+
+    async with serving(app=streaming) as served, connected(served.url) as connection:
+        await connection.send(GET)
+        await connection.reader.readuntil(b"begun")
+        await connection.send(LARGE[:-2])
+        await wait_until(lambda: counted(served) > 0, "it is counted")
+        await connection.send(b"bad header\r\n\r\n")
+        await wait_until(lambda: counted(served) == 0, "it is forgotten")
+        await asyncio.sleep(0.4)  # longer than a head may take
+        go_on.set()
+        rest = await connection.rest()
+        assert b"ended" in rest
+        assert b" 400 " in rest
+
+
+async def test_trailers_are_counted_and_forgotten() -> None:
+    async with serving(app=empty) as served, connected(served.url) as connection:
+        small = request(b"", "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
+        await connection.send(small + b"0\r\n" + TRAILERS)
+        await wait_until(lambda: counted(served) > 100_000, "they are counted")
+        await connection.send(b"\r\n")
+        await wait_until(lambda: counted(served) == 0, "they are forgotten")
+        (protocol,) = served.state.connections
+        assert not cast("BoundedProtocol", protocol).headers

@@ -135,6 +135,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _address = ""  # as `limits.client_of` gives it
     _unread = 0  # bytes since the last that meant something: a head, a piece of a body
+    _fed = 0  # bytes that the parser is being fed
     _left = 0  # bytes of a body of known length that have not come
     _backlog = b""  # received and, from `_at` on, not parsed
     _at = 0
@@ -172,8 +173,7 @@ class BoundedProtocol(HttpToolsProtocol):
         for cycle in self._open:
             _leave(cycle)
             cast("Wire", cycle.transport).no_longer_count()
-        self._state.release_head(self._held)
-        self._held = 0
+        self._forget_what_comes()
         super().connection_lost(exc)
         # A request refers to its protocol: no reference back, so that the end of its task frees it.
         self.cycle = self.scope = None  # type: ignore[assignment]
@@ -353,7 +353,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._look = None
 
     def _feed(self, data: bytes) -> None:
-        self._unread += len(data)
+        self._fed = len(data)
+        self._unread += self._fed
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -369,9 +370,6 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:
             self._await("head", HEAD_S, self._head_is_late)
-            if not self._holds(self._unread + HEADER_BYTES * len(self.headers or ())):
-                self._refuse(MANY_HEADS)
-                return
         elif cycle.more_body:
             self._await("body", BODY_S, self._body_is_late)
             if len(self._open) == 1 and not cycle.response_started:
@@ -383,13 +381,18 @@ class BoundedProtocol(HttpToolsProtocol):
             if not self._open:
                 self._keep_alive()  # the rest of a body whose request was answered before
             return
-        long = self._unread > MAX_HEAD_BYTES or len(self.headers or ()) > MAX_HEADERS
-        if long and not self.transport.is_closing():
+        lines = len(self.headers or ())
+        if self.transport.is_closing():
+            return
+        if self._unread > MAX_HEAD_BYTES or lines > MAX_HEADERS:
             self._count("head")
             self._refuse(LONG_HEAD)
+        elif not self._holds(self._unread + HEADER_BYTES * lines):
+            self._refuse(MANY_HEADS)
 
     def _holds(self, size: int) -> bool:
-        """Counts the head that is coming, where it is large; False where there is no room."""
+        """Counts the head, or the trailers, that are coming, where they are large; False where
+        there is no room."""
         if size <= LARGE_HEAD_BYTES or size <= self._held:
             return True
         if not self._state.hold_head(size - self._held):
@@ -419,14 +422,23 @@ class BoundedProtocol(HttpToolsProtocol):
             if last.response_started:  # its answer is there, or has begun
                 self._close()
                 return
-            self._open.pop()
+            cast("Wire", self._open.pop().transport).no_longer_count()
             _leave(last)
             if self._open:
                 self.pipeline.popleft()  # it has not begun
+        self._no_longer_await()
+        self._forget_what_comes()
         # Made now: after an answer, this is the context of its request.
         self._refusal = _last_answer(problem)
         if not self._open:
             self._end(self._refusal)
+
+    def _forget_what_comes(self) -> None:
+        """Of the head or the trailers that are coming."""
+        self._state.release_head(self._held)
+        self._held = 0
+        if self.headers:
+            self.headers.clear()
 
     def _end(self, answer: bytes) -> None:
         self.transport.write(answer)
@@ -521,7 +533,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if version not in ("1.1", "1.0"):
             self._fail(BAD_VERSION)
         self._check_head(version)
-        if self._unread > LARGE_HEAD_BYTES or len(self.headers) > FEW_HEADERS:
+        if self._fed > LARGE_HEAD_BYTES or self._held or len(self.headers) > FEW_HEADERS:
             size = len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
             if not self._holds(size + HEADER_BYTES * len(self.headers)):
                 self._fail(MANY_HEADS)
@@ -619,6 +631,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._no_longer_await()
             self._unused.pop(self, None)
+        self._forget_what_comes()  # trailers
         self.cycle.more_body = False
         self.cycle.message_event.set()
 
