@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import Valkey
 from tests.without_servers import needs_servers
+
+settings.register_profile("logpipe", deadline=None)  # a busy machine fails no test
+settings.load_profile("logpipe")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
