@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from logpipe.collector.receivers.firehose import parse
+from logpipe.collector.receivers.firehose import from_base64, parse
 from logpipe.collector.receivers.mixed import values_of
 from logpipe.problems import Problem
 from tests.collector.receivers.parsing import event, events, items
@@ -222,3 +222,23 @@ def test_text_like_json_takes_linear_time(text: str) -> None:
         begun = time.process_time()
         assert len(list(values_of(text))) > 100
         assert time.process_time() - begun < 4
+
+
+@given(
+    st.binary(max_size=40).map(lambda data: base64.b64encode(data).decode())
+    | st.text(alphabet="AQg=+/ \né", max_size=24)
+)
+@example("QQ==QQ==")
+@example("QUJDRA==")
+@example("QUJD=")
+def test_base64_in_pieces_is_as_in_one(text: str) -> None:
+    try:
+        whole: bytes | None = base64.b64decode(text, validate=True)
+    except ValueError:
+        whole = None
+    for size in (4, 8, 1024):
+        if whole is None:
+            with pytest.raises(ValueError):
+                from_base64(text, size)
+        else:
+            assert from_base64(text, size) == whole
