@@ -163,7 +163,7 @@ class FairSeats:
 
     def __init__(self, seats: int) -> None:
         self.free = seats
-        """Seats that nobody has."""
+        """Seats that are not taken."""
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager

@@ -821,7 +821,7 @@ async def test_too_many_large_heads_at_a_time_are_refused(ended: bool) -> None:
         assert (await (await sent(LARGE)).answer()).status == 200
 
 
-async def test_large_heads_behind_each_other_are_no_longer_counted_at_the_end() -> None:
+async def test_large_heads_behind_each_other_are_counted_off() -> None:
     async with serving(app=empty) as served:
         async with connected(served.url) as connection:
             await connection.send(LARGE * 5)
@@ -857,7 +857,7 @@ async def test_a_large_head_that_is_refused_is_no_longer_counted(data: bytes) ->
         await wait_until(lambda: counted(served) == 0, "nothing is counted")
 
 
-async def test_what_is_refused_behind_a_stream_is_forgotten_and_ends_no_stream() -> None:
+async def test_a_head_refused_behind_a_stream_is_forgotten() -> None:
     go_on = asyncio.Event()
 
     async def streaming(_: Scope, __: Receive, send: Send) -> None:

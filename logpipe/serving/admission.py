@@ -134,7 +134,7 @@ class Handshakes:
         self._of: dict[str, dict[Connection, None]] = {}
 
     def begin(self, connection: Connection, client: str) -> None:
-        """Adds the handshake of a connection, which leaves by `end`."""
+        """Adds the handshake of a connection, which `end` removes. May close another one."""
         self._of.setdefault(client, {})[connection] = None
         self._count += 1
         if self._count > self._most:
@@ -172,8 +172,7 @@ class BoundedState(ServerState):
         self._look_at = 0.0
 
     def hold_head(self, size: int) -> bool:
-        """Counts so many bytes of a large head, which `release_head` gives back; False where there
-        is no room for them."""
+        """Counts `size` bytes of a large head until `release_head`; False where they do not fit."""
         if self.heads_bytes + size > MAX_HEADS_BYTES:
             self.limited({"heads": 1})
             return False
