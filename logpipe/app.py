@@ -76,7 +76,7 @@ def _ui(parts: Parts) -> ASGIApp:
 
 ROLES: Mapping[Role, RoleSpec] = {
     "collector": RoleSpec(("ingest", *SEGMENTS), _collector),
-    "distributor": RoleSpec(("subscribe", "events", "subscribers"), _distributor),
+    "distributor": RoleSpec(("subscribe", "ack", "events", "subscribers"), _distributor),
     "ui": RoleSpec(("", "ui", "static", "login", "status"), _ui),
 }
 

@@ -13,7 +13,7 @@ MAX_PART = 2**64 - 1
 
 _ID = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _AGE = re.compile(r"(\d{1,9})(ms|s|m|h|d)", re.ASCII)
-_UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SECONDS_BELOW = 100_000_000_000
 """Unix times below this are seconds (until the year 5138), others milliseconds (since 1973)."""
 
@@ -74,7 +74,7 @@ def parse_since(text: str, now_ms: int) -> StreamId | None:
     if text == "earliest":
         return START
     if age := _AGE.fullmatch(text):
-        return StreamId(max(0, now_ms - int(age[1]) * _UNIT_MS[age[2]]), 0)
+        return StreamId(max(0, now_ms - int(age[1]) * UNIT_MS[age[2]]), 0)
     if "-" in text and _ID.fullmatch(text):
         return parse_id(text)
     if re.fullmatch(r"\d{1,15}(\.\d{1,9})?", text, re.ASCII):

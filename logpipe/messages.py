@@ -35,7 +35,8 @@ class Hello(NamedTuple):
     """The first message of every subscription.
 
     `id` is the id after which the subscription begins; None with `tail`, where the first entry or
-    `Progress` after it says so.
+    `Progress` after it says so. `filter` is the text of a group's filter, None for a broadcast and
+    where it is not known; `member` is the name of a subscriber that acknowledges for itself.
     """
 
     id: StreamId | None
@@ -43,6 +44,8 @@ class Hello(NamedTuple):
     last: StreamId | None
     delivery: Delivery
     version: str
+    filter: str | None = None
+    member: str | None = None
 
 
 class Progress(NamedTuple):
@@ -96,13 +99,17 @@ def named(
 ) -> tuple[str, StreamId | None, dict[str, Any]]:
     """The name of a message, the cursor that it moves to, and its data."""
     match message:
-        case Hello(id, first, last, delivery, version):
+        case Hello(id, first, last, delivery, version, chosen, member):
             greeting = {
                 "first_id": str(first) if first else None,
                 "last_id": str(last) if last else None,
                 "delivery": delivery,
                 "version": version,
             }
+            if chosen is not None:
+                greeting["filter"] = chosen
+            if member is not None:
+                greeting["member"] = member
             return "hello", id, greeting
         case Gap(reason, after, before, count, resume):
             told = {"reason": reason, "after": str(after), "before": str(before), "count": count}

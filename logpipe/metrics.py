@@ -201,6 +201,18 @@ class Metrics:
             ["group"],
             registry=registry,
         )
+        self.group_rejected = Counter(
+            "logpipe_group_rejected_total",
+            "Entries that the group's filter rejects: acknowledged and not delivered.",
+            ["group"],
+            registry=registry,
+        )
+        self.group_redelivered = Counter(
+            "logpipe_group_redelivered_total",
+            "Entries taken back from a member that has not acknowledged them in time.",
+            ["group"],
+            registry=registry,
+        )
         # Of the stream and of its Redis; all processes see the same ones.
         limited = Counter(
             "logpipe_limited_total",
@@ -293,6 +305,8 @@ class GroupMetrics:
         self._metrics = metrics
         self._claimed = metrics.group_claimed.labels(label)
         self._lost = metrics.group_lost.labels(label)
+        self._rejected = metrics.group_rejected.labels(label)
+        self._redelivered = metrics.group_redelivered.labels(label)
 
     def pending(self, count: int) -> None:
         """So many entries are pending."""
@@ -309,6 +323,14 @@ class GroupMetrics:
     def lost(self, count: int | None) -> None:
         """So many are lost, as far as that is known."""
         self._lost.inc(count or 0)
+
+    def rejected(self, count: int) -> None:
+        """So many were rejected by the group's filter."""
+        self._rejected.inc(count)
+
+    def redelivered(self, count: int) -> None:
+        """So many were not acknowledged in time."""
+        self._redelivered.inc(count)
 
     def unreadable(self, count: int) -> None:
         """So many entries hold no event."""

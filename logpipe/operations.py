@@ -31,9 +31,11 @@ from logpipe.collector.receivers import (
 )
 from logpipe.collector.receivers.otlp import JSON_TYPE, PROTOBUF_TYPES
 from logpipe.collector.receivers.table import ALIAS, PROTOCOLS
+from logpipe.distributor.ack import Acknowledged
 from logpipe.distributor.app import MAX_GROUP_NAME
 from logpipe.event import Event, ReadEvent
 from logpipe.fanout.streaming import NDJSON
+from logpipe.groups.member import DEFAULT_IN_FLIGHT, MAX_IN_FLIGHT
 from logpipe.metrics import MEDIA_TYPE as METRICS_TYPE
 from logpipe.openapi import BYTES, TEXT, Guard, Operation, Parameter, Reply, Schema, Shape
 from logpipe.parameters import HEADER_PARAMETERS, MAX_LIMIT, MAX_TAIL
@@ -345,6 +347,14 @@ def _distributor(settings: Settings) -> Iterator[Operation]:
                   _one_of("broadcast", "shared", default=settings.delivery)),
         Parameter("group", "The consumer group of `shared`.",
                   {**TEXT, "maxLength": MAX_GROUP_NAME, "default": settings.consumer_group}),
+        Parameter("ack", "`client`: the subscriber acknowledges each event by /ack.",
+                  {"type": "string", "enum": ["client"]}),
+        Parameter("ack_wait", "When an event that is not acknowledged goes to another member, like"
+                  " `30s`; a number alone is in milliseconds. Default: PENDING_IDLE_MS."),
+        Parameter("max_in_flight", "How many events a member may hold unacknowledged.",
+                  _whole(1, MAX_IN_FLIGHT, default=DEFAULT_IN_FLIGHT)),
+        Parameter("filter", "Sets the group's filter for all its members.",
+                  {"type": "string", "enum": ["replace"]}),
     )  # fmt: skip
     yield Operation(
         "/subscribe",
@@ -353,9 +363,29 @@ def _distributor(settings: Settings) -> Iterator[Operation]:
             200: Reply("A stream without end.", {sse.MEDIA_TYPE: EVENTS, NDJSON.media_type: TEXT}),
             **_BAD,
             **_TOKENS,
+            **_problems(s409="The group has another filter: `group_filter`."),
         },
         parameters=(*_FILTERS, *start),
         guard="read",
+    )  # fmt: skip
+    yield Operation(
+        "/ack",
+        "Acknowledges events that a member of a consumer group holds (`ack=client`).",
+        {
+            200: Reply("How many the member held, and how many it did not.", {JSON: Acknowledged}),
+            **_problems(s413="Too many ids."),
+            **_BAD,
+            **_TOKENS,
+            **_AWAY,
+        },
+        ("POST",),
+        (
+            Parameter("group", "The consumer group.",
+                      {**TEXT, "maxLength": MAX_GROUP_NAME, "default": settings.consumer_group}),
+            Parameter("member", "The member id of the subscription's `hello`."),
+        ),
+        {JSON: {"type": "array", "items": TEXT}, PLAIN: TEXT},
+        "read",
     )  # fmt: skip
     yield Operation(
         "/events",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from logpipe.filters import EVERYTHING, Filter, FilterError, parse_filter
 from logpipe.filters import PARAMETERS as FILTER_PARAMETERS
-from logpipe.ids import END, START, StreamId, parse_id, parse_since
+from logpipe.ids import END, START, UNIT_MS, StreamId, parse_id, parse_since
 from logpipe.messages import Start
 from logpipe.problems import bad_parameter
 from logpipe.turns import Run
@@ -20,11 +20,17 @@ MAX_NAME_SHOWN = 64
 HEADER_PARAMETERS = ("lastEventId", "lastEventID")
 """What stands for the Last-Event-ID header: of EventSource polyfills, and of Mercure's clients."""
 
+SHARED = ("group", "ack", "ack_wait", "max_in_flight", "filter")
+"""Parameters of `/subscribe` that have an effect on shared delivery alone."""
+
 SUBSCRIBE = (
     *FILTER_PARAMETERS,
-    *("last_event_id", *HEADER_PARAMETERS, "since", "tail", "on_lag", "delivery", "group"),
+    *("last_event_id", *HEADER_PARAMETERS, "since", "tail", "on_lag", "delivery", *SHARED),
 )
 """Parameters of `/subscribe`."""
+
+ACK = ("group", "member")
+"""Parameters of `/ack`."""
 
 EVENTS = (*FILTER_PARAMETERS, "from", "to", "limit", "order", "cursor")
 """Parameters of `/events`."""
@@ -198,9 +204,27 @@ def number(
     return int(text)
 
 
+def duration_ms(
+    query: Mapping[str, str], name: str, default: int, low_ms: int, high_ms: int
+) -> int:
+    """The milliseconds of a length of time, like `500ms`, `30s`, `5m` or `500`, within bounds."""
+    text = query.get(name)
+    if not text:
+        return default
+    found = re.fullmatch(r"([0-9]{1,9})(ms|s|m|h|d)?", text)
+    length_ms = int(found[1]) * UNIT_MS[found[2] or "ms"] if found else -1
+    if not low_ms <= length_ms <= high_ms:
+        raise bad_parameter(
+            name,
+            f"must be a length of time from {low_ms}ms to {high_ms // 1000}s, like 500ms, 30s or"
+            " 5m; a number alone is in milliseconds",
+        )
+    return length_ms
+
+
 def one_of(query: Mapping[str, str], name: str, default: str, *allowed: str) -> str:
     """A word of a parameter."""
     text = query.get(name) or default
     if text not in allowed:
-        raise bad_parameter(name, f"must be {' or '.join(allowed)}")
+        raise bad_parameter(name, f"must be {' or '.join(filter(None, allowed))}")
     return text

@@ -91,6 +91,7 @@ async def open_parts(
 ) -> Parts:
     """What the roles of `settings` need; `stack` closes it, `background` has its tasks."""
     appender = hub = groups = remote = http = watch = None
+    seats = Seats(settings.max_subscribers, settings.max_subscribers_per_client)
     if stream is not None and "collector" in settings.roles:
         appender = Appender(stream, metrics, Inflight(settings.max_inflight_bytes))
         _start_trimmer(settings, stream, metrics, background)
@@ -117,8 +118,12 @@ async def open_parts(
                 pending_idle_ms=settings.pending_idle_ms,
                 batch_count=settings.batch_count,
                 heartbeat_s=settings.heartbeat_s,
+                lasting=settings.consumer_group,
+                run=seats.turns.run,
             )
         )
+        if settings.group_expiry_ms:
+            background.start("group expiry", groups.end_unused(settings.group_expiry_ms))
     if "ui" in settings.roles and (appender is None or hub is None):
         http = await stack.enter_async_context(http_client())
         if hub is None:
@@ -133,7 +138,6 @@ async def open_parts(
         here = look_here(health, metrics, hub, groups)
         watch = Watch([here, *_looks_elsewhere(settings, tokens, http)])
         background.start("watch", watch.run())
-    seats = Seats(settings.max_subscribers, settings.max_subscribers_per_client)
     rates = Rates(settings.rate_per_token) if settings.rate_per_token else None
     answers = Answers(metrics.count_limited)
     return Parts(

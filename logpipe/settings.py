@@ -15,11 +15,11 @@ import msgspec
 import platformdirs
 from msgspec import Meta
 
+from logpipe.ids import UNIT_MS
 from logpipe.redis_address import RedisAddress, parse_redis_addr
 
 Words = tuple[str, ...]
 
-_UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _AGE = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
 Role = Literal["collector", "distributor", "ui"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -117,6 +117,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     consumer_group: Annotated[
         str, setting("Group of delivery=shared.", min_length=1, max_length=128)
     ] = "distributors"
+    group_expiry: Annotated[
+        str,
+        setting(
+            "How long a group made by logpipe is kept without a member, like 30m, 24h or 7d; never"
+            " CONSUMER_GROUP. 0: for ever.",
+            min_length=1,
+        ),
+    ] = "7d"
     consumer_name: Annotated[
         str, setting("This replica's name in its groups.", min_length=1, max_length=128)
     ] = "dist-1"
@@ -228,12 +236,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def trim_maxage_ms(self) -> int:
         """TRIM_MAXAGE; 0 for any. Raises ValueError where it is no age."""
-        if self.trim_maxage == "0":
-            return 0
-        found = _AGE.fullmatch(self.trim_maxage)
-        if not found:
-            raise ValueError("must be an age like 30m, 24h or 7d, or 0")
-        return int(found[1]) * _UNIT_MS[found[2]]
+        return _age_ms(self.trim_maxage)
+
+    @property
+    def group_expiry_ms(self) -> int:
+        """GROUP_EXPIRY; 0 for ever. Raises ValueError where it is no age."""
+        return _age_ms(self.group_expiry)
 
     @property
     def scheme(self) -> str:
@@ -253,6 +261,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             for field in fields()
         )
         return f"Settings({', '.join(shown)})"
+
+
+def _age_ms(text: str) -> int:
+    if text == "0":
+        return 0
+    found = _AGE.fullmatch(text)
+    if not found:
+        raise ValueError("must be an age like 30m, 24h or 7d, or 0")
+    return int(found[1]) * UNIT_MS[found[2]]
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -455,10 +472,14 @@ def _check(settings: Settings) -> list[str]:
             )
     if settings.ssl_keyfile and not settings.ssl_certfile:
         bad.append("SSL_KEYFILE: needs SSL_CERTFILE, its certificate")
-    try:
-        _ = settings.trim_maxage_ms
-    except ValueError as error:
-        bad.append(f"TRIM_MAXAGE={on_one_line(settings.trim_maxage)}: {error}")
+    for variable, age in (
+        ("TRIM_MAXAGE", settings.trim_maxage),
+        ("GROUP_EXPIRY", settings.group_expiry),
+    ):
+        try:
+            _age_ms(age)
+        except ValueError as error:
+            bad.append(f"{variable}={on_one_line(age)}: {error}")
     bad += _redis_trouble(settings) if settings.role else ()
     return bad
 

@@ -49,12 +49,13 @@ def _listed(subscription: Subscription, newest: Bounds) -> Subscriber:
     group: str | None = None
     cursor: StreamId | None = None
     lag: int | None = None
+    chosen = subscription.filter
     match subscription:
         case SharedSubscription():
             group, cursor, lag = subscription.name, subscription.cursor, subscription.lag
+            chosen = subscription.chosen
         case HubSubscription():
             cursor, lag = subscription.reached, subscription.behind(newest)
-    chosen = subscription.filter
     return Subscriber(
         client=subscription.client,
         delivery="broadcast" if group is None else "shared",

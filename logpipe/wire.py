@@ -5,10 +5,14 @@ each header, and a system call each for head and body. `protocol.BoundedProtocol
 an ASGI extension; who finds none, as in a test or under another server, uses the messages.
 """
 
+import array
 import asyncio
 import contextlib
+import fcntl
 import socket
 import struct
+import sys
+import termios
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import cast
@@ -27,6 +31,10 @@ LATER = "logpipe.later"
 Rest = Callable[[Receive, Send], Awaitable[None]]
 """Sends the rest of a response that has begun, after the application has returned: a stream does
 not keep what the application made of its request."""
+
+SIOCOUTQ = termios.TIOCOUTQ if sys.platform == "linux" else None
+"""Asks for the bytes that a socket has sent and the other end has not confirmed (tcp(7)). Other
+systems have no such question."""
 
 RESET = struct.pack("ii", 1, 0)
 """For SO_LINGER: to close is to reset (socket(7))."""
@@ -117,6 +125,26 @@ class Wire:
             connection = self._transport.get_extra_info("socket")
             with contextlib.suppress(OSError):  # the client has reset the connection
                 connection.setsockopt(socket.IPPROTO_TCP, option, size)
+
+    def bound_send_buffer(self, size: int) -> None:
+        """Has the kernel keep about so many bytes that the client has not taken."""
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None and not self._transport.is_closing():
+            with contextlib.suppress(OSError):  # the client has reset the connection
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+    @property
+    def unconfirmed(self) -> int:
+        """Bytes that were written and that the kernel of the client, or of a proxy before it, has
+        not confirmed. Where the system cannot say, those that this kernel has not taken."""
+        waiting = self.waiting
+        connection = self._transport.get_extra_info("socket")
+        if SIOCOUTQ is not None and connection is not None and not self._transport.is_closing():
+            sent = array.array("i", [0])
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(connection.fileno(), SIOCOUTQ, sent)
+            waiting += sent[0]
+        return waiting
 
     def cut(self) -> None:
         """Ends the connection at once; what was written and not sent is dropped."""

@@ -169,7 +169,7 @@ async def test_the_hello_comes_first_and_what_is_sent_after_it_is_the_group_s(
         old = await add(replica.stream, 3)
         with replica.worker() as worker:
             hello = await worker.greet()
-            assert hello == Hello(old[-1], old[0], old[-1], "shared", hello.version)
+            assert hello == Hello(old[-1], old[0], old[-1], "shared", hello.version, "")
             [new] = await add(replica.stream)
             assert await worker.take() == [new]
 
@@ -649,6 +649,7 @@ async def test_what_is_trimmed_in_flight_still_reaches_its_subscriber(valkey: Va
             assert await worker.take() == ids
             await plain(replica.stream).xtrim(NAME, maxlen=0, approximate=False)
             valkey.client.client_kill_filter(_type="normal", skipme=True)
+            await worker.subscription.sent()
             worker.work()
             new = valkey.client.xadd(NAME, {"event": event()})
             await wait_until(lambda: len(worker.got) == 4, "it goes on")
@@ -717,7 +718,7 @@ async def test_a_subscriber_that_comes_while_redis_is_away_gets_what_is_sent_fro
         server.kill()
         async with a_replica(server) as replica:
             with replica.worker() as worker:
-                assert await worker.greet() == Hello(START, None, None, "shared", "0.1.0")
+                assert await worker.greet() == Hello(START, None, None, "shared", "0.1.0", "")
                 worker.work()
                 server.start()
                 server.client.xadd(NAME, {"event": event()})
@@ -1071,7 +1072,7 @@ async def test_pending_entries_are_claimed_in_full_rounds(
         ids = await add(replica.stream, count)
         await groups.read(GROUP, "dead", count)
         await groups.release(GROUP, "dead", ids)
-        claim, pending = groups.claim, groups.pending
+        claim, holdings = groups.claim, groups.holdings
 
         async def counted(*args: Any, **more: Any) -> Any:
             claimed = await claim(*args, **more)
@@ -1079,12 +1080,12 @@ async def test_pending_entries_are_claimed_in_full_rounds(
             rounds[-1] += len(claimed.entries)
             return claimed
 
-        async def at_the_end(group: str) -> int:
+        async def before_it(group: str) -> dict[str, int]:
             rounds.append(0)
-            return await pending(group)
+            return await holdings(group)
 
         monkeypatch.setattr(groups, "claim", counted)
-        monkeypatch.setattr(groups, "pending", at_the_end)
+        monkeypatch.setattr(groups, "holdings", before_it)
         with replica.worker() as worker:
             worker.work()
             await wait_until(lambda: sorted(worker.got) == ids, "it has them", 20)
@@ -1119,7 +1120,7 @@ async def test_a_subscriber_that_asks_begins_the_next_round_of_claims(valkey: Va
             await worker.greet()
             group = replica.groups._groups[GROUP]
             group._claim_after = StreamId(1, 0)
-            group._claim_wanted.clear()
+            group._round_wanted.clear()
             waiting = asyncio.create_task(group._next_round(3600))
             await asyncio.sleep(0)
             assert not waiting.done()

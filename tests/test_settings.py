@@ -42,6 +42,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "trim_maxbytes": ("0", 0),
     "trim_maxage": ("24h", "24h"),
     "consumer_group": ("g", "g"),
+    "group_expiry": ("12h", "12h"),
     "consumer_name": ("c", "c"),
     "delivery": ("shared", "shared"),
     "pending_idle_ms": ("100", 100),

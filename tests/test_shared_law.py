@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +21,12 @@ from logpipe.groups import Groups
 from logpipe.groups import consumer as consumer_module
 from logpipe.groups import group as group_module
 from logpipe.groups.group import Group, Share
+from logpipe.groups.member import Member
 from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import START, StreamId, parse_id
 from logpipe.messages import Batch, Item, Start
 from logpipe.metrics import Metrics
+from logpipe.problems import Unavailable
 from logpipe.stream import Stream, connections
 from tests.helpers import wait_until
 from tests.model import Written
@@ -45,6 +47,8 @@ class Replica:
     def __init__(self, valkey: Valkey, name: str) -> None:
         self.stream = Stream(address_of(valkey), NAME, maxlen=10**6, block_ms=30)
         self.background = Background()
+        self.requests: set[asyncio.Task[int]] = set()
+        self.dead = False
         self.groups = Groups(
             self.stream,
             Metrics(),
@@ -60,9 +64,25 @@ class Replica:
         """Whether it has read what is not acknowledged yet."""
         return any(group._in_flight for group in self.groups._groups.values())
 
+    async def acknowledge(self, member: str, id_: StreamId) -> None:
+        """A request of a member, which does not know what became of it where the replica dies."""
+        if self.dead:
+            return
+        request = asyncio.create_task(self.groups.acknowledge(GROUP, member, [id_]))
+        self.requests.add(request)
+        request.add_done_callback(self._answered)
+        await asyncio.wait((request,))
+
+    def _answered(self, request: asyncio.Task[int]) -> None:
+        self.requests.discard(request)
+        if not request.cancelled() and not isinstance(request.exception(), Unavailable):
+            request.result()
+
     async def die(self, workers: Sequence["Worker"]) -> None:
         """Nothing is given back; its workers lose their connections."""
-        tasks = {*self.groups._tasks, *filter(None, (self.groups._holding,))}
+        self.dead = True
+        holding = filter(None, (self.groups._holding,))
+        tasks: set[asyncio.Task[Any]] = {*self.groups._tasks, *holding, *self.requests}
         for task in tasks:
             task.cancel()
         if tasks:
@@ -101,6 +121,53 @@ class Worker:
         await asyncio.wait((self.task,))
         if not self.task.cancelled():
             self.task.result()
+
+
+class Acknowledging(Worker):
+    """A member with `ack=client`: what was written to it lies in buffers until it has finished with
+    it, and is gone with them when it leaves. It acknowledges at any of the replicas."""
+
+    IN_FLIGHT = 7
+
+    def __init__(
+        self, replica: Replica, got: Counter[StreamId], gaps: list[Gap], others: list[Replica]
+    ) -> None:
+        self._others = others
+        self._member = Member(IDLE_MS / 1000, self.IN_FLIGHT)
+        self._buffers: deque[StreamId] = deque()
+        super().__init__(replica, got, gaps)
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            finishing = tasks.create_task(self._finish())
+            await self._receive()
+            finishing.cancel()
+
+    async def _receive(self) -> None:
+        start = Start(since=START)
+        with SharedSubscription(
+            self.replica.groups, GROUP, start, EVERYTHING, self._member
+        ) as subscription:
+            while (items := await subscription.next()) is not None:
+                for item in items:
+                    if isinstance(item, Gap):
+                        self._gaps.append(item)
+                    elif isinstance(item, Batch):
+                        self._buffers.extend(entry.id for entry in item.entries)
+                        assert len(self._member.held) <= self.IN_FLIGHT
+                await subscription.sent()
+
+    async def _finish(self) -> None:
+        while True:
+            await self.flowing.wait()
+            if not self._buffers:
+                await asyncio.sleep(LOOK_S / 10)
+                continue
+            id_ = self._buffers.popleft()
+            await asyncio.sleep(0)
+            self._got[id_] += 1
+            at = self._others[id_.seq % 2] if id_.seq % 3 else self.replica
+            await at.acknowledge(self._member.id, id_)
 
 
 class SharedWork(Schedule):
@@ -185,8 +252,11 @@ class SharedWork(Schedule):
         self.do(self._join(where))
 
     async def _join(self, where: int) -> None:
-        self.workers.append(Worker(self.replicas[where], self.got, self.gaps))
+        self.workers.append(self._worker(self.replicas[where]))
         await asyncio.sleep(0)
+
+    def _worker(self, replica: Replica) -> Worker:
+        return Worker(replica, self.got, self.gaps)
 
     @precondition(lambda self: self.workers)
     @rule(which=st.integers(0, 5))
@@ -279,6 +349,17 @@ class SharedWork(Schedule):
             await self._die(replica)
 
 
+class AcknowledgedWork(SharedWork):
+    """As `SharedWork`, with members that acknowledge for themselves: one that stalls for too long
+    loses its events to another, so that any may come twice."""
+
+    def _worker(self, replica: Replica) -> Worker:
+        return Acknowledging(replica, self.got, self.gaps, self.replicas)
+
+    def _twice(self) -> list[StreamId]:
+        return []
+
+
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("CRITICAL", logger="logpipe")
@@ -290,6 +371,18 @@ def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture)
 @pytest.fixture
 def shared(valkey: Valkey) -> type[Schedule]:
     return over(valkey, SharedWork)
+
+
+@pytest.fixture
+def acknowledged(valkey: Valkey) -> type[Schedule]:
+    return over(valkey, AcknowledgedWork)
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+def test_every_event_is_finished_with_by_a_member_that_acknowledges(
+    acknowledged: type[Schedule],
+) -> None:
+    run(acknowledged, FEW)
 
 
 @pytest.mark.timeout(TIMEOUT_S)
@@ -349,3 +442,18 @@ def test_events_that_are_acknowledged_unseen_are_noticed(
 
     monkeypatch.setattr(SharedSubscription, "next", without_events)
     assert noticed(shared)
+
+
+def test_events_acknowledged_when_written_are_noticed(
+    acknowledged: type[Schedule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = SharedSubscription.sent
+
+    async def and_acknowledged(self: SharedSubscription) -> None:
+        member = self.share.member
+        assert member is not None
+        await self._groups.acknowledge(GROUP, member.id, [e.id for e in self.share.entries])
+        await sent(self)
+
+    monkeypatch.setattr(SharedSubscription, "sent", and_acknowledged)
+    assert noticed(acknowledged)

@@ -1,4 +1,5 @@
-"""The distributor: `/subscribe`, the live stream, and `/events`, the history."""
+"""The distributor: `/subscribe`, the live stream, `/ack` for consumer groups, and `/events`, the
+history."""
 
 import contextlib
 import time
@@ -14,21 +15,35 @@ from starlette.routing import Route
 from logpipe import auth
 from logpipe.answers import Answers, StreamedResponse
 from logpipe.continuity import Cursor
+from logpipe.distributor.ack import Acknowledged, ids_of, received
 from logpipe.fanout.history import PAGE_BYTES, History
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.streaming import HEADERS, StreamResponse, encoder_for
 from logpipe.fanout.subscription import HubSubscription
-from logpipe.groups import Groups, TooManyGroupsError
+from logpipe.filters import PARAMETERS as FILTER_PARAMETERS
+from logpipe.filters import Filter, FilterError
+from logpipe.groups import Groups, OtherFilterError, TooManyGroupsError
+from logpipe.groups.member import (
+    DEFAULT_IN_FLIGHT,
+    MAX_ACK_WAIT_MS,
+    MAX_IN_FLIGHT,
+    MIN_ACK_WAIT_MS,
+    Member,
+    is_member_id,
+)
 from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId, parse_id
 from logpipe.limits import Seats
 from logpipe.messages import Start, Subscription, full
 from logpipe.parameters import (
+    ACK,
     EVENTS,
     MAX_LIMIT,
+    SHARED,
     SUBSCRIBE,
     chosen_filter,
     chosen_start,
+    duration_ms,
     last_event_id,
     number,
     one_of,
@@ -57,12 +72,13 @@ def create(
     endpoints = _Distributor(settings, tokens, hub, groups, seats, answers)
     routes = [
         Route("/subscribe", endpoints.subscribe),
+        Route("/ack", endpoints.ack, methods=["POST"]),
         Route("/events", endpoints.events),
         Route("/subscribers", endpoints.subscribers),
     ]
     cors = {
         "allow_origins": settings.cors_allow_origins,
-        "allow_methods": ("GET",),
+        "allow_methods": ("GET", "POST"),
         "allow_headers": HEADERS_ALLOWED,
     }
     return sub_app(routes, cors)
@@ -99,17 +115,23 @@ class _Distributor:
         start = chosen_start(query, resumed)
         if not resumed:
             await self._require_known(start)
-        try:
-            subscription: Subscription = (
-                HubSubscription(self._hub, start, chosen)
-                if group is None
-                else SharedSubscription(self._groups, group, start, chosen)
-            )
-        except TooManyGroupsError as error:
-            self._hub.metrics.count_limited({"groups": 1})
-            return Response(
-                encoder.message(full(str(error))), headers=HEADERS, media_type=encoder.media_type
-            )
+        subscription: Subscription
+        if group is None:
+            subscription = HubSubscription(self._hub, start, chosen)
+        else:
+            member = self._member(query)
+            shared: Filter | None = None
+            if request.method == "GET":  # HEAD is to change nothing
+                shared = await self._admitted(query, group, chosen)
+            try:
+                subscription = SharedSubscription(self._groups, group, start, shared, member)
+            except TooManyGroupsError as error:
+                self._hub.metrics.count_limited({"groups": 1})
+                return Response(
+                    encoder.message(full(str(error))),
+                    headers=HEADERS,
+                    media_type=encoder.media_type,
+                )
         allowed = partial(self._may_read, auth.kept(authorization, self._tokens.readers))
         return StreamResponse(
             subscription,
@@ -117,6 +139,51 @@ class _Distributor:
             self._hub.metrics,
             self._seats,
             partial(self._tokens.revoking, allowed),
+        )
+
+    async def _admitted(
+        self, query: Mapping[str, str], group: str, chosen: Filter
+    ) -> Filter | None:
+        """The filter of a group for one more member; None where it is not known. Raises a 409
+        `Problem` where the member's own is another one."""
+        replace = one_of(query, "filter", "", "", "replace") == "replace"
+        own = chosen if any(query.get(name) for name in FILTER_PARAMETERS) else None
+        try:
+            return await self._groups.admit(group, own, replace=replace)
+        except OtherFilterError as error:
+            raise Problem(
+                409,
+                f"The members of the group {group} share the filter {error.query or 'none'}, and"
+                f" this subscriber sends {chosen.query or 'none'}: leave the filter out to take the"
+                " group's, or add filter=replace to change it for all members.",
+                group=group,
+                group_filter=error.query,
+                filter=chosen.query,
+            ) from None
+        except FilterError as error:
+            raise Problem(
+                409,
+                f"This version does not understand the filter of the group {group}: {error}."
+                " filter=replace sets another for all members.",
+                group=group,
+            ) from None
+
+    async def ack(self, request: Request) -> Response:
+        """Acknowledges what a member of a consumer group holds, at whatever replica it is."""
+        auth.require(request.headers.get("authorization"), self._tokens.readers)
+        query = request.query_params
+        reject_unknown(query, ACK, "/ack")
+        group, member = self._group(query, "shared"), query.get("member", "")
+        if not is_member_id(member):
+            raise bad_parameter(
+                "member", "must be the member id that the subscription's hello event has"
+            )
+        ids = ids_of(await received(request.stream()))
+        done = await self._groups.acknowledge(group or "", member, ids)
+        return Response(
+            msgspec.json.encode(Acknowledged(done, len(ids) - done)),
+            headers={"Cache-Control": "no-store"},
+            media_type="application/json",
         )
 
     def _may_read(self, authorization: str | None) -> bool:
@@ -159,15 +226,28 @@ class _Distributor:
     def _group(self, query: Mapping[str, str], delivery: str) -> str | None:
         """The consumer group to read; None for broadcast. Raises a 400 `Problem`."""
         if delivery == "broadcast":
-            if "group" in query:
-                raise bad_parameter(
-                    "group", "has no effect on delivery=broadcast; add delivery=shared"
-                )
+            for name in SHARED:
+                if name in query:
+                    raise bad_parameter(
+                        name, "has no effect on delivery=broadcast; add delivery=shared"
+                    )
             return None
         group = query.get("group") or self._settings.consumer_group
         if len(group) > MAX_GROUP_NAME:
             raise bad_parameter("group", f"must be a text of up to {MAX_GROUP_NAME} characters")
         return group
+
+    def _member(self, query: Mapping[str, str]) -> Member | None:
+        """The state of a subscriber that acknowledges for itself. Raises a 400 `Problem`."""
+        if one_of(query, "ack", "", "", "client") != "client":
+            for name in ("ack_wait", "max_in_flight"):
+                if name in query:
+                    raise bad_parameter(name, "has no effect without ack=client")
+            return None
+        default = min(self._settings.pending_idle_ms, MAX_ACK_WAIT_MS)
+        wait_ms = duration_ms(query, "ack_wait", default, MIN_ACK_WAIT_MS, MAX_ACK_WAIT_MS)
+        most = number(query, "max_in_flight", DEFAULT_IN_FLIGHT, 1, MAX_IN_FLIGHT)
+        return Member(wait_ms / 1000, most or DEFAULT_IN_FLIGHT)
 
     async def events(self, request: Request) -> Response:
         """A page of the history as JSON."""

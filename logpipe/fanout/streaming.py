@@ -39,6 +39,14 @@ from logpipe.wire import LATER, Rest, Wire, wire_of
 Revoking = Callable[[Callable[[], None]], AbstractContextManager[None]]
 """Given how to end a stream: a context in which that is called once it is no longer allowed."""
 
+SHARED_SEND_BUFFER = 128 * 1024
+"""Bytes that the kernel keeps for a subscriber of a consumer group (Linux takes twice as many): an
+event in a buffer can go to no other member."""
+
+CONFIRMATION_S = (0.0005, 0.02)
+"""The shortest and the longest pause between two looks at what a client's kernel has confirmed.
+Linux delays a confirmation for 40 ms at the most."""
+
 REVOKED = "this token is no longer allowed"
 
 HEADERS = {
@@ -175,6 +183,8 @@ class StreamResponse(Response):
         self._wire = wire_of(scope)
         if self._wire is not None:
             self._wire.begin_stream()
+            if self._subscription.confirms:
+                self._wire.bound_send_buffer(SHARED_SEND_BUFFER)
         task = asyncio.current_task()
         assert task is not None
         with self._subscription, self._revoking(partial(self._revoke, task)):
@@ -225,10 +235,20 @@ class StreamResponse(Response):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                 self.written_at = time.monotonic()
                 self._metrics.delivered_bytes.inc(len(body))
+            if self._subscription.confirms and items:
+                await self._until_confirmed()
             await self._subscription.sent()
             if self._wire is not None and self._wire.idle:
                 await self._subscription.follow(self)
         await send({"type": "http.response.body", "body": b""})
+
+    async def _until_confirmed(self) -> None:
+        """Waits until the client's kernel has all that was written: what is lost in a network, or
+        still in this kernel when the connection breaks, is given to another member."""
+        pause, longest = CONFIRMATION_S
+        while self._wire is not None and self._wire.unconfirmed:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
 
     def _pieces(self, body: bytes) -> list[bytes]:
         """What is sent of a body, one after the other.

@@ -20,7 +20,7 @@ from logpipe.filters.highlight import Highlight, Span, marks_something
 from logpipe.filters.raw import MayMatch
 from logpipe.filters.reading import MAX_QUERY, FilterSyntaxError, level, parse
 from logpipe.filters.terms import Predicate
-from logpipe.filters.tree import LEVEL, Compare, Match, Node, Text, all_of, any_of
+from logpipe.filters.tree import LEVEL, Compare, Match, Node, Text, all_of, any_of, ordered
 
 __all__ = [
     "EVERYTHING",
@@ -71,6 +71,11 @@ class Filter(msgspec.Struct, frozen=True, weakref=True):
         yield
         _COMPILED.may_match(self.query)
         yield
+
+    def ordered(self) -> "Filter":
+        """The filter with its terms in one order: the same for filters that differ in it."""
+        node = parse(self.query)
+        return parse_filter({"q": str(ordered(node))}) if node is not None else self
 
     @property
     def highlight(self) -> Highlight | None:

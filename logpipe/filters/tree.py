@@ -164,6 +164,24 @@ def negation(term: Node) -> Node:
     return term.term if isinstance(term, Not) else Not(term)
 
 
+def ordered(node: Node) -> Node:
+    """The node with the terms of each `And` and `Or` in one order and each of them once, so that
+    filters that differ in nothing else are equal."""
+    match node:
+        case And(terms):
+            return all_of(_ordered(terms))
+        case Or(terms):
+            return any_of(_ordered(terms))
+        case Not(term):
+            return Not(ordered(term))
+        case _:
+            return node
+
+
+def _ordered(terms: "tuple[Node, ...]") -> list[Node]:
+    return sorted({ordered(term) for term in terms}, key=str)
+
+
 def leaves(node: Node) -> Iterator[Text | Match | Regex | Compare]:
     """The terms that look at an event."""
     match node:

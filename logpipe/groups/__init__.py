@@ -2,19 +2,39 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+import logging
+from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from typing import Any, Self
 
 from logpipe.background import Background
+from logpipe.filters import Filter, parse_filter
 from logpipe.groups.consumer import Consumer
-from logpipe.groups.group import Group, Share, Terms
+from logpipe.groups.group import PRESENCE_S, Group, Share, Terms
+from logpipe.groups.member import Members
+from logpipe.ids import StreamId
+from logpipe.limits import client_of
 from logpipe.messages import Start, Subscription
 from logpipe.metrics import Metrics
-from logpipe.stream import Stream
+from logpipe.problems import Unavailable
+from logpipe.stream import NoGroupError, Stream
+from logpipe.turns import Run, Turns
+
+log = logging.getLogger("logpipe.groups")
 
 MAX_GROUPS = 64
-"""Consumer groups that one process reads at a time; a client may name any, Redis keeps them all."""
+"""Consumer groups that one process reads at a time, besides CONSUMER_GROUP: a client may name any.
+"""
+
+MAX_GROUPS_PER_CLIENT = MAX_GROUPS // 2
+"""Of these, those that were first asked for by one client."""
+
+MAX_RECORDED = 500
+"""Groups made by logpipe that Redis keeps, all of which each read has to walk through; beyond it
+those that had no member for longest end early."""
+
+EXPIRY_S = 60.0
+"""The longest time in seconds between two looks for groups that are to end."""
 
 READS = 4
 """Reads of entries that are under way at the same time, of all groups of a process."""
@@ -27,7 +47,15 @@ LAST_RELEASE_S = 0.5
 
 
 class TooManyGroupsError(Exception):
-    """This process already reads MAX_GROUPS groups."""
+    """This process already reads as many groups as it may."""
+
+
+class OtherFilterError(Exception):
+    """The group has members and another filter, whose text is `query`."""
+
+    def __init__(self, query: str) -> None:
+        super().__init__(f"the group's filter is {query!r}")
+        self.query = query
 
 
 class Groups:
@@ -43,7 +71,10 @@ class Groups:
         pending_idle_ms: int,
         batch_count: int,
         heartbeat_s: float,
+        lasting: str = "",
+        run: Run | None = None,
     ) -> None:
+        """`lasting` is the group that never ends, CONSUMER_GROUP; `run` runs the filtering."""
         self.metrics = metrics
         self.heartbeat_s = heartbeat_s
         self.closing = False
@@ -51,8 +82,18 @@ class Groups:
         self.consumer = Consumer(stream, consumer)
         self._stream = stream
         reads = asyncio.Semaphore(READS)
-        self._terms = Terms(self.consumer, pending_idle_ms, batch_count, reads)
+        self._terms = Terms(
+            self.consumer,
+            pending_idle_ms,
+            batch_count,
+            reads,
+            run or Turns().run,
+            Members(),
+            lasting,
+        )
         self._groups: dict[str, Group] = {}
+        self._made = asyncio.Event()
+        """Set when a group is read here that was not before, and may be a new one."""
         self._running: set[str] = set()
         self._background = background
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,25 +117,99 @@ class Groups:
                     await group.release_at_end()
                 await self.consumer.let_go()
 
-    def refuse_more_than_allowed(self, group: str) -> None:
+    def refuse_more_than_allowed(self, group: str, client: str) -> None:
         """Raises `TooManyGroupsError` for a group that this process would have to read as well."""
-        if group not in self._groups and len(self._groups) >= MAX_GROUPS:
+        if group in self._groups or group == self._terms.lasting:
+            return
+        others = [each for name, each in self._groups.items() if name != self._terms.lasting]
+        if len(others) >= MAX_GROUPS:
             raise TooManyGroupsError(f"{MAX_GROUPS} groups are read here already")
+        if client and sum(each.founder == client for each in others) >= MAX_GROUPS_PER_CLIENT:
+            raise TooManyGroupsError(
+                f"{MAX_GROUPS_PER_CLIENT} groups of this address are read here already"
+            )
 
-    def join(self, name: str, start: Start, share: Share) -> Group:
-        """Takes a subscriber into its group, which begins where `start` says unless it exists.
+    async def admit(
+        self, name: str, chosen: Filter | None, *, replace: bool = False
+    ) -> Filter | None:
+        """The filter of a group for a subscriber that sends `chosen`, None for no filter.
+
+        The first member of a group without members sets its filter, and `replace` sets it for all.
+        None is returned where the subscriber sends none and Redis cannot be asked. Raises
+        `OtherFilterError`; FilterError for a filter that this version does not understand.
+        """
+        chosen = chosen.ordered() if chosen is not None else None
+        query = chosen.query if chosen is not None else "" if replace else None
+        try:
+            entered = await self._stream.groups.records.enter(
+                name, self.consumer.holder, round(PRESENCE_S * 1000), query, replace=replace
+            )
+        except Unavailable:
+            return chosen
+        if not entered.admitted:
+            raise OtherFilterError(entered.filter)
+        return parse_filter({"q": entered.filter})
+
+    async def acknowledge(self, group: str, member: str, ids: Sequence[StreamId]) -> int:
+        """Acknowledges entries that a member holds, wherever it is connected; how many it did hold.
+
+        Raises `Unavailable`.
+        """
+        with contextlib.suppress(NoGroupError):
+            done = await self._stream.groups.acknowledge_of(group, member, ids)
+            here, read_here = self._terms.members.get(member), self._groups.get(group)
+            if here is not None and read_here is not None:
+                here.let_go(done)
+                read_here.want_work()
+            return len(done)
+        return 0
+
+    async def end_unused(self, expiry_ms: int) -> None:
+        """Ends the groups that have had no member for long, from now on."""
+        while True:
+            self._made.clear()
+            with contextlib.suppress(Unavailable):
+                await self.end_due(expiry_ms)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(EXPIRY_S, expiry_ms / 10_000)):
+                    await self._made.wait()
+                    await asyncio.sleep(1)  # many may be made within a second
+
+    async def end_due(self, expiry_ms: int, most: int = MAX_RECORDED) -> None:
+        """Ends the groups that are due now. Raises `Unavailable`."""
+        records = self._stream.groups.records
+        for name in await records.due(expiry_ms, most):
+            try:
+                if await records.end(name):
+                    log.info("the consumer group %r has ended: it had no member for long", name)
+            except NoGroupError:
+                await records.forget(name)
+
+    def join(
+        self,
+        name: str,
+        start: Start,
+        share: Share,
+        chosen: Filter | None = None,
+        client: str = "",
+    ) -> Group:
+        """Takes a subscriber into its group, which begins where `start` says unless it exists, and
+        whose filter is `chosen`, None where that is not known.
 
         The group is read here from its first subscriber on, not before: a request that is never
         answered by a stream (HEAD, or a client that has left) would keep its group for ever.
         Raises `TooManyGroupsError`.
         """
-        self.refuse_more_than_allowed(name)
+        client = client_of(client)
+        self.refuse_more_than_allowed(name, client)
         group = self._groups.get(name)
         if group is None:
             metrics = self.metrics.group(name)
-            group = self._groups[name] = Group(name, self._stream, self._terms, metrics, start)
-            group.closing = self.closing
-        group.members.add(share)
+            group = Group(name, self._stream, self._terms, metrics, start, chosen)
+            group.founder, group.closing = client, self.closing
+            self._groups[name] = group
+            self._made.set()
+        group.join(share)
         if name not in self._running and not self.closing:
             self._running.add(name)
             self._spawn(self._run(group))
@@ -110,7 +225,7 @@ class Groups:
                 await group.run()
         finally:
             self._running.discard(group.name)
-            if not group.members:
+            if not group.shares:
                 self._groups.pop(group.name, None)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:

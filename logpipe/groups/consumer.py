@@ -28,9 +28,12 @@ class Consumer:
     def __init__(self, stream: Stream, wanted: str) -> None:
         self.name = ""
         """The name that is held; empty before `hold` has worked."""
+        self.names: list[str] = []
+        """All names that were held: entries may still be pending for an earlier one."""
         self._stream = stream
         self._wanted = wanted
-        self._holder = uuid.uuid4().hex
+        self.holder = uuid.uuid4().hex
+        """This process, whatever its name."""
         self._holding = asyncio.Lock()
 
     async def hold(self) -> None:
@@ -42,18 +45,19 @@ class Consumer:
                 # A Redis without memory takes no lease, but it still hands out what it has.
                 if error.kind not in WRITES_ONLY:
                     raise
-                self.name = self.name or self._wanted
+                self._take(self.name or self._wanted)
 
     async def _free_name(self) -> str:
         lease_ms = round(LEASE_S * 1000)
         for number in range(1, MAX_NAMES + 1):
             name = self._wanted if number == 1 else f"{self._wanted}~{number}"
-            if await self._stream.groups.hold(name, self._holder, lease_ms):
+            if await self._stream.groups.hold(name, self.holder, lease_ms):
                 return name
         raise Unavailable("names", f"{MAX_NAMES} processes read as {self._wanted} already")
 
     async def _renamed(self, name: str) -> None:
-        before, self.name = self.name, name
+        before = self.name
+        self._take(name)
         if name == before:
             return
         if name != self._wanted:
@@ -66,7 +70,12 @@ class Consumer:
         elif before:
             log.info("reads groups as %s again", name)
         if before:
-            await self._stream.groups.let_go(before, self._holder)
+            await self._stream.groups.let_go(before, self.holder)
+
+    def _take(self, name: str) -> None:
+        self.name = name
+        if name not in self.names:
+            self.names.append(name)
 
     async def keep_holding(self) -> None:
         """Renews the lease for ever."""
@@ -79,4 +88,4 @@ class Consumer:
         """Gives the name back, as far as Redis can be reached."""
         if self.name:
             with contextlib.suppress(Unavailable):
-                await self._stream.groups.let_go(self.name, self._holder)
+                await self._stream.groups.let_go(self.name, self.holder)

@@ -1,15 +1,21 @@
 """One consumer group, as a process takes part in it.
 
 A group is read only while one of its subscribers here waits for work, so that slow readers slow
-the reading, and what nobody here can take stays for the other replicas. An entry is acknowledged
-after it was written; while it is in flight, its idle time is kept at zero, so that no other
-replica takes it from a reader that is merely slow. When a subscriber leaves, what it had not
-acknowledged goes to the others here; when the process dies, to another replica.
+the reading, and entries that no subscriber here can take stay for the other replicas. Entries that
+the group's filter rejects are acknowledged at once. Any other entry is acknowledged after it was
+written; while it is in flight, its idle time is kept at zero, so that no other replica takes it
+from a reader that is merely slow. When a subscriber leaves, the entries that it had not
+acknowledged go to the others here; when the process dies, to another replica.
+
+A member with `ack=client` holds its entries in Redis under a consumer of its own, until it
+acknowledges them at any replica, its time for them is over, or it leaves. Only their ids are kept
+here. Entries that it loses become idle in Redis, where the next replica with room claims them.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,13 +24,17 @@ from typing import NamedTuple
 from logpipe import __version__
 from logpipe.continuity import NO_STREAM, Gap
 from logpipe.event import Entry, weight_of
+from logpipe.filters import Filter, FilterError, parse_filter
 from logpipe.groups.consumer import Consumer
+from logpipe.groups.member import MAX_IN_FLIGHT, Member, Members
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Start
 from logpipe.metrics import GroupMetrics
 from logpipe.problems import Unavailable
 from logpipe.stream import WRITES_ONLY, Claimed, NoGroupError, Stream, gap_of
-from logpipe.stream.groups import READ_BYTES
+from logpipe.stream.group_records import NO_GENERATION
+from logpipe.stream.groups import READ_BYTES, FilterChangedError
+from logpipe.turns import Run
 
 log = logging.getLogger("logpipe.groups")
 
@@ -39,6 +49,14 @@ PENDING_ENTRIES = 64
 of 64 KiB 4 MiB."""
 
 
+ACK_ROUND_S = 0.4
+"""As `KEEPER_S`, in a group with members that acknowledge for themselves: how long it takes until
+an acknowledgement at another replica makes room."""
+
+PRESENCE_S = 5.0
+"""How long a process counts as one with members of a group; renewed five times as often."""
+
+
 class Terms(NamedTuple):
     """How a process takes part in its groups."""
 
@@ -47,6 +65,12 @@ class Terms(NamedTuple):
     batch_count: int
     reads: asyncio.Semaphore
     """The seats for reads of entries, of all groups together."""
+    run: Run
+    """Runs the filtering of entries."""
+    members: Members
+    """The members that acknowledge for themselves, of all groups of this process."""
+    lasting: str
+    """The group that never ends."""
 
     @property
     def pending_count(self) -> int:
@@ -55,31 +79,39 @@ class Terms(NamedTuple):
 
 
 class Share:
-    """One subscriber's hand: what it was given of a group and has not written yet."""
+    """What one subscriber was given of a group and has not written yet.
 
-    def __init__(self) -> None:
+    `member` is set where it acknowledges for itself. `query` is the text of the group's filter when
+    it was admitted; None where that could not be asked.
+    """
+
+    def __init__(self, member: Member | None = None, query: str | None = None) -> None:
+        self.member = member
+        self.query = query
         self.asking = False
         """Whether the subscriber waits for work, or for word that it need not."""
-        self.items: list[Item] = []
         self.entries: list[Entry] = []
-        """The entries among the items, to be acknowledged."""
         self.losses: list[str] = []
-        """Records of the losses that gaps among the items tell of."""
+        """Records of losses that it is to send as gaps."""
+        self.farewell = ""
+        """Why its subscription ends; empty while it goes on."""
         self.woken = asyncio.Event()
 
     @property
-    def waiting(self) -> bool:
-        """Whether it can take work."""
-        return self.asking and not self.items
+    def given(self) -> bool:
+        """Whether it has something to write."""
+        return bool(self.entries or self.losses)
 
     def give(self, entries: list[Entry], losses: Sequence[str]) -> None:
-        """Hands it work: losses to be told of, then entries to acknowledge."""
+        """Gives it losses to report, and entries."""
         self.entries = entries
         self.losses = list(losses)
-        self.items = [*told(losses)]
-        if entries:
-            self.items.append(Batch.of(entries))
         self.wake()
+
+    def items(self) -> list[Item]:
+        """What it was given, as it is written."""
+        batch = [Batch.of(self.entries)] if self.entries else []
+        return [*told(self.losses), *batch]
 
     def wake(self) -> None:
         """Makes its subscriber look again."""
@@ -96,20 +128,34 @@ def told(losses: Sequence[str]) -> Iterator[Gap]:
 
 
 class Group:
-    """One consumer group: its subscribers here, what is queued for them, and the reading."""
+    """One consumer group: its subscribers here, what is queued for them, and the reading.
+
+    `chosen` is the group's filter, None where it is not known yet.
+    """
 
     def __init__(
-        self, name: str, stream: Stream, terms: Terms, metrics: GroupMetrics, start: Start
+        self,
+        name: str,
+        stream: Stream,
+        terms: Terms,
+        metrics: GroupMetrics,
+        start: Start,
+        chosen: Filter | None,
     ) -> None:
         self.name = name
         self.stream = stream
-        self.members: set[Share] = set()
+        self.shares: set[Share] = set()
+        self.filter = chosen
+        self.founder = ""
+        """The client that its first subscriber here came from."""
         self.closing = False
         self.lag: int | None = None
         """How many entries the group had not read at the last read here, where that is known."""
         self._terms = terms
         self._metrics = metrics
         self._start = start
+        self._generation = NO_GENERATION
+        self._entered_at = -math.inf
         self._begun_ms = time.time_ns() // 1_000_000
         self._exists = False
         """Whether the group was there: when it is missing then, Redis was flushed, or a failover
@@ -119,29 +165,54 @@ class Group:
         self._read_until = START
         """How far the group had read by its last read here."""
         self._creating = asyncio.Lock()
+        self._judging = asyncio.Lock()
+        self._taking_back = asyncio.Lock()
+        self._unjudged: deque[Entry] = deque()
+        """Entries that the filter has not seen yet."""
         self._queue: deque[Entry] = deque()
         self._losses: list[str] = []
         self._told: set[str] = set()
         self._in_flight: set[StreamId] = set()
         self._written: set[StreamId] = set()
+        self._departed: list[Member] = []
+        """Members that have left, and whose entries are still theirs in Redis."""
         self._claim_after = START
+        self._left_behind = False
+        """Whether entries were made idle here, so that looking for such is worth while."""
         self._swept = time.monotonic()
         self._work_wanted = asyncio.Event()
-        self._claim_wanted = asyncio.Event()
-        """Set when a subscriber asks and the queue has nothing for it."""
+        self._round_wanted = asyncio.Event()
+        """Set when the keeper is to begin its next round at once."""
 
     # -- subscribers --------------------------------------------------------------------------
 
-    def leave(self, member: Share) -> None:
-        """Lets a subscriber go; the others get what it was given and did not write."""
-        self.members.discard(member)
-        self._queue.extendleft(reversed(member.entries))
-        self._losses[:0] = member.losses
+    def join(self, share: Share) -> None:
+        """Takes a subscriber in."""
+        self.shares.add(share)
+        if share.member is not None:
+            self._terms.members.add(share.member)
+        if not self._suits(share):
+            self._entered_at = -math.inf  # the filter was changed: the next round finds out
+            self._round_wanted.set()
+
+    def leave(self, share: Share) -> None:
+        """Lets a subscriber go; the others get what it was given and did not write or, with
+        `ack=client`, did not acknowledge."""
+        self.shares.discard(share)
+        self._give_back(share)
+        if share.member is not None:
+            self._terms.members.remove(share.member)
+            self._departed.append(share.member)
+            self._round_wanted.set()
         self._hand_out()
         self._work_wanted.set()
 
-    async def hello(self) -> Hello:
-        """The first word to a subscriber; while Redis is away it knows no ids.
+    def _give_back(self, share: Share) -> None:
+        self._queue.extendleft(reversed(share.entries))
+        self._losses[:0] = share.losses
+
+    async def hello(self, member: Member | None) -> Hello:
+        """The first message to a subscriber; while Redis is away it knows no ids.
 
         The group exists by then, so that what is sent after the hello is the group's.
         """
@@ -151,29 +222,56 @@ class Group:
         except Unavailable:
             bounds = NO_STREAM
         last = bounds.last if bounds.last > START else None
-        return Hello(bounds.last, bounds.first, last, "shared", __version__)
+        chosen = self.filter.query if self.filter is not None else None
+        name = member.id if member is not None else None
+        return Hello(bounds.last, bounds.first, last, "shared", __version__, chosen, name)
 
     def want_work(self) -> None:
         """Gives a subscriber that asks what is queued, and makes the group read and claim more."""
         self._work_wanted.set()
         self._hand_out()
-        if self._has_waiting_member:
-            self._claim_wanted.set()
+        if self._takers() and (self._claim_after != START or self._left_behind):
+            self._round_wanted.set()
 
     def wake_all(self) -> None:
         """Makes every subscriber and the reader look again."""
         self._work_wanted.set()
-        for member in self.members:
-            member.wake()
+        for share in self.shares:
+            share.wake()
 
     async def acknowledge(self, entries: Sequence[Entry], losses: Sequence[str]) -> None:
-        """Takes note of what was written, and tells Redis now or when it is back."""
+        """Notes what was written, and acknowledges it now or when Redis is back."""
         self._written.update(entry.id for entry in entries)
         self._told.update(losses)
         try:
             await self._flush_written()
         except (Unavailable, NoGroupError):
             log.debug("acknowledged later: %d", len(self._written))
+
+    async def assign(self, share: Share) -> None:
+        """Makes the entries of a share those of its member in Redis, and begins their time. Entries
+        that were trimmed become losses; those that another consumer has claimed are dropped."""
+        member = share.member
+        if member is None or not share.entries:
+            return
+        ids = [entry.id for entry in share.entries]
+        self._in_flight.difference_update(ids)
+        try:
+            for consumer in self._terms.consumer.names:
+                moved, trimmed = await self.stream.groups.move(self.name, consumer, member.id, ids)
+                member.hold(moved)
+                share.losses += map(str, trimmed)
+                self._metrics.lost(len(trimmed))
+                ids = sorted({*ids}.difference(moved, trimmed))
+                if not ids:
+                    break
+        except (Unavailable, NoGroupError):
+            self._in_flight.update(ids)
+            self._give_back(share)
+            share.entries, share.losses = [], []
+            await self.stream.health.recovered(RECOVERY_S)
+            return
+        share.entries = [entry for entry in share.entries if entry.id in member.held]
 
     async def _flush_written(self) -> None:
         if self._written:
@@ -186,25 +284,116 @@ class Group:
             await self.stream.groups.told(self.name, records)
             self._told.difference_update(records)
 
+    def _suits(self, share: Share) -> bool:
+        """Whether a subscriber was admitted with the filter by which entries are judged here."""
+        return share.query is None or self.filter is None or share.query == self.filter.query
+
+    def _room(self, share: Share) -> int:
+        """How many entries a subscriber may be given."""
+        return self._terms.batch_count if share.member is None else share.member.room
+
+    def _takers(self) -> list[Share]:
+        """The subscribers that wait and may be given entries."""
+        return [
+            share
+            for share in self.shares
+            if share.asking
+            and not share.given
+            and self._suits(share)
+            and not (share.member is not None and share.member.late)
+            and self._room(share)
+        ]
+
+    def _wanted(self) -> int:
+        """How many entries are wanted beyond those that are queued, `BATCH_COUNT` at the most. A
+        queue is filled up for subscribers that will ask soon, unless all acknowledge for
+        themselves: they may not be able to take more, and other replicas are."""
+        if not self._acknowledging:
+            return self._terms.batch_count - len(self._queue)
+        room = sum(map(self._room, self._takers())) - len(self._queue)
+        return min(self._terms.batch_count, room)
+
+    @property
+    def _acknowledging(self) -> bool:
+        """Whether all subscribers here acknowledge for themselves."""
+        return all(share.member is not None for share in self.shares)
+
     def _hand_out(self) -> None:
-        """Splits what is there evenly among the subscribers that wait; the first tells the gaps."""
-        waiting = [member for member in self.members if member.waiting]
-        while waiting and (self._queue or self._losses):
-            share = -(-len(self._queue) // len(waiting))
-            entries = [self._queue.popleft() for _ in range(share)]
+        """Splits what is there evenly among the subscribers that wait; the first sends the gaps."""
+        takers = self._takers()
+        while takers and (self._queue or self._losses):
+            part = -(-len(self._queue) // len(takers))
+            share = takers.pop()
+            entries = [self._queue.popleft() for _ in range(min(part, self._room(share)))]
             losses, self._losses = self._losses, []
-            waiting.pop().give(entries, losses)
+            share.give(entries, losses)
+
+    # -- the filter ---------------------------------------------------------------------------
+
+    async def _enter(self) -> None:
+        """Renews the presence of this process in the group, and learns the group's filter."""
+        chosen = self.filter.query if self.filter is not None else None
+        entered = await self.stream.groups.records.enter(
+            self.name, self._terms.consumer.holder, round(PRESENCE_S * 1000), chosen
+        )
+        self._entered_at = time.monotonic()
+        if entered.filter != chosen:
+            try:
+                self.filter = parse_filter({"q": entered.filter})
+            except FilterError as error:
+                log.error("the filter of the group %r is not understood: %s", self.name, error)
+                for share in self.shares:
+                    self._dismiss(share, "this version does not understand the group's filter")
+                return
+            self._unjudged.extend(self._queue)
+            self._queue.clear()
+            for share in self.shares:
+                if share.query is None:
+                    share.query = entered.filter
+                elif not self._suits(share):
+                    self._dismiss(share, "the filter of the group has changed")
+        self._generation = entered.generation
+        await self._judge()
+
+    def _dismiss(self, share: Share, reason: str) -> None:
+        share.farewell = reason
+        share.wake()
+
+    async def _judge(self) -> None:
+        """Queues the entries that the filter accepts; the others are acknowledged and counted."""
+        async with self._judging:
+            chosen = self.filter
+            if chosen is None:
+                return
+            before = len(self._written)
+            if chosen.query:
+                await self._terms.run(self._steps(chosen))
+            else:
+                self._queue.extend(self._unjudged)
+                self._unjudged.clear()
+        self._hand_out()
+        if len(self._written) > before:
+            await self._flush_written()
+
+    def _steps(self, chosen: Filter) -> Iterator[None]:
+        """The judging as work for `Turns`."""
+        accepts = chosen.predicate
+        yield
+        while self._unjudged:
+            entry = self._unjudged.popleft()
+            if accepts is None or accepts(entry.event):
+                self._queue.append(entry)
+            else:
+                self._written.add(entry.id)
+                self._metrics.rejected(1)
+            yield
 
     # -- reading ------------------------------------------------------------------------------
 
     @property
     def wanted(self) -> bool:
         """Whether there is a subscriber to read for."""
-        return bool(self.members) and not self.closing
-
-    @property
-    def _has_waiting_member(self) -> bool:
-        return any(member.waiting for member in self.members)
+        return bool(self.shares) and not self.closing
 
     async def run(self) -> None:
         """Reads while there are subscribers."""
@@ -219,19 +408,37 @@ class Group:
         while self.wanted:
             try:
                 await self._create()
+                if self._entered_at == -math.inf:
+                    await self._enter()
                 await self._read()
                 await self._release()
             except NoGroupError:
                 log.warning("the consumer group %r is gone and made anew", self.name)
                 self._exists, self._gone = False, True
+                self._go_back_for_members()
                 self._in_flight.clear()
                 self._written.clear()
+            except FilterChangedError:
+                self._entered_at = -math.inf
             except Unavailable:
                 await self.stream.health.recovered(RECOVERY_S)
                 await asyncio.sleep(0.05)
 
+    def _go_back_for_members(self) -> None:
+        """Has a group that is made anew begin before all that its members here hold or wait for."""
+        members = [share.member for share in self.shares if share.member is not None]
+        if not members:
+            return
+        ids = [entry.id for entry in (*self._queue, *self._unjudged)]
+        for member in members:
+            ids += member.held
+            member.let_go([*member.held])
+        self._queue.clear()
+        self._unjudged.clear()
+        self._read_until = min([self._read_until, *(id_.before() for id_ in ids)])
+
     async def _create(self) -> None:
-        """Makes sure that the group exists."""
+        """Makes sure that the group exists, and that this process counts among its readers."""
         async with self._creating:
             if self._exists:
                 return
@@ -240,7 +447,13 @@ class Group:
             first = self._first()
             anew = self._gone and first == START
             try:
-                await self.stream.groups.create(self.name, first, from_the_first=anew)
+                await self._enter()
+                self._losses += await self.stream.groups.create(
+                    self.name,
+                    first,
+                    from_the_first=anew,
+                    may_end=self.name != self._terms.lasting,
+                )
             except Unavailable as error:
                 if first is None:
                     # What is sent until Redis is back is new to the group.
@@ -262,15 +475,24 @@ class Group:
     async def _release(self) -> None:
         """Gives back what was read and has no reader here, for other replicas to take at once."""
         await self._flush_written()
+        await self._take_back_from_departed()
         if self._losses:
             await self.stream.groups.hand_back(self.name, self._losses)
             self._losses.clear()
-        ids = [entry.id for entry in self._queue]
+        await self._release_queue()
+        await self.stream.groups.leave(self.name, self._terms.consumer.name)
+        if not self.wanted:
+            await self.stream.groups.records.exit(self.name, self._terms.consumer.holder)
+
+    async def _release_queue(self) -> None:
+        """Lets any consumer claim at once what is queued here."""
+        ids = [entry.id for entry in (*self._queue, *self._unjudged)]
         self._queue.clear()
+        self._unjudged.clear()
         self._in_flight.difference_update(ids)
         if ids:
+            self._left_behind = True
             await self.stream.groups.release(self.name, self._terms.consumer.name, ids)
-        await self.stream.groups.leave(self.name, self._terms.consumer.name)
 
     async def release_at_end(self) -> None:
         """The last `_release`, when the process ends and all subscribers have left."""
@@ -287,7 +509,7 @@ class Group:
         consumer = self._terms.consumer
         read_as = ""
         while self.wanted:
-            if not self._has_waiting_member:
+            if not self._takers():
                 self._work_wanted.clear()
                 await self._work_wanted.wait()
                 continue
@@ -302,13 +524,15 @@ class Group:
                 pending = await self._read_history(read_as, pending)
                 continue
             async with self._terms.reads:
-                claimed = await self.stream.groups.read(self.name, read_as, self._terms.batch_count)
+                claimed = await self.stream.groups.read(
+                    self.name, read_as, max(1, self._wanted()), self._generation
+                )
             for record in claimed.losses:
                 self._metrics.lost(gap_of(record).count)
             self._read_until = claimed.end
             self.lag = claimed.lag
             self._metrics.lag(claimed.lag)
-            self._take(claimed)
+            await self._take(claimed)
             if not claimed.entries and not claimed.unreadable:
                 await self.stream.wait(claimed.end)
 
@@ -320,15 +544,15 @@ class Group:
             )
         if history.lost:
             await self.stream.groups.lose(self.name, history.lost)
-        self._take(history)
+        await self._take(history)
         ids = [*(entry.id for entry in history.entries), *history.lost, *history.unreadable]
         return max(ids, default=None)
 
-    def _take(self, claimed: Claimed) -> None:
+    async def _take(self, claimed: Claimed) -> None:
         """Queues what Redis gave, apart from what is in flight here already."""
         new = [entry for entry in claimed.entries if entry.id not in self._in_flight]
         self._in_flight.update(entry.id for entry in new)
-        self._queue.extend(new)
+        self._unjudged.extend(new)
         self._written.update(claimed.unreadable)
         self._metrics.unreadable(len(claimed.unreadable))
         # What was trimmed and is in flight here reaches its subscriber all the same.
@@ -336,52 +560,71 @@ class Group:
         lost = [str(id_) for id_ in claimed.lost if id_ not in self._in_flight]
         self._metrics.lost(len(lost))
         if found := [*lost, *claimed.losses]:
-            here = {*self._told, *self._losses, *(each for m in self.members for each in m.losses)}
+            here = {*self._told, *self._losses, *(each for s in self.shares for each in s.losses)}
             self._losses += [record for record in found if record not in here]
-        self._hand_out()
+        await self._judge()
+
+    # -- keeping ------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
         """Keeps what is in flight, acknowledges late, and claims what others left behind."""
-        pause = min(KEEPER_S, self._terms.pending_idle_ms / 3000)
         while True:
-            await self._next_round(pause)
+            await self._next_round(self._pause_s())
+            self._round_wanted.clear()
             if not self._terms.consumer.name:
                 continue
             try:
                 await self._keep_once(self._terms.consumer.name)
+            except FilterChangedError:
+                self._entered_at = -math.inf
+                self._round_wanted.set()
             except (Unavailable, NoGroupError) as error:
                 log.debug("next round: %s", error)
 
     async def _next_round(self, pause: float) -> None:
-        """Returns after `pause` seconds; where the last round has left entries to claim, as soon
-        as a subscriber asks for work."""
-        if self._claim_after == START:
-            await asyncio.sleep(pause)
-            return
+        """Returns after `pause` seconds, or as soon as a round is wanted."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
-                await self._claim_wanted.wait()
+                await self._round_wanted.wait()
+
+    def _pause_s(self) -> float:
+        """Seconds until the next round of keeping."""
+        pause = min(KEEPER_S, self._terms.pending_idle_ms / 3000)
+        waits = [s.member.ack_wait_s / 3 for s in self.shares if s.member is not None]
+        return min(pause, ACK_ROUND_S, *waits) if waits else pause
 
     async def _keep_once(self, consumer: str) -> None:
-        self._claim_wanted.clear()
         # Looked at before the reader, which the same subscriber woke, can give it new entries.
-        claiming = self._has_waiting_member
+        claiming = bool(self._takers())
+        if time.monotonic() - self._entered_at > PRESENCE_S / 5:
+            await self._enter()
         await self._flush_written()
         if self._in_flight:
             await self.stream.groups.keep(self.name, consumer, self._in_flight)
+        await self._take_back_from_departed()
+        holdings = await self.stream.groups.holdings(self.name)
+        self._metrics.pending(sum(holdings.values()))
+        for share in [*self.shares]:
+            if share.member is not None:
+                await self._look_after(share, share.member, holdings.get(share.member.id, 0))
         if claiming:
             await self._claim_many(consumer)
+        if self._queue and self._acknowledging and not self._takers():
+            await self._release_queue()
         if time.monotonic() - self._swept > self._terms.pending_idle_ms / 1000:
             self._swept = time.monotonic()
             await self.stream.groups.sweep(self.name, consumer, self._terms.pending_idle_ms)
-        self._metrics.pending(await self.stream.groups.pending(self.name))
+        if self._takers():  # another replica, or time, has made room
+            self._work_wanted.set()
+            self._hand_out()
 
     async def _claim_many(self, consumer: str) -> None:
-        """Claims entries until the queue has about `BATCH_COUNT` of them or `READ_BYTES`."""
+        """Claims entries until as many are queued as are wanted, or `READ_BYTES`."""
         for _ in range(0, self._terms.batch_count, self._terms.pending_count):
+            if self._claim_after == START:
+                self._left_behind = False
             await self._claim(consumer)
-            queued_bytes = weight_of(self._queue)
-            full = len(self._queue) >= self._terms.batch_count or queued_bytes >= READ_BYTES
+            full = self._wanted() <= 0 or weight_of(self._queue) >= READ_BYTES
             if full or self._claim_after == START:
                 break
 
@@ -391,9 +634,62 @@ class Group:
                 self.name,
                 consumer,
                 self._terms.pending_idle_ms,
-                self._terms.pending_count,
+                max(1, min(self._terms.pending_count, self._wanted())),
                 after=self._claim_after,
+                generation=self._generation,
             )
         self._claim_after = claimed.end
         self._metrics.claimed(len(claimed.entries))
-        self._take(claimed)
+        await self._take(claimed)
+
+    # -- members that acknowledge for themselves ----------------------------------------------
+
+    async def _take_back_from_departed(self) -> None:
+        """Makes the entries of members that have left idle."""
+        groups = self.stream.groups
+        async with self._taking_back:
+            while self._departed:
+                member = self._departed[-1]
+                # Redis knows better: a move may have succeeded without an answer.
+                if held := await groups.held(self.name, member.id, MAX_IN_FLIGHT):
+                    await self._take_back(member, sorted(held))
+                    continue
+                await groups.leave(self.name, member.id)
+                self._departed.remove(member)
+
+    async def _look_after(self, share: Share, member: Member, pending: int) -> None:
+        """Makes room for what was acknowledged elsewhere, takes back what is overdue, and keeps the
+        rest from other replicas. `pending` is how many entries the member holds in Redis."""
+        groups = self.stream.groups
+        if pending != len(member.held):
+            before = set(member.held)
+            held = await groups.held(self.name, member.id, MAX_IN_FLIGHT)
+            member.let_go(before - held)
+            coming = {entry.id for entry in share.entries}
+            if strays := held.difference(before, member.held, coming):
+                await self._take_back(member, sorted(strays))
+        if overdue := member.overdue():
+            self._metrics.redelivered(len(overdue))
+            await self._take_back(member, overdue)
+        if member.held and time.monotonic() - member.kept_at > self._terms.pending_idle_ms / 3000:
+            member.kept_at = time.monotonic()
+            ids = list(member.held)
+            moved, trimmed = await groups.move(self.name, member.id, member.id, ids)
+            member.let_go(set(ids).difference(moved))
+            self._lose(trimmed)
+
+    async def _take_back(self, member: Member, ids: Sequence[StreamId]) -> None:
+        """Makes entries of a member idle, so that any consumer may claim them."""
+        moved, trimmed = await self.stream.groups.move(
+            self.name, member.id, self._terms.consumer.name, ids, idle=True
+        )
+        member.let_go(ids)
+        self._in_flight.difference_update(moved)
+        self._left_behind = self._left_behind or bool(moved)
+        self._lose(trimmed)
+        if self._takers():
+            self._round_wanted.set()
+
+    def _lose(self, trimmed: Sequence[StreamId]) -> None:
+        self._metrics.lost(len(trimmed))
+        self._losses += map(str, trimmed)

@@ -1,15 +1,15 @@
 """Subscriptions with shared delivery: a subscriber takes its share of a consumer group."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 from typing import Self
 
 from logpipe.fanout.live import Writer
-from logpipe.filters import Filter
-from logpipe.groups import MAX_GROUPS, Groups, TooManyGroupsError
+from logpipe.filters import EVERYTHING, Filter
+from logpipe.groups import Groups, TooManyGroupsError
 from logpipe.groups.group import Group, Share
+from logpipe.groups.member import Member
 from logpipe.ids import StreamId
 from logpipe.messages import Item, Start, goodbye
 
@@ -17,15 +17,26 @@ from logpipe.messages import Item, Start, goodbye
 class SharedSubscription:
     """One subscriber of a group, which is made where `start` says unless it exists.
 
-    Raises `TooManyGroupsError` when this process may read no further group.
+    `chosen` is the group's filter, as `Groups.admit` returns it. With a `member` the subscriber
+    acknowledges for itself. Raises `TooManyGroupsError` when this process may read no further
+    group.
     """
 
     confirms = True
+    filter = EVERYTHING
+    """The group has filtered already."""
 
-    def __init__(self, groups: Groups, name: str, start: Start, chosen: Filter) -> None:
-        groups.refuse_more_than_allowed(name)
-        self.filter = chosen
-        self.share = Share()
+    def __init__(
+        self,
+        groups: Groups,
+        name: str,
+        start: Start,
+        chosen: Filter | None,
+        member: Member | None = None,
+    ) -> None:
+        groups.refuse_more_than_allowed(name, "")
+        self.share = Share(member, None if chosen is None else chosen.query)
+        self._chosen = chosen
         self._groups = groups
         self.client = ""
         self.connected_ms = time.time_ns() // 1_000_000
@@ -34,12 +45,17 @@ class SharedSubscription:
         self.name = name
         self._start = start
         self._group: Group | None = None
+        self._refusal = ""
         self._greeted = False
         self._ended = False
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(TooManyGroupsError):
-            self._group = self._groups.join(self.name, self._start, self.share)
+        try:
+            self._group = self._groups.join(
+                self.name, self._start, self.share, self._chosen, self.client
+            )
+        except TooManyGroupsError as error:
+            self._refusal = str(error)
         self._groups.subscribers.add(self)
         self._groups.metrics.subscribers.labels("shared").inc()
         return self
@@ -56,26 +72,43 @@ class SharedSubscription:
         if self._ended:
             return None
         if self._group is None:
-            return self._end(f"{MAX_GROUPS} groups are read here already")
+            return self._end(self._refusal)
         if not self._greeted:
             self._greeted = True
-            return [await self._group.hello()]
+            return [await self._group.hello(self.share.member)]
         due = time.monotonic() + self._groups.heartbeat_s
-        self.share.asking = True
-        try:
-            self._group.want_work()
-            while not self.share.items:
-                if self._groups.closing:
-                    return self._end("the server is stopping")
-                # Work may come in the moment in which the time is up.
-                if not await self._wait_until(due) and not self.share.items:
-                    return []
-        finally:
-            self.share.asking = False
-        items, self.share.items = self.share.items, []
+        while not self.share.given:
+            if not await self._is_given(self._group, due):
+                return self._end(self.share.farewell) if self._over else []
+            await self._group.assign(self.share)
         if self.share.entries:
             self.cursor = self.share.entries[-1].id
-        return items
+        return self.share.items()
+
+    async def _is_given(self, group: Group, due: float) -> bool:
+        """Waits for work; False when there is none until `due`, or the subscription is over."""
+        self.share.asking = True
+        try:
+            group.want_work()
+            while not self.share.given and not self._over:
+                # Work may come in the moment in which the time is up.
+                if not await self._wait_until(due) and not self.share.given:
+                    break
+        finally:
+            self.share.asking = False
+        return self.share.given
+
+    @property
+    def _over(self) -> bool:
+        if self._groups.closing:
+            self.share.farewell = "the server is stopping"
+        return bool(self.share.farewell)
+
+    @property
+    def chosen(self) -> Filter:
+        """The filter of its group, as far as that is known."""
+        found = self._group.filter if self._group is not None else self._chosen
+        return EVERYTHING if found is None else found
 
     @property
     def lag(self) -> int | None:
@@ -99,12 +132,14 @@ class SharedSubscription:
         """Never: what is read has to be acknowledged."""
 
     async def sent(self) -> None:
-        """Acknowledges what was written."""
+        """Acknowledges what was written, unless the subscriber does."""
         # A connection that ended in this very moment has taken nothing: the response's task is
         # cancelled here then, and what it was given goes to another subscriber.
         await asyncio.sleep(0)
         given, self.share.entries = self.share.entries, []
         told, self.share.losses = self.share.losses, []
+        if self.share.member is not None:
+            given = []
         if given or told:
             assert self._group is not None
             await self._group.acknowledge(given, told)

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.ids import StreamId, from_wire
+from logpipe.stream.group_records import CURRENT, NOW
 from logpipe.stream.scripts import Script
 
 _FIELD = """
@@ -23,17 +24,44 @@ local function less(a, b)
 end
 """
 
-# ARGV: group, where it begins ($ or an id), whether all that the stream ever had is the group's. A
-# group is told how many entries are before it, so that those that are trimmed before it has read
-# them can be counted.
+# A loss that is found is recorded beside the stream until it was sent to a subscriber: the field
+# names it, the value is the unix time in ms at which a process was last given it to send. A Redis
+# without memory takes no record; it still hands out what it has.
+_RECORD = (
+    NOW
+    + """
+local function record(key, name)
+  redis.pcall('HSET', key, name, string.format('%.0f', now_ms()))
+  redis.pcall('EXPIRE', key, 604800)
+end
+"""
+)
+
+# KEYS: the stream, the group's losses, its record, the groups that logpipe made, those that have
+# ended. ARGV: group, where it begins ($ or an id), whether all that the stream ever had is the
+# group's, whether the group may end. A group is told how many entries are before it, so that those
+# that are trimmed before it has read them can be counted. One that has ended goes on where it was;
+# in a stream that was flushed since then, with its first entry.
 CREATE = Script.of(
     _FIELD
     + _LESS
+    + _RECORD
     + """
 local command = {'XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[2], 'MKSTREAM'}
-local read = 0
+local read, lost = false, false
 local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
-if not info.err then
+local kept = redis.call('HGET', KEYS[5], ARGV[1])
+if kept then
+  local after, known = string.match(kept, '^(%S+) (%S+)')
+  if not info.err and not less(field(info, 'last-generated-id'), after) then
+    command[5], read = after, tonumber(known) or false
+  else
+    command[5] = '0-0'
+    local first = not info.err and field(info, 'first-entry')
+    if first then lost = after .. ' ' .. first[1] .. ' unknown reset' end
+  end
+elseif info.err then read = 0
+else
   local added, first = field(info, 'entries-added'), field(info, 'first-entry')
   if not added then read = false
   elseif ARGV[3] == '1' then read = 0
@@ -43,38 +71,35 @@ if not info.err then
   else read = false end
 end
 if read then command[7], command[8] = 'ENTRIESREAD', read end
-return redis.pcall(unpack(command))
+local made = redis.pcall(unpack(command))
+if made.err and not string.find(made.err, '^BUSYGROUP') then return made end
+if not made.err then
+  if lost then record(KEYS[2], lost) end
+  if ARGV[4] == '1' then redis.pcall('ZADD', KEYS[4], now_ms(), ARGV[1]) end
+  redis.call('HDEL', KEYS[5], ARGV[1])
+end
+redis.call('PERSIST', KEYS[3])
+return not made.err and lost and {lost} or {}
 """
 )
 
-# A loss that is found is recorded beside the stream until somebody was told: the field names it,
-# the value is the unix time in ms at which a process was last given it to tell. A Redis without
-# memory takes no record; it still hands out what it has.
-_RECORD = """
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-local function record(key, name)
-  redis.pcall('HSET', key, name, string.format('%.0f', now_ms()))
-  redis.pcall('EXPIRE', key, 604800)
-end
-"""
-
-# KEYS: the stream, the group's losses, the last entries before failovers. ARGV: group, consumer,
-# count, whether a failover may cost what was acknowledged, after how many bytes reading ends, how
-# many entries are read at a time. New entries, and what the bounds and the group were just before.
+# KEYS: the stream, the group's losses, the last entries before failovers, the group's record. ARGV:
+# group, consumer, count, whether a failover may cost what was acknowledged, after how many bytes
+# reading ends, how many entries are read at a time, the generation of the group's filter (0 is
+# returned where it is another). New entries, and what the bounds and the group were just before.
 # Redis' own count of what a group has read forgets what was trimmed unread, so it is put right.
 READ = Script.of(
     _FIELD
     + _LESS
     + _RECORD
+    + CURRENT
     + """
 local before = false
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
 for _, group in ipairs(groups) do
   if field(group, 'name') == ARGV[1] then before = group end
 end
+if before and not is_current(KEYS[4], ARGV[7]) then return 0 end
 local entries, size, left = {}, 0, tonumber(ARGV[3])
 while left > 0 and size < tonumber(ARGV[5]) do
   local count = math.min(left, tonumber(ARGV[6]))
@@ -124,11 +149,15 @@ return {entries, last, read, first and first[1], field(info, 'last-generated-id'
 
 # ARGV: group, consumer, since when the entries count as idle (unix ms; empty: now), ids.
 # Plain XCLAIM takes trimmed entries off the pending list without a word; these stay, for the claim
-# that names and counts them.
+# that names and counts them. What a member that acknowledges for itself holds is left alone: it was
+# moved there just now.
 OWN = Script.of("""
 local kept = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
 for i = 4, #ARGV do
-  if #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) > 0 then kept[#kept + 1] = ARGV[i] end
+  local id = ARGV[i]
+  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1)[1]
+  local held = pending and #pending[2] == 23 and string.find(pending[2], '^member%-%x+$')
+  if not held and #redis.call('XRANGE', KEYS[1], id, id) > 0 then kept[#kept + 1] = id end
 end
 if #kept == 5 then return 0 end
 if ARGV[3] ~= '' then
@@ -139,12 +168,15 @@ kept[#kept + 1] = 'JUSTID'
 return #redis.call(unpack(kept))
 """)
 
-# KEYS: the stream, the group's losses. ARGV: group, consumer, milliseconds, where to look from,
-# count. What has been pending for so long; of what was trimmed the ids alone, recorded. And the
-# recorded losses that a process was given so long ago that it must have died before it told them.
+# KEYS: the stream, the group's losses, its record. ARGV: group, consumer, milliseconds, where to
+# look from, count, the generation of the group's filter (0 is returned where it is another). What
+# has been pending for so long; of what was trimmed the ids alone, recorded. And the recorded losses
+# that a process was given so long ago that it must have died before it sent them.
 CLAIM = Script.of(
     _RECORD
+    + CURRENT
     + """
+if not is_current(KEYS[3], ARGV[6]) then return 0 end
 local late, now = {}, now_ms()
 local known = redis.call('HGETALL', KEYS[2])
 for i = 1, #known, 2 do
@@ -174,6 +206,52 @@ end
 return 1
 """
 )
+
+# KEYS: the stream, the group's losses. ARGV: group, from which consumer, to which, since when the
+# entries count as idle (unix ms; empty: now), ids. Those that are pending for the one become the
+# other's; those of them that were trimmed are recorded as lost, and no longer pending. Both lists.
+MOVE = Script.of(
+    _RECORD
+    + """
+local command = {'XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0}
+for i = 5, #ARGV do
+  local id = ARGV[i]
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 then
+    command[#command + 1] = id
+  end
+end
+local last = #command
+if last == 5 then return {{}, {}} end
+if ARGV[4] ~= '' then
+  command[last + 1] = 'TIME'
+  command[last + 2] = ARGV[4]
+end
+command[#command + 1] = 'JUSTID'
+local moved = redis.call(unpack(command))
+local trimmed, at = {}, 1
+for i = 6, last do
+  if moved[at] == command[i] then at = at + 1
+  else
+    trimmed[#trimmed + 1] = command[i]
+    record(KEYS[2], command[i])
+  end
+end
+return {moved, trimmed}
+"""
+)
+
+# KEYS: the stream. ARGV: group, consumer, ids. Acknowledges those that are pending for it; these.
+ACKNOWLEDGE = Script.of("""
+local done = {}
+for i = 3, #ARGV do
+  local id = ARGV[i]
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) > 0 then
+    redis.call('XACK', KEYS[1], ARGV[1], id)
+    done[#done + 1] = id
+  end
+end
+return done
+""")
 
 # ARGV: group, own consumer, whether to remove it, milliseconds. Removes consumers that have nothing
 # pending, which alone would lose it: those idle for so long, or this one that leaves.

@@ -3,19 +3,20 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from redis.exceptions import ResponseError
-
 from logpipe.event import Entry
 from logpipe.ids import START, StreamId, from_wire
 from logpipe.stream.connections import Connections
 from logpipe.stream.entries import decoded
 from logpipe.stream.failovers import failovers_key
+from logpipe.stream.group_records import NO_GENERATION, GroupRecords
 from logpipe.stream.group_scripts import (
+    ACKNOWLEDGE,
     CLAIM,
     CREATE,
     HOLD,
     LET_GO,
     LOSE,
+    MOVE,
     OWN,
     READ,
     SWEEP,
@@ -52,6 +53,17 @@ class Claimed(NamedTuple):
     """Of a read: how many entries the group has not read yet, where that is known."""
 
 
+class Moved(NamedTuple):
+    """Ids that changed their consumer, and those that were trimmed, which are lost."""
+
+    moved: list[StreamId]
+    trimmed: list[StreamId]
+
+
+class FilterChangedError(Exception):
+    """The group has another filter than the one by which its entries were to be judged."""
+
+
 class StreamGroups:
     """The verbs of consumer groups. They raise `Unavailable`, and `NoGroupError` when the group is
     gone, as it is after a flush."""
@@ -60,39 +72,53 @@ class StreamGroups:
         self._redis = redis
         self._stream = stream
         self._turns = turns
+        self.records = GroupRecords(redis, stream)
 
     async def create(
-        self, group: str, after: StreamId | None, *, from_the_first: bool = False
-    ) -> None:
-        """Creates a group that begins after an id (None: the newest), unless it exists.
+        self,
+        group: str,
+        after: StreamId | None,
+        *,
+        from_the_first: bool = False,
+        may_end: bool = False,
+    ) -> list[str]:
+        """Creates a group that begins after an id (None: the newest), unless it exists. A group
+        that has ended goes on where it was; where the stream was flushed since then, the record of
+        that loss is returned.
 
         `from_the_first`: after `START` it begins with the first entry that the stream ever had, not
-        with the first that is kept; what was trimmed meanwhile is missed.
+        with the first that is kept; what was trimmed meanwhile is missed. `may_end`: it is noted as
+        made by logpipe, and ends when it has no members for long.
         """
         start = "$" if after is None else str(after)
+        records = self.records
         async with self._redis.translated():
-            try:
-                await CREATE.run(
-                    self._redis.writing, [self._stream], group, start, int(from_the_first)
-                )
-            except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
+            lost = await CREATE.run(
+                self._redis.writing,
+                [*self._keys(group), records.key(group), records.made, records.ended],
+                *(group, start, int(from_the_first), int(may_end)),
+            )
+        return [record.decode() for record in lost]
 
-    async def read(self, group: str, consumer: str, count: int) -> Claimed:
+    async def read(
+        self, group: str, consumer: str, count: int, generation: str = NO_GENERATION
+    ) -> Claimed:
         """Up to `count` new entries of a group, about `READ_BYTES` at the most; none when there are
-        none."""
+        none. Raises `FilterChangedError` where the group's filter is of another generation."""
         async with self._redis.translated():
             answer = await READ.run(
                 self._redis.writing,
-                [*self._keys(group), failovers_key(self._stream)],
+                [*self._keys(group), failovers_key(self._stream), self.records.key(group)],
                 group,
                 consumer,
                 count,
                 int(self._redis.replicas is None),
                 READ_BYTES,
                 READ_ENTRIES,
+                generation,
             )
+        if answer == 0:
+            raise FilterChangedError
         read = group_read(answer)
         claimed = await self._claimed(read.entries, [])
         return claimed._replace(end=read.end, losses=read.missed, lag=read.lag)
@@ -128,26 +154,86 @@ class StreamGroups:
                     self._redis.writing, [self._stream], group, consumer, idle_since, *some
                 )
 
+    async def move(
+        self, group: str, before: str, after: str, ids: Iterable[StreamId], *, idle: bool = False
+    ) -> Moved:
+        """Moves entries that are pending for one consumer to another, or renews the consumer's hold
+        on them where it is the same. `idle`: any consumer may claim them at once.
+
+        Entries that are not pending for it were acknowledged or claimed meanwhile, and stay where
+        they are. Those that were trimmed are recorded as lost.
+        """
+        done = Moved([], [])
+        for some in _some(list(ids)):
+            async with self._redis.translated():
+                moved, trimmed = await MOVE.run(
+                    self._redis.writing,
+                    self._keys(group),
+                    *(group, before, after, "0" if idle else "", *some),
+                )
+            done.moved.extend(map(from_wire, moved))
+            done.trimmed.extend(map(from_wire, trimmed))
+        return done
+
+    async def acknowledge_of(
+        self, group: str, consumer: str, ids: Sequence[StreamId]
+    ) -> list[StreamId]:
+        """Acknowledges those of the entries that are pending for a consumer; which these are."""
+        done: list[StreamId] = []
+        for some in _some(ids):
+            async with self._redis.translated():
+                answer = await ACKNOWLEDGE.run(
+                    self._redis.writing, [self._stream], group, consumer, *some
+                )
+            done += map(from_wire, answer)
+        return done
+
+    async def holdings(self, group: str) -> dict[str, int]:
+        """How many entries are pending for each consumer of a group that has any."""
+        async with self._redis.translated():
+            summary = await self._redis.writing.xpending(self._stream, group)
+        return {one["name"].decode(): one["pending"] for one in summary["consumers"]}
+
+    async def held(self, group: str, consumer: str, most: int) -> set[StreamId]:
+        """The ids that are pending for a consumer, the `most` first ones."""
+        async with self._redis.translated():
+            rows: Any = await self._redis.writing.xpending_range(
+                self._stream, group, "-", "+", most, consumername=consumer
+            )
+        return {from_wire(row["message_id"]) for row in rows}
+
     async def claim(
-        self, group: str, consumer: str, idle_ms: int, count: int, *, after: StreamId = START
+        self,
+        group: str,
+        consumer: str,
+        idle_ms: int,
+        count: int,
+        *,
+        after: StreamId = START,
+        generation: str = NO_GENERATION,
     ) -> Claimed:
         """Takes over what has been pending for longer than `idle_ms`, whoever read it.
 
         Redis looks at ten times `count` pending entries a call, from `after` on.
 
         XAUTOCLAIM is XPENDING and XCLAIM in one step. Plain XCLAIM drops trimmed entries without
-        a word; this one names them, to exactly one of the consumers that ask (Redis 7).
+        a word; this one names them, to exactly one of the consumers that ask (Redis 7). Raises
+        `FilterChangedError` as `read` does.
         """
         async with self._redis.translated():
-            end, raw, trimmed, late = await CLAIM.run(
+            answer = await CLAIM.run(
                 self._redis.writing,
-                self._keys(group),
+                [*self._keys(group), self.records.key(group)],
                 group,
                 consumer,
                 idle_ms,
                 str(after),
                 count,
+                generation,
             )
+        if answer == 0:
+            raise FilterChangedError
+        end, raw, trimmed, late = answer
         claimed = await self._claimed(with_fields(raw), [from_wire(id_) for id_ in trimmed])
         return claimed._replace(end=from_wire(end), losses=[record.decode() for record in late])
 
