@@ -3,16 +3,20 @@
 Nothing here prints: `write` takes the output, `tell` a line for people beside it.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
+import httpx
 import msgspec
 
+from logpipe.client.backoff import Backoff
 from logpipe.client.connection import http_client
 from logpipe.client.distributor import UNREACHABLE, Refused, RemoteDistributor
 from logpipe.continuity import Gap
 from logpipe.event import Entry
+from logpipe.ids import StreamId
 from logpipe.messages import Batch, Hello, Item, Notice, Progress, Start, Subscription, named
 from logpipe.terminal import (
     Printer,
@@ -40,10 +44,15 @@ class Wanted(msgspec.Struct, frozen=True):
     since: str = ""
     tail: int | None = None
     heartbeat_s: float = 15.0
+    group: str = ""
+    ack: bool = False
+    """Whether each event of the group is acknowledged once it was written."""
 
     @property
     def start(self) -> Start:
-        """The last few events first, unless a time says where to begin."""
+        """The last few events first, unless a time says where to begin, or a group does."""
+        if self.group:
+            return Start()
         if self.tail is None:
             return Start() if self.since else Start(tail=DEFAULT_TAIL)
         return Start(tail=self.tail) if self.tail or self.since else Start()
@@ -51,7 +60,9 @@ class Wanted(msgspec.Struct, frozen=True):
     @property
     def parameters(self) -> dict[str, str]:
         """The query of `/subscribe` besides the start."""
-        given = {"q": self.query, "since": self.since}
+        given = {"q": self.query, "since": self.since, "group": self.group}
+        given["delivery"] = "shared" if self.group else ""
+        given["ack"] = "client" if self.ack else ""
         return {name: value for name, value in given.items() if value}
 
 
@@ -130,6 +141,10 @@ class JsonLines:
         return (printable_json(value.decode()).encode() if self._terminal else value) + b"\n"
 
 
+Acknowledge = Callable[[str, Sequence[StreamId]], Awaitable[None]]
+"""Given the member that holds entries and their ids, after they were written."""
+
+
 class Tail:
     """Shows what a subscription gives until it ends, and counts it."""
 
@@ -140,7 +155,10 @@ class Tail:
         write: Callable[[bytes], None],
         tell: Callable[[str], None],
         totals: Totals,
+        acknowledge: Acknowledge | None = None,
     ) -> None:
+        self._acknowledge = acknowledge
+        self._member = ""
         self._url = url
         self._format = shown
         self._write = write
@@ -152,8 +170,16 @@ class Tail:
     async def run(self, subscription: Subscription) -> None:
         """Writes all items that are there at once. Raises `Refused`, and what `write` raises."""
         while (items := await subscription.next()) is not None:
-            if output := b"".join(map(self._take, items)):
+            output, written = b"", []
+            for item in items:
+                output += self._take(item)
+                if isinstance(item, Batch):  # of the member that the last hello has named
+                    written.append((self._member, [entry.id for entry in item.entries]))
+            if output:
                 self._write(output)
+            if self._acknowledge is not None:
+                for member, ids in written:
+                    await self._acknowledge(member, ids)
 
     def _take(self, item: Item) -> bytes:
         if isinstance(item, Notice):
@@ -167,7 +193,8 @@ class Tail:
             case Gap():
                 self._totals.add_gap(item)
                 return self._format.gap(item)
-            case Hello():
+            case Hello(member=member):
+                self._member = member or ""
                 self._totals.reconnects += self._greeted
                 self._greeted = True
             case Progress(looked_back_to=upto) if upto is not None:
@@ -202,8 +229,47 @@ async def follow(
         distributor = RemoteDistributor(
             wanted.url, http, tokens=wanted.tokens, heartbeat_s=wanted.heartbeat_s
         )
+        acknowledge = Acknowledging(distributor, wanted, tell) if wanted.ack else None
         with distributor(wanted.start, wanted.parameters, insist=False) as subscription:
-            await Tail(wanted.url, shown, write, tell, totals).run(subscription)
+            await Tail(wanted.url, shown, write, tell, totals, acknowledge).run(subscription)
+
+
+ACK_ATTEMPTS = 3
+"""Requests by which an acknowledgement is tried; after that the events come again."""
+
+
+class Acknowledging:
+    """The acknowledgements of a tail with `--ack`."""
+
+    def __init__(
+        self,
+        distributor: RemoteDistributor,
+        wanted: Wanted,
+        tell: Callable[[str], None],
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._distributor = distributor
+        self._wanted = wanted
+        self._tell = tell
+        self._backoff = backoff or Backoff()
+
+    async def __call__(self, member: str, ids: Sequence[StreamId]) -> None:
+        """Acknowledges entries, and says so where that has come too late or has failed."""
+        for attempt in range(1, ACK_ATTEMPTS + 1):
+            try:
+                late = await self._distributor.acknowledge(self._wanted.group, member, ids)
+            except (httpx.HTTPError, Refused) as error:
+                if attempt < ACK_ATTEMPTS:
+                    await asyncio.sleep(self._backoff.pause_s())
+                    continue
+                events, what = counted(len(ids), "event"), printable(str(error))
+                self._tell(f"{events} could not be acknowledged and will come again: {what}")
+            else:
+                self._backoff.reset()
+                if late:
+                    events = counted(late, "event")
+                    self._tell(f"{events} acknowledged too late: given to another member as well")
+            return
 
 
 def refusal(refused: Refused, wanted: Wanted) -> tuple[int, list[str]]:
@@ -217,6 +283,8 @@ def refusal(refused: Refused, wanted: Wanted) -> tuple[int, list[str]]:
         case 403:
             word = "does not allow this token" if wanted.tokens else f"answers 403: {detail}"
             return 1, [f"{wanted.url} {word}: give another with --token or READ_TOKENS"]
+        case 409 if detail:
+            return 1, [detail]
         case status:
             told = f"answers {status}" if status != 200 else "is no distributor"
             words = f"{wanted.url} {told}{f': {detail}' if detail else ''}"

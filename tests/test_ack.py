@@ -3,12 +3,17 @@
 import asyncio
 import contextlib
 import json
+import re
+import sys
+import textwrap
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from logpipe.distributor.ack import MAX_ACK_BYTES
+from logpipe.distributor.ack import MAX_ACK_BYTES, Bodies
+from logpipe.problems import Problem
 from tests.helpers import wait_until
 from tests.servers import Reader, Service, Valkey, serving, subscribed
 
@@ -345,3 +350,81 @@ async def test_the_lines_of_a_member_have_its_id_as_well(valkey: Valkey) -> None
         async with one.http.stream("GET", "/subscribe", params=query, headers=lines) as response:
             hello = json.loads(await anext(response.aiter_lines()))
         assert hello["member"].startswith("member-")
+
+
+async def pieces(*given: bytes) -> AsyncIterator[bytes]:
+    for piece in given:
+        yield piece
+
+
+async def test_bodies_of_acknowledgements_are_bounded_together() -> None:
+    bodies = Bodies(most=100)
+    first, second = bytearray(), bytearray()
+    await bodies.receive(pieces(b"x" * 30, b"x" * 30), first)
+    with pytest.raises(Problem) as refused:
+        await bodies.receive(pieces(b"x" * 30, b"x" * 30), second)
+    assert refused.value.status == 503
+    assert refused.value.headers["Retry-After"] == "1"
+    assert refused.value.hits == {"acks": 1}
+    for body in (first, second):
+        bodies.release(body)
+    assert bodies.held == 0
+
+
+async def test_as_many_ids_as_a_member_may_hold_fit_into_a_request(valkey: Valkey) -> None:
+    async with replica(valkey) as one, working(one, max_in_flight=10_000) as worker:
+        ids = add(valkey, 10_000)
+        await worker.take(10_000)
+        assert await worker.ack(ids) == (10_000, 0)
+        assert pending(valkey) == 0
+
+
+# -- the worker of docs/groups.md ------------------------------------------------------------------
+
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "groups.md").read_text(encoding="utf-8")
+WORKER = textwrap.dedent(
+    re.findall(r"^    import http.client\n(?:(?: {4}.*)?\n)+", DOCUMENT, re.MULTILINE)[0]
+)
+
+
+@contextlib.asynccontextmanager
+async def program(service: Service, output: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The worker of the document, at work."""
+    code = WORKER.replace("8080", service.url.rpartition(":")[2])
+    with output.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=file)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_no_event_is_lost_with_a_worker_of_the_document(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    outputs = [tmp_path / "one", tmp_path / "two"]
+
+    def numbers(output: Path) -> set[str]:
+        lines = output.read_text().split("\n")[:-1]  # of a line a part may be written
+        return {line.removeprefix("s ") for line in lines if line.startswith("s ")}
+
+    async with (
+        replica(valkey) as one,
+        program(one, outputs[0]) as first,
+        program(one, outputs[1]),
+    ):
+
+        async def both() -> bool:
+            listed = (await one.http.get("/subscribers")).json()["subscribers"]
+            return len(listed) == 2
+
+        await wait_until(both, "both are there")
+        add(valkey, 300)
+        await wait_until(lambda: numbers(outputs[0]), "the first one works")
+        first.kill()
+        wanted = {str(number) for number in range(300)}
+        await wait_until(
+            lambda: numbers(outputs[0]) | numbers(outputs[1]) == wanted, "all is done", 20
+        )

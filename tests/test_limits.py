@@ -341,7 +341,8 @@ async def test_readers_of_every_kind_share_the_seats(valkey: Valkey, delivery: s
         reading(service, 1, delivery=delivery),
         service.http.stream("GET", "/ui/stream") as page,
     ):
-        assert await anext(page.aiter_text())
+        texts = page.aiter_text()  # kept: its end would close the connection
+        assert await anext(texts)
         answer = await turned_away(service, f"/subscribe?delivery={delivery}")
         assert "MAX_SUBSCRIBERS" in answer.text
 

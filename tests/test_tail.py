@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 from wcwidth import width
 
-from logpipe.client.connection import base_url
+from logpipe.client.backoff import Backoff
+from logpipe.client.connection import base_url, http_client
+from logpipe.client.distributor import RemoteDistributor
 from logpipe.continuity import Gap
 from logpipe.fanout.streaming import NDJSON
 from logpipe.ids import StreamId
 from logpipe.messages import Start
-from logpipe.tail import JsonLines, Totals, Wanted
+from logpipe.tail import Acknowledging, JsonLines, Totals, Wanted
 from tests.helpers import wait_until
 from tests.hostile import HOSTILE
 from tests.impostor import HELLO, SSE_HEAD, Impostor, refusing
@@ -506,3 +508,93 @@ def test_the_sum_says_what_was_had_and_what_is_missing(
     for count in counts:
         totals.add_gap(Gap("trimmed", StreamId(1, 0), StreamId(5, 0), count, StreamId(4, 9)))
     assert str(totals) == told
+
+
+# -- as a member of a group --------------------------------------------------------------------
+
+
+async def test_a_member_of_a_group_acknowledges_what_it_has_written(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        asked = ("--url", service.url, "--group", "g", "--ack", "--output", "json", "source:t")
+        async with tailing(*asked) as tail:
+            await wait_until(lambda: valkey.client.exists("logs"), "the group is there")
+            await send(service, 0, 30)
+            assert (await service.post({"source": "other", "message": "x"})).status_code == 202
+            await tail.until_lines(30)
+
+            def acknowledged() -> bool:
+                summary: Any = valkey.client.xpending("logs", "g")
+                return bool(summary["pending"] == 0)
+
+            await wait_until(acknowledged, "all are acknowledged")
+            assert sorted(tail.messages, key=int) == [str(n) for n in range(30)]
+            assert await tail.stop() == 0
+            assert tail.told == ["30 events, 0 gaps, 0 reconnects"]
+
+
+async def test_events_that_a_killed_member_had_not_written_go_to_another(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url) as service:
+        asked = ("--url", service.url, "--group", "g", "--ack", "--output", "json")
+        async with tailing(*asked) as killed, tailing(*asked) as other:
+
+            async def both() -> bool:
+                return await members(service) == 2
+
+            await wait_until(both, "both are there")
+            killed.process.send_signal(signal.SIGSTOP)
+            await send(service, 0, 400)
+            await wait_until(lambda: other.lines, "the other works")
+            killed.process.kill()
+            await wait_until(
+                lambda: {*killed.messages, *other.messages} == {str(n) for n in range(400)},
+                "none is lost",
+            )
+
+
+async def members(service: Service) -> int:
+    return len((await service.http.get("/subscribers")).json()["subscribers"])
+
+
+async def test_a_member_whose_filter_is_another_is_refused(valkey: Valkey) -> None:
+    async with (
+        serving(redis_addr=valkey.url) as service,
+        tailing("--url", service.url, "--group", "g", "source:a"),
+    ):
+        await wait_until(lambda: valkey.client.exists("logs"), "the group is there")
+        async with tailing("--url", service.url, "--group", "g", "source:b") as refused:
+            assert await refused.exit_status() == 1
+            assert "filter=replace" in refused.err.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--ack"], "--group"), (["--group", "g", "-n5"], "-n")],
+)
+async def test_options_of_groups_are_checked(arguments: list[str], says: str) -> None:
+    async with tailing("--url", "http://127.0.0.1:1", *arguments) as tail:
+        assert await tail.exit_status() == 2
+        assert says in tail.err.decode()
+
+
+async def test_an_acknowledgement_that_fails_is_reported() -> None:
+    told: list[str] = []
+    wanted = Wanted("http://127.0.0.1:1", group="g", ack=True)
+    backoff = Backoff(first_s=0.001)
+    async with Impostor(refusing(503)) as broken, http_client() as http:
+        distributor = RemoteDistributor(broken.url, http)
+        await Acknowledging(distributor, wanted, told.append, backoff)("m", [StreamId(1, 1)])
+        assert len(broken.bodies) == 3
+    [line] = told
+    assert line.startswith("1 event could not be acknowledged and will come again: ")
+    assert line.endswith("503")
+
+
+async def test_an_acknowledgement_that_comes_too_late_is_reported() -> None:
+    told: list[str] = []
+    wanted = Wanted("http://127.0.0.1:1", group="g", ack=True)
+    body = '{"acknowledged":1,"unknown":2}'
+    answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    async with Impostor(answer) as service, http_client() as http:
+        distributor = RemoteDistributor(service.url, http)
+        await Acknowledging(distributor, wanted, told.append)("m", [StreamId(1, 1)])
+    assert told == ["2 events acknowledged too late: given to another member as well"]

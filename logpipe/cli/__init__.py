@@ -182,6 +182,18 @@ def _is_term(word: str) -> bool:
     show_default=True,
     help="Columns for people, or a line of JSON an event.",
 )
+@click.option(
+    "--group",
+    default="",
+    metavar="GROUP",
+    help="As a member of this consumer group, whose members share the events; QUERY is its filter.",
+)
+@click.option(
+    "--ack",
+    is_flag=True,
+    help="With --group: acknowledge each event once it was written; until then it is pending, and"
+    " goes to another member if this one ends.",
+)
 @click.option("--cut", is_flag=True, help="One line an event, cut at the terminal's edge.")
 @click.option(
     "--color",
@@ -201,6 +213,7 @@ def tail(query: str, output: str, color: str, *, cut: bool, **asked: Any) -> Non
       logpipe tail level:error -healthz
       logpipe tail -n 100 'source:api* "connection reset"'
       logpipe tail --since 2h --output json | jq .message
+      logpipe tail --group workers --ack --output json | ./worker
     """
     from logpipe.output import Output, wants_color
     from logpipe.tail import JsonLines, Pretty
@@ -216,11 +229,22 @@ def tail(query: str, output: str, color: str, *, cut: bool, **asked: Any) -> Non
 
 
 def _wanted(
-    query: str, url: str | None, tail: int | None, since: str, token: str | None
+    query: str,
+    url: str | None,
+    tail: int | None,
+    since: str,
+    token: str | None,
+    group: str,
+    *,
+    ack: bool,
 ) -> "Wanted":
     from logpipe.client.connection import base_url
     from logpipe.tail import Wanted
 
+    if ack and not group:
+        fail("--ack: needs --group, the consumer group whose events are acknowledged", 2)
+    if group and tail is not None:
+        fail("-n: has no effect with --group, which begins where the group is", 2)
     try:
         url = base_url(url or local_url())
     except ValueError as error:
@@ -229,7 +253,7 @@ def _wanted(
     names = ("READ_TOKENS", "READ_TOKENS_FILE", "HEARTBEAT_S")
     settings = settings_of({name: os.environ[name] for name in names if name in os.environ})
     tokens = (token,) if token else settings.read_tokens
-    return Wanted(url, tokens, query, since, tail, settings.heartbeat_s)
+    return Wanted(url, tokens, query, since, tail, settings.heartbeat_s, group, ack)
 
 
 def _follow(wanted: "Wanted", shown: "Format", out: "Output") -> NoReturn:

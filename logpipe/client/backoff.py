@@ -13,8 +13,8 @@ NOT_NOW = (408, 425, 429)
 class Backoff:
     """The pauses between attempts that fail one after the other."""
 
-    def __init__(self) -> None:
-        self._next_s = FIRST_RETRY_S
+    def __init__(self, first_s: float = FIRST_RETRY_S) -> None:
+        self._first_s = self._next_s = first_s
 
     def pause_s(self) -> float:
         """The next pause; the one after it is longer."""
@@ -24,4 +24,4 @@ class Backoff:
 
     def reset(self) -> None:
         """An attempt has succeeded."""
-        self._next_s = FIRST_RETRY_S
+        self._next_s = self._first_s

@@ -22,6 +22,7 @@ from logpipe.continuity import Gap
 from logpipe.event import NOT_DECODED
 from logpipe.fanout.live import Writer
 from logpipe.filters import EVERYTHING, Filter
+from logpipe.ids import StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Progress, Start, goodbye
 
 log = logging.getLogger("logpipe.client")
@@ -35,6 +36,9 @@ QUEUE_LEN = 64
 
 UNKNOWN_ID = "unknown"
 """Sent for a Last-Event-ID that was none, so that the distributor tells the same gap."""
+
+ACK_TIMEOUT_S = 10.0
+"""How long the answer to an acknowledgement may take."""
 
 MAX_REFUSAL = 65_536
 """Bytes of a refusal that are read."""
@@ -70,6 +74,7 @@ class RemoteDistributor:
         heartbeat_s: float = 15.0,
     ) -> None:
         self.url = f"{url.rstrip('/')}/subscribe"
+        self._ack_url = f"{url.rstrip('/')}/ack"
         self._tokens = tokens
         self.heartbeat_s = heartbeat_s
         self.http = http
@@ -87,6 +92,20 @@ class RemoteDistributor:
     def headers(self) -> dict[str, str]:
         """Those of a request, with the token that is the first now."""
         return {"Accept": sse.MEDIA_TYPE, **bearer(self._tokens)}
+
+    async def acknowledge(self, group: str, member: str, ids: Sequence[StreamId]) -> int:
+        """Acknowledges entries that a member of a group holds; how many it no longer held. Raises
+        httpx.HTTPError, and `Refused` for an answer that is no success."""
+        answer = await self.http.post(
+            self._ack_url,
+            params={"group": group, "member": member},
+            headers=bearer(self._tokens),
+            content="\n".join(map(str, ids)),
+            timeout=httpx.Timeout(ACK_TIMEOUT_S),
+        )
+        if answer.status_code != 200:
+            raise Refused(answer.status_code, await _document(answer))
+        return int(answer.json()["unknown"])
 
     def opened(self, subscription: "RemoteSubscription") -> None:
         """Called by a subscription that was entered."""

@@ -45,7 +45,9 @@ def _named(told: sse.ServerSentEvent) -> Message | None:
             return Progress(parse_id(told.id), _id(data.get("looked_back_to")))
         case "hello":
             first, last = _id(data.get("first_id")), _id(data.get("last_id"))
-            return Hello(_id(told.id), first, last, "broadcast", data["version"])
+            shared = {name: data.get(name) for name in ("filter", "member")}
+            delivery = data.get("delivery", "broadcast")
+            return Hello(_id(told.id), first, last, delivery, data["version"], **shared)
         case "bye":
             return Bye(data["reason"], msgspec.convert(data["retry_ms"], int))
     return None

@@ -1,14 +1,20 @@
 """What `/ack` is sent: ids of events that a member of a consumer group has finished with."""
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterator
 
 import msgspec
 
 from logpipe.ids import StreamId, parse_id
-from logpipe.problems import Problem
+from logpipe.problems import RETRY_AFTER_S, Problem
 
-MAX_ACK_BYTES = 1024 * 1024
-"""Of the body of one request: 40,000 ids."""
+MAX_ACK_BYTES = 300_000
+"""Of the body of one request: as many ids as a member may hold (`member.MAX_IN_FLIGHT`)."""
+
+MAX_ACKS_BYTES = 1024 * 1024
+"""Of the bodies of all requests under way in a process."""
+
+IDS_AT_ONCE = 256
+"""Ids that are read before everything else goes on."""
 
 MAX_SHOWN = 64
 """Characters of what is no id that an error repeats."""
@@ -22,27 +28,48 @@ class Acknowledged(msgspec.Struct, frozen=True):
     unknown: int
 
 
-async def received(pieces: AsyncIterable[bytes]) -> bytes:
-    """A body of up to `MAX_ACK_BYTES`. Raises a 413 `Problem`."""
-    body = bytearray()
-    async for piece in pieces:
-        body += piece
-        if len(body) > MAX_ACK_BYTES:
-            raise Problem(413, f"More than {MAX_ACK_BYTES} bytes of ids: send them in parts.")
-    return bytes(body)
+class Bodies:
+    """The bodies of requests under way, whose bytes are bounded together."""
+
+    def __init__(self, most: int = MAX_ACKS_BYTES) -> None:
+        self.held = 0
+        """Bytes."""
+        self._most = most
+
+    async def receive(self, pieces: AsyncIterable[bytes], body: bytearray) -> None:
+        """Adds the pieces to a body, which is counted until it is given to `release`. Raises a
+        `Problem`: 413 for a body that is too large, 503 where there is no room for it."""
+        async for piece in pieces:
+            body += piece
+            self.held += len(piece)
+            if len(body) > MAX_ACK_BYTES:
+                raise Problem(
+                    413, f"More than {MAX_ACK_BYTES} bytes of ids: send them in several requests."
+                )
+            if self.held > self._most:
+                raise Problem(
+                    503,
+                    "Too many acknowledgements are under way here; send this one again.",
+                    headers={"Retry-After": str(RETRY_AFTER_S)},
+                    hits={"acks": 1},
+                )
+
+    def release(self, body: bytearray) -> None:
+        """Counts a body no more."""
+        self.held -= len(body)
 
 
-def ids_of(body: bytes) -> list[StreamId]:
-    """The ids of a JSON array of texts, or of lines. Raises a 400 `Problem`, which names the first
-    one that is none."""
-    found: list[StreamId] = []
+def reading(body: bytes, found: list[StreamId]) -> Iterator[None]:
+    """Adds the ids of a JSON array of texts, or of lines, to a list, as work for `Turns`. Raises a
+    400 `Problem`, which names the first one that is none."""
     for index, text in enumerate(_texts(body.strip())):
         try:
             found.append(parse_id(text))
         except ValueError as error:
             shown = text[:MAX_SHOWN]
             raise Problem(400, f"Id {index}: {shown!r} is {error}.", index=index) from None
-    return found
+        if index % IDS_AT_ONCE == 0:
+            yield
 
 
 def _texts(body: bytes) -> list[str]:

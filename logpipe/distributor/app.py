@@ -15,7 +15,7 @@ from starlette.routing import Route
 from logpipe import auth
 from logpipe.answers import Answers, StreamedResponse
 from logpipe.continuity import Cursor
-from logpipe.distributor.ack import Acknowledged, ids_of, received
+from logpipe.distributor.ack import Acknowledged, Bodies, reading
 from logpipe.fanout.history import PAGE_BYTES, History
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.streaming import HEADERS, StreamResponse, encoder_for
@@ -33,7 +33,7 @@ from logpipe.groups.member import (
 )
 from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId, parse_id
-from logpipe.limits import Seats
+from logpipe.limits import FairSeats, Seats, requester_of
 from logpipe.messages import Start, Subscription, full
 from logpipe.parameters import (
     ACK,
@@ -57,6 +57,9 @@ from logpipe.subscribers import Listed, subscribers
 from logpipe.tokens import Tokens
 
 MAX_GROUP_NAME = 128
+
+ACKS_AT_ONCE = 2
+"""Requests to `/ack` whose ids are looked up in Redis at a time, of each client in turn."""
 
 FUTURE_MS = 60_000
 """How far ahead a client's clock may be before its `since` is refused."""
@@ -100,6 +103,8 @@ class _Distributor:
         self._groups = groups
         self._seats = seats
         self._answers = answers
+        self._acks = Bodies()
+        self._acking = FairSeats(ACKS_AT_ONCE)
 
     async def subscribe(self, request: Request) -> Response:
         """The stream, as SSE or NDJSON."""
@@ -178,8 +183,15 @@ class _Distributor:
             raise bad_parameter(
                 "member", "must be the member id that the subscription's hello event has"
             )
-        ids = ids_of(await received(request.stream()))
-        done = await self._groups.acknowledge(group or "", member, ids)
+        ids: list[StreamId] = []
+        body = bytearray()
+        try:
+            await self._acks.receive(request.stream(), body)
+            await self._seats.parsing_for(request.scope)(reading(bytes(body), ids))
+            async with self._acking.seat(requester_of(request.scope)):
+                done = await self._groups.acknowledge(group or "", member, ids)
+        finally:
+            self._acks.release(body)
         return Response(
             msgspec.json.encode(Acknowledged(done, len(ids) - done)),
             headers={"Cache-Control": "no-store"},

@@ -9,7 +9,7 @@ from logpipe.ids import StreamId
 
 DEFAULT_IN_FLIGHT = 1_000
 MAX_IN_FLIGHT = 10_000
-"""Entries that one member may hold: 2 MB of ids."""
+"""Entries that one member may hold: 1.7 MB of ids."""
 
 MIN_ACK_WAIT_MS = 100
 MAX_ACK_WAIT_MS = 86_400_000
@@ -18,8 +18,8 @@ HEAD_START_S = 1.5
 """For how long other members come first, on all replicas, once a member has let an entry's time
 pass: a round of claiming (`group.KEEPER_S`), and a half."""
 
-MAX_HELD = 200_000
-"""Entries that the members of a process hold together, 40 MB of ids. Beyond it each of them may
+MAX_HELD = 100_000
+"""Entries that the members of a process hold together, 17 MB of ids. Beyond it each of them may
 hold its part of so many, at least one."""
 
 _ID = re.compile(r"member-[0-9a-f]{16}")

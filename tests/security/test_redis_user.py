@@ -135,9 +135,28 @@ async def share(stream: Stream, server: Valkey) -> None:
     await groups.lose("g", [claimed.entries[0].id])
     await groups.told("g", lost.losses)
     await groups.acknowledge("g", [entry.id for entry in claimed.entries])
+    await end_and_return(stream)
     await groups.sweep("g", "worker", 0)
     await groups.leave("g", "worker")
     await groups.let_go("worker", "me")
+
+
+async def end_and_return(stream: Stream) -> None:
+    """A group of its own with a filter, whose member acknowledges for itself, and which ends."""
+    groups = stream.groups
+    entered = await groups.records.enter("h", "p", 60_000, "source:a")
+    await groups.create("h", BEGIN, may_end=True)
+    read = await groups.read("h", "worker", 2, entered.generation)
+    moved = await groups.move("h", "worker", "member", [entry.id for entry in read.entries])
+    assert len(moved.moved) == 2
+    assert await groups.holdings("h") == {"member": 2}
+    assert await groups.held("h", "member", 10) == {*moved.moved}
+    assert await groups.acknowledge_of("h", "member", moved.moved) == moved.moved
+    await groups.records.exit("h", "p")
+    assert await groups.records.due(0, 10) == await groups.records.due(10**9, 0) == ["h"]
+    assert await groups.records.end("h")
+    await groups.records.enter("h", "p", 60_000, None)
+    await groups.create("h", None)
 
 
 async def test_each_command_of_a_line_is_used_and_no_verb_is_refused(guarded: Valkey) -> None:
@@ -348,7 +367,11 @@ FORBIDDEN = (
 
 @pytest.mark.parametrize("name", ROLES)
 def test_what_no_role_does_is_refused(guarded: Valkey, name: str) -> None:
-    own = {"DEL logs", "EXPIRE logs 1"} if name != "logpipe-collector" else set()
+    own = (
+        {"DEL logs", "EXPIRE logs 1", "XGROUP DESTROY logs g"}
+        if name != "logpipe-collector"
+        else set()
+    )
     for command in FORBIDDEN:
         answer = ask(guarded, "ACL", "DRYRUN", name, *command.split())
         assert (answer != b"OK") is (command not in own), command
