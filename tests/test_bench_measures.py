@@ -106,7 +106,7 @@ async def test_an_ingest_at_a_pace_sends_no_more_than_that(valkey: Valkey) -> No
 
 
 @pytest.mark.parametrize("rate", [None, 2_000.0])
-async def test_batches_that_are_too_large_are_made_as_large_as_is_accepted(
+async def test_batches_that_are_too_large_are_made_smaller(
     rate: float | None, valkey: Valkey
 ) -> None:
     async with serving(redis_addr=valkey.url, trim_maxlen=480) as service:

@@ -124,7 +124,7 @@ def says_too_large(connection: socket.socket, number: int) -> None:
         connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n--")
 
 
-async def test_a_proxy_that_finds_a_batch_too_large_is_shown_by_its_status() -> None:
+async def test_a_proxy_s_413_is_shown_by_its_status() -> None:
     with scripted(says_too_large) as address:
         recipe = Recipe(address, Template(RUN, posts(address, "application/json", b"\n")))
         sent = await sent_by(recipe, lambda sender: sender.at_pace(20, 0.1))

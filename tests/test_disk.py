@@ -42,7 +42,7 @@ def test_what_has_to_be_free_is_a_reserve_and_a_rewrite(use: Use, needed: int) -
     assert needed_bytes(use) == needed
 
 
-def test_events_are_refused_below_the_reserve_and_taken_a_tenth_above_it() -> None:
+def test_events_are_refused_until_a_tenth_more_is_free() -> None:
     free = [RESERVE_BYTES]
     measured: list[tuple[int, int]] = []
     disk = Disk(lambda: free[0], lambda *pair: measured.append(pair))
@@ -67,9 +67,7 @@ def test_events_are_refused_below_the_reserve_and_taken_a_tenth_above_it() -> No
         (Use(10 * MIB, GIB), False),
     ],
 )
-def test_the_file_is_rewritten_where_that_gives_room_and_finds_some(
-    use: Use, rewrite: bool
-) -> None:
+def test_the_file_is_rewritten_where_that_gives_room(use: Use, rewrite: bool) -> None:
     assert Disk(lambda: 100 * MIB).look(use).rewrite is rewrite
 
 
@@ -102,7 +100,7 @@ async def on_disk(server: Valkey, disk: Disk) -> AsyncIterator[Stream]:
             await asyncio.wait({monitor})
 
 
-async def test_without_room_nothing_is_appended_and_reading_and_trimming_go_on(
+async def test_without_room_only_appends_are_refused(
     valkey: Valkey,
 ) -> None:
     free = [GIB]
@@ -175,7 +173,7 @@ async def gauge(service: Service, name: str) -> float:
     return float(line.split()[1])
 
 
-async def test_a_disk_with_little_room_refuses_events_until_it_has_some(small_disk: Path) -> None:
+async def test_a_disk_with_little_room_refuses_events(small_disk: Path) -> None:
     given = {"redis_addr": f"embedded://{small_disk}/data", "embedded_maxmemory": "32mb"}
     other = small_disk / "another program's"
     async with serving(**given) as service:

@@ -26,7 +26,7 @@ def test_every_variable_that_compose_sets_is_a_setting(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["compose.yaml", "deploy/sentinel/compose.yaml"])
-def test_redis_of_compose_has_a_memory_of_which_the_stream_takes_a_part(path: str) -> None:
+def test_the_stream_of_compose_has_a_part_of_redis_memory(path: str) -> None:
     """Else Redis would fill, and refuse every event from then on."""
     text = _text(path)
     assert "--maxmemory " in text

@@ -223,7 +223,7 @@ def test_a_batch_larger_than_the_burst_is_taken_whole_and_then_paid_for() -> Non
     rates.begin("a")
 
 
-def test_a_request_is_charged_when_it_begins_and_its_events_when_they_are_known() -> None:
+def test_a_request_is_charged_when_it_begins() -> None:
     rates = Rates(10, Clock())
     for _ in range(50):
         rates.begin("a")
@@ -234,7 +234,7 @@ def test_a_request_is_charged_when_it_begins_and_its_events_when_they_are_known(
     assert rates.wait_s("a") == pytest.approx(10)
 
 
-def test_of_batches_that_began_together_one_may_take_more_than_is_left() -> None:
+def test_of_batches_begun_together_one_may_go_into_debt() -> None:
     rates = Rates(10, Clock())
     for _ in range(3):
         rates.begin("a")

@@ -183,7 +183,7 @@ async def test_a_percentage_is_of_the_memory_that_redis_has_now(small: Valkey) -
         assert 0.4 * limit < size_of(small)
 
 
-async def test_a_percentage_of_no_memory_is_no_limit_and_is_logged_once(
+async def test_a_percentage_without_maxmemory_is_logged_once(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
     filled(valkey, 1_000, 1_000)
@@ -202,7 +202,7 @@ async def test_a_percentage_of_no_memory_is_no_limit_and_is_logged_once(
     assert sum("TRIM_MAXBYTES=1%" in text for text in caplog.messages) == 2
 
 
-async def test_a_user_who_may_not_ask_for_the_memory_has_no_limit_and_is_told(
+async def test_a_percentage_without_info_is_no_limit(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
     valkey.client.acl_setuser(

@@ -35,7 +35,7 @@ def test_lines_that_are_no_events_are_given_back_and_the_others_stay() -> None:
     assert messages(builder.take([])) == ["a", "b"]
 
 
-def test_the_parts_are_all_of_it_in_order_under_keys_that_stay_the_same() -> None:
+def test_the_parts_are_all_of_it_under_keys_that_stay_the_same() -> None:
     batch = built(*(b"%d" % n for n in range(5)), b"", b"6", first=10)
     one, two = parts(batch, 2)
     assert messages(one) + messages(two) == messages(batch)
