@@ -11,11 +11,13 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from starlette.types import Scope
 
 from logpipe.problems import Problem
+from logpipe.settings import Settings
 from logpipe.turns import Run, Turns
 
 NAMES = (
@@ -29,6 +31,17 @@ NAMES = (
 
 BURST_S = 5.0
 """What a sender that was quiet may send at once, as seconds of its rate."""
+
+ALWAYS_EVENTS = 1_000
+"""A batch of up to so many events is accepted however low the rate is: shippers do not know it."""
+
+STREAM_SHARE = 4
+"""One request may append this part of what the stream keeps: a quarter of TRIM_MAXLEN's events, and
+of TRIM_MAXBYTES."""
+
+LEAST_SHARE = 100
+"""Events that a request may have however small TRIM_MAXLEN is: a node of the stream holds as many,
+and only whole nodes are trimmed."""
 
 MAX_SENDERS = 10_000
 """Senders whose rate is remembered; those that sent longest ago are forgotten."""
@@ -60,11 +73,35 @@ def requester_of(scope: Scope) -> str:
     return client_of(client[0]) if client else ""
 
 
+class LargestBatch(NamedTuple):
+    """Events that one request may have, and what says so."""
+
+    events: int
+    why: str
+
+
+def largest_batch(settings: Settings) -> LargestBatch:
+    """The least of what the settings say: MAX_BATCH_EVENTS, a part of TRIM_MAXLEN, so that no
+    request erases the stream, and what a sender's rate lets pass at once."""
+    share = max(LEAST_SHARE, settings.trim_maxlen // STREAM_SHARE)
+    found = [
+        LargestBatch(settings.max_batch_events, "MAX_BATCH_EVENTS"),
+        LargestBatch(share, "a quarter of TRIM_MAXLEN"),
+    ]
+    if settings.rate_per_token:
+        burst = int(settings.rate_per_token * BURST_S)
+        found.append(
+            LargestBatch(max(ALWAYS_EVENTS, burst), f"{BURST_S:.0f} seconds of RATE_PER_TOKEN")
+        )
+    return min(found, key=lambda each: each.events)
+
+
 class Rates:
     """So many events a second a sender, `BURST_S` seconds of them at once.
 
-    A request that begins within its rate is taken whole, however large, and paid for by those
-    after it: senders cannot make a batch smaller, and in the long run the rate holds.
+    A request is charged one event when it begins, and its others once their number is known. A
+    batch may take more than is left (up to `largest_batch`): those after it wait until that is
+    paid for, so that in the long run the rate holds.
     """
 
     def __init__(self, per_s: int, now: Callable[[], float] = time.monotonic) -> None:
@@ -75,20 +112,36 @@ class Rates:
 
     def wait_s(self, sender: str) -> float:
         """How long until this sender may send one event more; 0: it may now."""
-        owed_s = self._paid_at.get(sender, 0.0) - self._now()
-        wait_s = owed_s - (BURST_S - 1 / self._per_s)
+        wait_s = self._owed_s(sender) - (BURST_S - 1 / self._per_s)
         return wait_s if wait_s > 1e-6 else 0.0
 
-    def require(self, sender: str) -> None:
-        """Raises a 429 `Problem` for one that has to wait."""
-        wait_s = self.wait_s(sender)
-        if wait_s:
-            raise Problem(
-                429,
-                f"More than {self._per_s} events a second (RATE_PER_TOKEN).",
-                headers={"Retry-After": str(math.ceil(wait_s))},
-                hits={"rate": 1},
-            )
+    def _owed_s(self, sender: str) -> float:
+        """How long until this sender may send all of its burst again."""
+        return self._paid_at.get(sender, 0.0) - self._now()
+
+    def begin(self, sender: str) -> None:
+        """Charges a request that begins one event. Raises a 429 `Problem` for a sender that has to
+        wait, before anything of the request is read."""
+        if self.wait_s(sender):
+            raise self._refusal(sender)
+        self.spend(sender, 1)
+
+    def charge(self, sender: str, events: int) -> None:
+        """Charges a request that has begun for all its events but the one of `begin`. Raises a 429
+        `Problem` where others of the sender, which began at the same time, have taken more than
+        there was."""
+        if events > 1:
+            if self._owed_s(sender) > BURST_S + 1e-6:
+                raise self._refusal(sender)
+            self.spend(sender, events - 1)
+
+    def _refusal(self, sender: str) -> Problem:
+        return Problem(
+            429,
+            f"More than {self._per_s} events a second (RATE_PER_TOKEN).",
+            headers={"Retry-After": str(math.ceil(self.wait_s(sender)))},
+            hits={"rate": 1},
+        )
 
     def spend(self, sender: str, events: int) -> None:
         """Counts events that are sent."""

@@ -241,6 +241,14 @@ class Metrics:
         self.redis_append_only = self._common(
             "logpipe_redis_append_only", "1 where Redis has an append-only file, else 0."
         )
+        self.disk_free_bytes = self._common(
+            "logpipe_disk_free_bytes",
+            "Free bytes of the disk that the embedded engine writes to.",
+        )
+        self.disk_needed_bytes = self._common(
+            "logpipe_disk_needed_bytes",
+            "Bytes that have to be free there; with less, events are refused.",
+        )
         self._group_labels: set[str] = set()
 
         self.canary_sent = Counter(
@@ -280,6 +288,11 @@ class Metrics:
         """Limits of `limits.NAMES` were hit, so many times each."""
         for limit, count in hits.items():
             self._limited[limit].inc(count)
+
+    def disk(self, free: int, needed: int) -> None:
+        """So many bytes are free on the disk of the embedded engine, and so many have to be."""
+        self.disk_free_bytes.set(free)
+        self.disk_needed_bytes.set(needed)
 
     def group(self, name: str) -> "GroupMetrics":
         """The metrics of a consumer group. Clients name groups, so only the first `MAX_LABELS` have

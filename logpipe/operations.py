@@ -36,6 +36,7 @@ from logpipe.distributor.app import MAX_GROUP_NAME
 from logpipe.event import Event, ReadEvent
 from logpipe.fanout.streaming import NDJSON
 from logpipe.groups.member import DEFAULT_IN_FLIGHT, MAX_IN_FLIGHT
+from logpipe.limits import largest_batch
 from logpipe.metrics import MEDIA_TYPE as METRICS_TYPE
 from logpipe.openapi import BYTES, TEXT, Guard, Operation, Parameter, Reply, Schema, Shape
 from logpipe.parameters import HEADER_PARAMETERS, MAX_LIMIT, MAX_TAIL
@@ -114,12 +115,13 @@ _KEY = Parameter(
 
 
 def _refusals(settings: Settings) -> dict[int, Reply]:
+    largest = largest_batch(settings)
     return {
         **_problems(
             s400="Nothing of it is JSON, or holds an event.",
             s408="The body did not come in time.",
             s413=f"Over MAX_BODY_BYTES ({settings.max_body_bytes}), MAX_MESSAGE_BYTES"
-            f" ({settings.max_message_bytes}) or MAX_BATCH_EVENTS ({settings.max_batch_events}).",
+            f" ({settings.max_message_bytes}), or over {largest.events} events ({largest.why}).",
             s415=f"Another media type, or a coding that is not {', '.join(UNPACKERS)}.",
             s422="No event fits the schema (`errors` lists them), or the Idempotency-Key came with"
             " another body.",
@@ -132,7 +134,8 @@ def _refusals(settings: Settings) -> dict[int, Reply]:
 
 
 def _ingest(settings: Settings) -> Operation:
-    batch = Annotated[list[Event], Meta(min_length=1, max_length=settings.max_batch_events)]
+    most = largest_batch(settings).events
+    batch = Annotated[list[Event], Meta(min_length=1, max_length=most)]
     return Operation(
         INGEST,
         "Stores events: one, an array, or lines of them.",

@@ -5,6 +5,8 @@ It lives on one exit stack, because the lifespan of a mounted app never runs.
 
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -18,14 +20,14 @@ from logpipe.client.distributor import RemoteDistributor
 from logpipe.client.process import RemoteProcess
 from logpipe.collector.appender import Appender
 from logpipe.collector.inflight import Inflight
-from logpipe.engine import Engine, stream_bytes
+from logpipe.engine import Engine
 from logpipe.fanout.hub import Hub
 from logpipe.groups import Groups
 from logpipe.limits import Rates, Seats
 from logpipe.metrics import Metrics
 from logpipe.redis_address import RedisAddress
-from logpipe.settings import Settings
-from logpipe.stream import Stream
+from logpipe.settings import Settings, StreamBytes
+from logpipe.stream import Disk, Stream, free_bytes
 from logpipe.tokens import Tokens
 from logpipe.trimmer import Trimmer
 from logpipe.watch import Look, Watch, look_here
@@ -61,12 +63,13 @@ async def open_stream(
     """
     trouble: Callable[[], str | None] = lambda: None  # noqa: E731
     if address.embedded is not None:
-        engine = Engine(settings.engine_dir)
+        engine = Engine(settings.engine_dir, settings.engine_bytes)
         await engine.start()
         stack.push_async_callback(engine.stop)
         background.start("engine", engine.supervise())
-        address = RedisAddress(socket=str(engine.socket))
+        address = engine.address
         trouble = lambda: engine.trouble  # noqa: E731
+    disk = Disk(free_bytes(Path(address.disk)), metrics.disk) if address.disk else None
     stream = Stream(
         address,
         settings.stream_name,
@@ -74,6 +77,7 @@ async def open_stream(
         block_ms=settings.block_ms,
         ack_replicas=settings.ack_replicas,
         trouble=trouble,
+        disk=disk,
         count_limited=metrics.count_limited,
     )
     stack.push_async_callback(stream.aclose)
@@ -93,7 +97,12 @@ async def open_parts(
     appender = hub = groups = remote = http = watch = None
     seats = Seats(settings.max_subscribers, settings.max_subscribers_per_client)
     if stream is not None and "collector" in settings.roles:
-        appender = Appender(stream, metrics, Inflight(settings.max_inflight_bytes))
+        appender = Appender(
+            stream,
+            metrics,
+            Inflight(settings.max_inflight_bytes),
+            partial(_stream_bytes, settings.stream_bytes, stream),
+        )
         _start_trimmer(settings, stream, metrics, background)
         metrics.stream_max_entries.set(settings.trim_maxlen)
         stack.push_async_callback(appender.aclose)
@@ -145,14 +154,17 @@ async def open_parts(
     )
 
 
+def _stream_bytes(given: StreamBytes, stream: Stream) -> float:
+    """What the stream may take in Redis as of the last look at it; 0 for any, NaN where Redis does
+    not say what its memory is."""
+    return given.bytes or given.percent / 100 * stream.memory.limit
+
+
 def _start_trimmer(
     settings: Settings, stream: Stream, metrics: Metrics, background: Background
 ) -> None:
-    max_bytes, max_age_ms = settings.trim_maxbytes, settings.trim_maxage_ms
-    if max_bytes < 0:
-        embedded = settings.redis is not None and settings.redis.embedded is not None
-        max_bytes = stream_bytes() if embedded else 0
-    if max_bytes or max_age_ms:
+    max_bytes, max_age_ms = settings.stream_bytes, settings.trim_maxage_ms
+    if any(max_bytes) or max_age_ms:
         trimmer = Trimmer(stream.trimming, metrics, max_bytes=max_bytes, max_age_ms=max_age_ms)
         background.start("trimmer", trimmer.run())
 

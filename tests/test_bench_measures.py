@@ -105,6 +105,17 @@ async def test_an_ingest_at_a_pace_sends_no_more_than_that(valkey: Valkey) -> No
     assert taken.used == Used(None, None)
 
 
+@pytest.mark.parametrize("rate", [None, 2_000.0])
+async def test_batches_that_are_too_large_are_made_smaller(
+    rate: float | None, valkey: Valkey
+) -> None:
+    async with serving(redis_addr=valkey.url, trim_maxlen=480) as service:
+        taken = await ingested(target_of(service), batch=1_000, rate=rate)
+    assert taken.per_request == 120
+    assert taken.events_per_s > 0
+    assert whole([taken])
+
+
 async def test_an_ingest_that_is_refused_says_so(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url, ingest_tokens="right") as service:
         taken = await ingested(target_of(service, ingest_token="wrong"))

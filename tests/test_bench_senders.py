@@ -109,6 +109,28 @@ def scripted(script: Script) -> Iterator[Address]:
                 thread.join(10)
 
 
+async def test_a_batch_that_is_too_large_says_what_is_accepted(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, trim_maxlen=1_000) as service:
+        recipe = recipe_for(service, per_request=251)
+        sent = await sent_by(recipe, lambda sender: sender.at_pace(20, 0.1))
+    (reason,) = sent.refused
+    assert reason.startswith("413 Event 250 is one too many: a request may have 250 events")
+    assert sent.max_events == 250
+    assert sent.events == 0
+
+
+def says_too_large(connection: socket.socket, number: int) -> None:
+    while request(connection):
+        connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n--")
+
+
+async def test_a_proxy_s_413_is_shown_by_its_status() -> None:
+    with scripted(says_too_large) as address:
+        recipe = Recipe(address, Template(RUN, posts(address, "application/json", b"\n")))
+        sent = await sent_by(recipe, lambda sender: sender.at_pace(20, 0.1))
+    assert list(sent.refused) == ["413"]
+
+
 @contextlib.contextmanager
 def mute() -> Iterator[Address]:
     """A server that takes every connection and does nothing with it."""

@@ -25,6 +25,14 @@ def test_every_variable_that_compose_sets_is_a_setting(path: str) -> None:
     assert named <= VARIABLES
 
 
+@pytest.mark.parametrize("path", ["compose.yaml", "deploy/sentinel/compose.yaml"])
+def test_the_stream_of_compose_has_a_part_of_redis_memory(path: str) -> None:
+    """Else Redis would fill, and refuse every event from then on."""
+    text = _text(path)
+    assert "--maxmemory " in text
+    assert re.search(r"^  TRIM_MAXBYTES: \$\{TRIM_MAXBYTES:-75%\}$", text, re.MULTILINE)
+
+
 def test_every_variable_that_the_image_sets_is_a_setting_or_known_to_python() -> None:
     """The same for the image."""
     block = re.search(r"^ENV (?:.*\\\n)*.*", _text("Dockerfile"), re.MULTILINE)

@@ -579,7 +579,7 @@ for number in range(1000):
     def clock() -> float:
         return answers.stat().st_size * seconds_per_answer
 
-    engine = Engine(tmp_path / "data", clock)
+    engine = Engine(tmp_path / "data", clock=clock)
     await engine.start()
     try:
         assert engine.trouble is None
@@ -600,6 +600,20 @@ async def test_a_redis_server_on_the_path_serves(tmp_path: Path, fake_binary: Pa
         await wait_until(lambda: engine.trouble, "the trouble is known")
         await wait_until(lambda: engine.trouble is None, "the engine is back")
         assert await written(engine) == 10
+
+
+@pytest.mark.parametrize("given", [None, 32 << 20])
+async def test_the_engine_has_the_memory_that_it_is_given(
+    tmp_path: Path, given: int | None
+) -> None:
+    engine = Engine(tmp_path, given)
+    await engine.start()
+    try:
+        async with client(engine) as connected:
+            found = await connected.config_get("maxmemory")
+        assert int(found["maxmemory"]) == (given or program.default_memory())
+    finally:
+        await engine.stop()
 
 
 def test_the_memory_of_a_container_bounds_that_of_the_engine(

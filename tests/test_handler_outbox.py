@@ -83,6 +83,18 @@ def test_a_batch_has_a_number_of_events_and_bytes_at_most() -> None:
     assert taken(box).events == [b"z" * (BATCH_BYTES + 1)]
 
 
+def test_what_tells_losses_counts_as_events_of_a_batch() -> None:
+    box = outbox(2 * BATCH_EVENTS)
+    for reason in ("one", "two"):
+        box.drop(reason)
+    for _ in range(BATCH_EVENTS):
+        box.put(b"x")
+    batch = taken(box)
+    assert len(batch.events) + len(batch.losses) == BATCH_EVENTS
+    assert len(batch.losses) == 2
+    assert len(taken(box).events) == 2
+
+
 def test_each_batch_has_a_key_of_its_own() -> None:
     box = outbox()
     keys = set()

@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from logpipe import limits, messages
-from logpipe.limits import BURST_S, Rates, Seats, client_of
+from logpipe.limits import BURST_S, Rates, Seats, client_of, largest_batch
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
-from logpipe.settings import fields
+from logpipe.settings import Settings, fields
 from logpipe.turns import TURN_S, Turns
 from tests.attack.attacks import ATTACKS
 from tests.helpers import wait_until
@@ -28,7 +28,7 @@ from tests.servers import Reader, Service, Valkey, serving, subscribed
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
 ROWS = re.findall(
-    r"^\| `([\w.]+)` \| (-?[\d.]+) \| (.+) \|(.*)\| ([^|]+) \|$", DOCUMENT, re.MULTILINE
+    r"^\| `([\w.]+)` \| ([\d.]+|auto) \| (.+) \|(.*)\| ([^|]+) \|$", DOCUMENT, re.MULTILINE
 )
 """Name, default, what happens, the counter's label, and what attacks it."""
 
@@ -196,7 +196,7 @@ def test_a_sender_has_five_seconds_of_its_rate_at_once_and_its_rate_after_that(p
     rates = Rates(per_s, clock)
     assert sent(rates, "a") == per_s * BURST_S
     with pytest.raises(Problem, match="RATE_PER_TOKEN") as caught:
-        rates.require("a")
+        rates.begin("a")
     assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
     assert caught.value.hits == {"rate": 1}
     clock.now += 2
@@ -213,14 +213,55 @@ def test_one_sender_takes_nothing_from_another() -> None:
 def test_a_batch_larger_than_the_burst_is_taken_whole_and_then_paid_for() -> None:
     clock = Clock()
     rates = Rates(10, clock)
-    rates.require("a")
-    rates.spend("a", 1_000)
+    rates.begin("a")
+    rates.charge("a", 1_000)
     assert rates.wait_s("a") == pytest.approx(95.1)
     clock.now += 95.0
     with pytest.raises(Problem):
-        rates.require("a")
+        rates.begin("a")
     clock.now += 0.11
-    rates.require("a")
+    rates.begin("a")
+
+
+def test_a_request_is_charged_when_it_begins() -> None:
+    rates = Rates(10, Clock())
+    for _ in range(50):
+        rates.begin("a")
+    with pytest.raises(Problem):
+        rates.begin("a")
+    rates.charge("a", 1)  # its one event was charged when it began
+    rates.charge("a", 100)
+    assert rates.wait_s("a") == pytest.approx(10)
+
+
+def test_of_batches_begun_together_one_may_go_into_debt() -> None:
+    rates = Rates(10, Clock())
+    for _ in range(3):
+        rates.begin("a")
+    rates.charge("a", 1_000)
+    with pytest.raises(Problem, match="RATE_PER_TOKEN") as caught:
+        rates.charge("a", 2)
+    assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "96"})
+    rates.charge("a", 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "events", "why"),
+    [
+        ({}, 12_500, "a quarter of TRIM_MAXLEN"),
+        ({"max_batch_events": 7}, 7, "MAX_BATCH_EVENTS"),
+        ({"trim_maxlen": 10**6}, 200_000, "MAX_BATCH_EVENTS"),
+        ({"trim_maxlen": 4_000}, 1_000, "a quarter of TRIM_MAXLEN"),
+        ({"trim_maxlen": 1}, 100, "a quarter of TRIM_MAXLEN"),
+        ({"rate_per_token": 1}, 1_000, "5 seconds of RATE_PER_TOKEN"),
+        ({"rate_per_token": 1_000}, 5_000, "5 seconds of RATE_PER_TOKEN"),
+        ({"rate_per_token": 10_000}, 12_500, "a quarter of TRIM_MAXLEN"),
+    ],
+)
+def test_the_largest_batch_is_the_least_of_its_limits(
+    given: dict[str, Any], events: int, why: str
+) -> None:
+    assert largest_batch(Settings(**given)) == (events, why)
 
 
 def test_what_is_remembered_of_senders_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

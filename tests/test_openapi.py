@@ -82,7 +82,9 @@ def test_bounds_and_choices_are_those_of_the_settings() -> None:
     }
     assert parameters["delivery"]["default"] == "shared"
     assert parameters["group"]["default"] == "g"
-    assert "MAX_BATCH_EVENTS (7)" in str(made["paths"]["/ingest"]["post"]["responses"]["413"])
+    assert "7 events (MAX_BATCH_EVENTS)" in str(
+        made["paths"]["/ingest"]["post"]["responses"]["413"]
+    )
 
 
 def test_tokens_are_asked_for_where_they_are_set() -> None:

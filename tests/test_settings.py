@@ -12,6 +12,7 @@ from logpipe.settings import (
     ROLES,
     BadSettingsError,
     Settings,
+    StreamBytes,
     environment,
     fields,
     load,
@@ -28,6 +29,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "redis_addr": ("redis://r:1/2", "redis://r:1/2"),
     "ack_replicas": ("1", 1),
     "data_dir": ("/srv/data", "/srv/data"),
+    "embedded_maxmemory": ("512mb", "512mb"),
     "stream_name": ("events", "events"),
     "max_message_bytes": ("1000", 1000),
     "max_body_bytes": ("2000", 2000),
@@ -39,7 +41,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_subscribers_per_client": ("10", 10),
     "syslog_tcp": ("5514", 5514),
     "trim_maxlen": ("3000", 3000),
-    "trim_maxbytes": ("0", 0),
+    "trim_maxbytes": ("75%", "75%"),
     "trim_maxage": ("24h", "24h"),
     "consumer_group": ("g", "g"),
     "group_expiry": ("12h", "12h"),
@@ -238,9 +240,52 @@ def test_what_is_no_age_is_named_with_what_is_one(age: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("0", StreamBytes()),
+        ("1073741824", StreamBytes(1 << 30)),
+        ("512mb", StreamBytes(512 << 20)),
+        ("2GiB", StreamBytes(2 << 30)),
+        ("64K", StreamBytes(64 << 10)),
+        ("75%", StreamBytes(percent=75)),
+        ("1%", StreamBytes(percent=1)),
+        ("90%", StreamBytes(percent=90)),
+        ("auto", StreamBytes()),
+    ],
+)
+def test_what_the_stream_may_take_is_bytes_or_a_percentage(text: str, found: StreamBytes) -> None:
+    address = {"redis_addr": "redis://h"}
+    assert load({"trim_maxbytes": text, **address}, {}).stream_bytes == found
+
+
+def test_with_the_embedded_engine_a_percentage_is_the_default() -> None:
+    assert load({}, {}).stream_bytes == StreamBytes(percent=75)
+    assert load({"trim_maxbytes": "0"}, {}).stream_bytes == StreamBytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("1gb", None), ("16mb", 16 << 20), ("4G", 4 << 30), ("33554432", 32 << 20)]
+)
+def test_the_engine_s_memory_is_bytes(text: str, found: int | None) -> None:
+    assert load({"embedded_maxmemory": text}, {}).engine_bytes == found
+
+
+BYTES_OR_PART = "must be bytes like 512mb or 1073741824, 1% to 90%, auto, or 0"
+ENGINE_BYTES = "must be bytes like 512mb or 4gb, from 16mb"
+
 # Bad values
 
 BAD = [
+    ("trim_maxbytes", "91%", BYTES_OR_PART),
+    ("trim_maxbytes", "0%", BYTES_OR_PART),
+    ("trim_maxbytes", "-1", BYTES_OR_PART),
+    ("trim_maxbytes", "7.5%", BYTES_OR_PART),
+    ("trim_maxbytes", "12 parrots", BYTES_OR_PART),
+    ("embedded_maxmemory", "0", ENGINE_BYTES),
+    ("embedded_maxmemory", "15mb", ENGINE_BYTES),
+    ("embedded_maxmemory", "75%", ENGINE_BYTES),
+    ("embedded_maxmemory", "much", ENGINE_BYTES),
     ("port", "abc", "must be a whole number from 0 to 65535"),
     ("port", "-1", "must be a whole number from 0 to 65535"),
     ("port", "65536", "must be a whole number from 0 to 65535"),
@@ -524,6 +569,11 @@ def test_the_secret_fields_are_those_that_hold_passwords_and_tokens() -> None:
         ),
         ("unix:///run/r.sock", RedisAddress(socket="/run/r.sock"), "unix:///run/r.sock"),
         (
+            "unix:///run/r.sock?disk=/srv%2Fa%20%40b",
+            RedisAddress(socket="/run/r.sock", disk="/srv/a @b"),
+            "unix:///run/r.sock",
+        ),
+        (
             "unix://u:p@/run/r.sock?db=3",
             RedisAddress(socket="/run/r.sock", db=3, username="u", password="p"),
             "unix:///run/r.sock",
@@ -603,6 +653,7 @@ def test_an_address_says_where_redis_is_and_prints_without_its_login(
         ("redis://h/0?ssl=1", "the database at its end must be a number"),
         ("redis://h/٣", "the database at its end must be a number"),
         ("unix:///s?db=x", "the database at its end must be a number"),
+        ("unix:///s?folder=x", "only db=NUMBER and disk=FOLDER may follow the ?"),
         ("unix://", "the path of the socket is missing"),
         ("unix://u:p@?db=1", "the path of the socket is missing"),
     ],

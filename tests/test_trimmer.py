@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import re
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
-from logpipe.engine import program
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
-from logpipe.stream import Stream, trimming
-from logpipe.trimmer import Trimmer
+from logpipe.settings import StreamBytes
+from logpipe.stream import Memory, Stream, trimming
+from logpipe.trimmer import Trimmer, budget_of
 from tests.helpers import wait_until
 from tests.servers import Valkey, serving, subscribed
 from tests.streams import NAME, address_of, stream_at
@@ -45,10 +46,18 @@ def filled(server: Valkey, count: int, size: int, key: str = NAME) -> None:
 
 
 def trimmer_of(
-    stream: Stream, max_bytes: int = 0, max_age_ms: int = 0, metrics: Metrics | None = None
+    stream: Stream,
+    max_bytes: int = 0,
+    max_age_ms: int = 0,
+    metrics: Metrics | None = None,
+    percent: int = 0,
 ) -> Trimmer:
-    given = {"max_bytes": max_bytes, "max_age_ms": max_age_ms}
-    return Trimmer(stream.trimming, metrics or Metrics(), **given)
+    return Trimmer(
+        stream.trimming,
+        metrics or Metrics(),
+        max_bytes=StreamBytes(max_bytes, percent),
+        max_age_ms=max_age_ms,
+    )
 
 
 @contextlib.asynccontextmanager
@@ -144,14 +153,102 @@ async def test_a_full_redis_recovers_by_itself(small: Valkey) -> None:
             await wait_until(more, "more is taken")
 
 
+# -- a part of the memory of Redis ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("used", "size", "budget"),
+    [
+        (70, 60, 75),
+        (95, 74, 75),
+        (98, 74, 71),  # what else there is has left too little room
+        (98, 90, 75),
+        (99, 10, 37.5),  # the stream keeps half of its part, whatever else there is
+    ],
+)
+def test_the_budget_is_a_part_of_the_memory_and_leaves_room(
+    used: float, size: float, budget: float
+) -> None:
+    assert budget_of(75, Memory(used, 100), size) == pytest.approx(budget)
+
+
+async def test_a_percentage_is_of_the_memory_that_redis_has_now(small: Valkey) -> None:
+    filled(small, 4_000, 1_000)
+    async with large_stream(small) as stream:
+        trimmer = trimmer_of(stream, percent=50)
+        for limit in (32 * MIB, 4 * MIB, 3 * MIB):
+            small.client.config_set("maxmemory", limit)
+            await trimmer.trim()
+            assert size_of(small) <= limit // 2
+        assert 0.4 * limit < size_of(small)
+
+
+async def test_a_percentage_without_maxmemory_is_logged_once(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(valkey, 1_000, 1_000)
+    async with large_stream(valkey) as stream:
+        trimmer = trimmer_of(stream, percent=1)
+        for _ in range(3):
+            assert not await trimmer.trim()
+        assert valkey.client.xlen(NAME) == 1_000
+        logged = [text for text in caplog.messages if "TRIM_MAXBYTES=1%" in text]
+        assert len(logged) == 1
+        assert "has no maxmemory" in logged[0]
+        valkey.client.config_set("maxmemory", 10**9)
+        await trimmer.trim()
+        valkey.client.config_set("maxmemory", 0)
+        await trimmer.trim()
+    assert sum("TRIM_MAXBYTES=1%" in text for text in caplog.messages) == 2
+
+
+async def test_a_percentage_without_info_is_no_limit(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    valkey.client.acl_setuser(
+        "plain", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-info"]
+    )
+    async with stream_at(address_of(valkey, username="plain", password="any")) as stream:
+        assert not await trimmer_of(stream, percent=50).trim()
+        assert stream.health.kind == "connecting"  # no error of it was reported
+    assert "does not say its maxmemory (INFO)" in caplog.text
+
+
+class RedisServer(Valkey):
+    """What Compose runs, scaled down."""
+
+    binary = "redis-server"
+
+
+async def test_a_redis_as_of_compose_takes_several_times_its_memory() -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("NOT TESTED: the memory of Redis, as Compose gives it, needs redis-server")
+    options = ("--save", "", "--appendonly", "yes", "--maxmemory", "48mb")
+    body = b"\n".join([event(25_000)] * 40)
+    with RedisServer.started(*options, "--maxmemory-policy", "noeviction") as server:
+        async with serving(redis_addr=server.url, role="collector", trim_maxbytes="75%") as service:
+
+            async def taken() -> bool:
+                answer = await service.post(body, Content_Type="application/x-ndjson")
+                if answer.status_code == 202:
+                    return True
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+                return False
+
+            for _ in range(150):  # three times the memory
+                await wait_until(taken, "a full Redis takes events again")
+            await wait_until(lambda: size_of(server) <= 36 * MIB, "it is within its part")
+            assert size_of(server) > 18 * MIB
+
+
 @pytest.mark.parametrize("budget", [{}, {"trim_maxbytes": 0}], ids=["by default", "off"])
 async def test_the_embedded_engine_does_not_stay_full_unless_asked_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, int]
+    tmp_path: Path, budget: dict[str, int]
 ) -> None:
-    monkeypatch.setattr(program, "MAX_MEMORY_BYTES", 24 * MIB)
     body = b"\n".join([event(16 * KIB)] * 64)
     statuses: list[int] = []
-    async with serving(redis_addr=f"embedded://{tmp_path}", trim_maxlen=10**9, **budget) as service:
+    given = {"redis_addr": f"embedded://{tmp_path}", "embedded_maxmemory": "24mb"}
+    async with serving(**given, trim_maxlen=10**9, **budget) as service:
 
         async def taken() -> bool:
             statuses.append((await service.post(body)).status_code)

@@ -5,6 +5,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -116,12 +117,26 @@ def ingest(
     meter: Meter = lambda: None,
     tick: Tick = lambda _: None,
 ) -> Ingest:
-    """Sends for so many seconds, at full rate or at `rate` events a second. Raises OSError."""
+    """Sends for so many seconds, at full rate or at `rate` events a second. Where the server
+    refuses the batches as too large, sends again, the largest that it accepts. Raises OSError."""
+    again = partial(
+        ingest,
+        target,
+        wrap,
+        connections=connections,
+        size=size,
+        seconds=seconds,
+        rate=rate,
+        meter=meter,
+        tick=tick,
+    )
     template = Template(_run(), wrap, per_request=per_request, size=size)
     recipe = Recipe(target.ingest, template, target.answers)
     if rate is None:
         with sender(recipe, connections) as warming:
-            warming.at_full_rate(min(WARM_UP_S, seconds))
+            most = warming.at_full_rate(min(WARM_UP_S, seconds)).max_events
+        if 0 < most < per_request:
+            return again(per_request=most)
     started = time.monotonic()
 
     def progress(_: int) -> None:
@@ -132,6 +147,8 @@ def ingest(
             sent = sending.at_full_rate(seconds, progress)
         else:
             sent = sending.at_pace(rate / per_request, seconds, progress)
+    if not sent.events and 0 < sent.max_events < per_request:
+        return again(per_request=sent.max_events)
     return Ingest(
         target.name,
         connections,

@@ -12,9 +12,12 @@ import msgspec
 
 from logpipe.bench.events import Template
 from logpipe.bench.http import Address, Answer, Answers, BrokenError, connect
+from logpipe.event import NOT_DECODED
 
 ANSWER_S = 10.0
 """What the last answers may take after the last request."""
+
+TOO_LARGE = 413
 
 RECEIVE_BYTES = 1 << 16
 SELECTABLE = 512
@@ -36,6 +39,9 @@ class Sent(msgspec.Struct):
     """From the time a request was due to its answer."""
     last: bytes = b""
     """The last acknowledgement's body."""
+    max_events: int = 0
+    """The largest batch that the server accepts, where it has refused one as too large and said
+    so."""
 
     @property
     def events_per_s(self) -> float:
@@ -171,8 +177,17 @@ class Sender:
                 self._sent.last = answer.body
                 self._acknowledge(connection)
             else:
-                self._refused[str(answer.status)] += 1
+                self._refuse(answer)
                 self._idle.append(connection)
+
+    def _refuse(self, answer: Answer) -> None:
+        """Counts a refusal by its status, and by what a collector says of too large a batch."""
+        problem = _Problem()
+        if answer.status == TOO_LARGE:
+            with contextlib.suppress(*NOT_DECODED):
+                problem = msgspec.json.decode(answer.body, type=_Problem)
+        self._sent.max_events = problem.max_events or self._sent.max_events
+        self._refused[f"{answer.status} {problem.detail}".strip()] += 1
 
     def _receive(self, connection: _Connection) -> Answer | None:
         data = connection.sock.recv(RECEIVE_BYTES)
@@ -206,6 +221,11 @@ class Sender:
             self._refused[f"no answer within {ANSWER_S:.0f} s"] += self._busy
         self._sent.refused = dict(self._refused)
         return self._sent
+
+
+class _Problem(msgspec.Struct):
+    detail: str = ""
+    max_events: int = 0
 
 
 class Recipe(NamedTuple):

@@ -170,13 +170,13 @@ class Ingest:
     ) -> None:
         """Answers one request; every refusal is a problem document."""
         body_read = False
-        held = None
+        held = sender = None
         try:
             authorization = headers.get("authorization")
             auth.require(authorization, self._tokens.ingest)
             if scope["query_string"]:
                 _reject_parameters(scope["query_string"])
-            sender = self._sender(scope, authorization) if self._rates is not None else ""
+            sender = self._begun(scope, authorization)
             whole = wire.body() if wire is not None and "content-encoding" not in headers else None
             if whole is not None and len(whole) <= TINY_BYTES:
                 body_read = True
@@ -190,6 +190,8 @@ class Ingest:
         except Problem as problem:
             self._metrics.requests.labels(problem.status).inc()
             self._metrics.count_limited(problem.hits)
+            if self._rates is not None and sender is not None:
+                self._rates.spend(sender, max(0, problem.members.get("rejected", 0) - 1))
             body_read = body_read or (held is not None and held.complete)
             await give(problem_answer(problem), receive, Identified(send), body_read=body_read)
             return
@@ -204,11 +206,13 @@ class Ingest:
         else:
             await give(Answer(202, "application/json", answer), receive, send)
 
-    def _sender(self, scope: Scope, authorization: str | None) -> str:
-        """Whose rate this counts for; raises a 429 `Problem` for one who has to wait."""
-        assert self._rates is not None
+    def _begun(self, scope: Scope, authorization: str | None) -> str | None:
+        """Whose rate this counts for; None where there is no rate. Raises a 429 `Problem` for a
+        sender that has to wait."""
+        if self._rates is None:
+            return None
         sender = sender_of(scope, self._token(authorization))
-        self._rates.require(sender)
+        self._rates.begin(sender)
         return sender
 
     def _token(self, authorization: str | None) -> str | None:
@@ -261,12 +265,11 @@ class Ingest:
         scope = scope_of(NAME, self._token(headers.get("authorization")))
         return msgspec.structs.replace(intake, once=Once(scope + key, digest_of(body)))
 
-    async def _store(self, intake: Intake, sender: str) -> bytes:
+    async def _store(self, intake: Intake, sender: str | None) -> bytes:
         if intake.refusals:
             self._metrics.events_rejected.inc(len(intake.refusals))
             self._metrics.count_limited(hits_of(intake.refusals))
-        if self._rates is not None:
-            self._rates.require(sender)
-            self._rates.spend(sender, len(intake.events) + len(intake.refusals))
+        if self._rates is not None and sender is not None:
+            self._rates.charge(sender, len(intake.events) + len(intake.refusals))
         appended = await self._appender.append(append_of(intake))
         return answer_of(intake, appended)

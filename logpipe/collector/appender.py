@@ -9,12 +9,13 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from functools import partial
 from typing import cast
 
 from logpipe.collector.inflight import Inflight
+from logpipe.limits import STREAM_SHARE
 from logpipe.metrics import Metrics
 from logpipe.problems import BUSY, Problem, Unavailable
 from logpipe.stream import Append, Appended, Declined, RedisHealth, Stream
@@ -132,6 +133,16 @@ def _no_room() -> Problem:
     )
 
 
+def _too_much(size: int, most: int) -> Problem:
+    return Problem(
+        413,
+        f"The events take {size} bytes together: a request may have {most} (a quarter of"
+        " TRIM_MAXBYTES). Send smaller batches.",
+        hits={"batch": 1},
+        limit=most,
+    )
+
+
 def _other_body() -> Problem:
     return Problem(
         422,
@@ -143,8 +154,16 @@ def _other_body() -> Problem:
 class Appender:
     """The only writer of a process."""
 
-    def __init__(self, stream: Stream, metrics: Metrics, inflight: Inflight) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        metrics: Metrics,
+        inflight: Inflight,
+        stream_bytes: Callable[[], float] = lambda: 0,
+    ) -> None:
+        """`stream_bytes` returns what the stream may take in Redis now; 0: any."""
         self.inflight = inflight
+        self._stream_bytes = stream_bytes
         self._stream = stream
         self._metrics = metrics
         self._small: deque[_Waiting] = deque()
@@ -165,10 +184,14 @@ class Appender:
         """Appends a request's events; returns when Redis has confirmed them.
 
         Raises `Unavailable` when it has not, within two seconds, a 503 `Problem` where there is no
-        room for them or for their key now, and a 422 one for a key that is another body's.
+        room for them or for their key now, a 422 one for a key that is another body's, and a 413
+        one for events that would push too much out of the stream.
         """
         count = len(request.events)
         size = sum(map(len, request.events)) + EVENT_BYTES * count
+        most = self._stream_bytes() / STREAM_SHARE
+        if 0 < most < size and count > 1:
+            raise _too_much(size, int(most))
         large = count > LARGE_EVENTS or size > LARGE_BYTES
         self.inflight.require(size, large=large)
         done = self._answers.promise()

@@ -12,6 +12,7 @@ import msgspec
 
 from logpipe.decoding import Refusal, TooManyEventsError, decode_json, decode_ndjson, has_more_keys
 from logpipe.event import Event, encode
+from logpipe.limits import largest_batch
 from logpipe.problems import Problem
 from logpipe.settings import Settings
 from logpipe.stream import RECEIPT_BYTES, Append, Appended, Once
@@ -100,19 +101,19 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Bounds(NamedTuple):
-    """What one event and one request may have: MAX_MESSAGE_BYTES, MAX_METADATA_KEYS and
-    MAX_BATCH_EVENTS."""
+    """What one event and one request may have: MAX_MESSAGE_BYTES, MAX_METADATA_KEYS, and the events
+    of a request (`limits.largest_batch`) with what says so."""
 
     bytes: int
     keys: int
     events: int
+    why: str = "MAX_BATCH_EVENTS"
 
     @classmethod
     def of(cls, settings: Settings) -> "Bounds":
         """Those of the settings."""
-        return cls(
-            settings.max_message_bytes, settings.max_metadata_keys, settings.max_batch_events
-        )
+        batch = largest_batch(settings)
+        return cls(settings.max_message_bytes, settings.max_metadata_keys, batch.events, batch.why)
 
 
 def take_in(body: bytes, content_type: str, bounds: Bounds) -> Intake:
@@ -127,20 +128,22 @@ def take_in(body: bytes, content_type: str, bounds: Bounds) -> Intake:
         else:
             found, refusals, single = decode_json(body, encoding, bounds.events)
     except TooManyEventsError:
-        raise too_many(bounds.events) from None
+        raise too_many(bounds) from None
     events, refusals = encoding.separated(found, refusals)
     if not events:
         raise _nothing_taken(refusals)
     return Intake(events, refusals, single)
 
 
-def too_many(limit: int) -> Problem:
-    """The 413 of a request with more than MAX_BATCH_EVENTS."""
+def too_many(bounds: Bounds) -> Problem:
+    """The 413 of a request with more events than it may have."""
     return Problem(
         413,
-        f"Event {limit} is one too many: a request may have {limit} (MAX_BATCH_EVENTS).",
+        f"Event {bounds.events} is one too many: a request may have {bounds.events} events"
+        f" ({bounds.why}). Send smaller batches.",
         hits={"batch": 1},
-        limit=limit,
+        limit=bounds.events,
+        max_events=bounds.events,
     )
 
 

@@ -20,9 +20,10 @@ class LocalCollector:
 
     async def __call__(self, events: bytes) -> Stored:
         """What was stored of them. Raises a `Problem` when nothing was."""
+        if self._rates is not None:
+            self._rates.begin(SENDER)
         intake = take_in(events, "application/json", self._bounds)
         if self._rates is not None:
-            self._rates.require(SENDER)
-            self._rates.spend(SENDER, len(intake.events) + len(intake.refusals))
+            self._rates.charge(SENDER, len(intake.events) + len(intake.refusals))
         appended = await self._appender.append(append_of(intake))
         return Stored(len(intake.events), appended.first, appended.last)

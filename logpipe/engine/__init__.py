@@ -2,6 +2,5 @@
 
 from logpipe.engine.engine import Engine
 from logpipe.engine.error import EngineError
-from logpipe.engine.program import stream_bytes
 
-__all__ = ["Engine", "EngineError", "stream_bytes"]
+__all__ = ["Engine", "EngineError"]

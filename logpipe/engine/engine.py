@@ -20,7 +20,8 @@ from typing import BinaryIO
 
 from logpipe.engine.error import EngineError
 from logpipe.engine.folder import POLL_S, DataFolder, ask
-from logpipe.engine.program import command, find_binary
+from logpipe.engine.program import command, default_memory, find_binary
+from logpipe.redis_address import RedisAddress
 
 log = logging.getLogger("logpipe.engine")
 
@@ -47,13 +48,20 @@ LOG_PREFIX = re.compile(r"^\d+:(\w \d+ \w+ \d+ [\d:.]+ [*#.-]|signal-handler \(\
 
 
 class Engine:
-    """The engine of one folder. `start`, then `supervise` beside the work, then `stop`.
+    """The engine of one folder, whose data may take so many bytes of `memory` (None: as many as
+    `default_memory` says). `start`, then `supervise` beside the work, then `stop`.
 
     To be used in the main thread: where the thread that started it ends, so does the engine.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        memory: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._now = clock
+        self._memory = memory or default_memory()
         self._data = DataFolder(folder)
         self._folder = self._data.path
         self._log = self._folder / "engine.log"
@@ -66,6 +74,11 @@ class Engine:
     def socket(self) -> Path:
         """The unix socket; only this user can connect."""
         return self._data.socket
+
+    @property
+    def address(self) -> RedisAddress:
+        """Where the engine is, and the folder that it writes to."""
+        return RedisAddress(socket=str(self.socket), disk=str(self._folder))
 
     @property
     def trouble(self) -> str | None:
@@ -143,7 +156,7 @@ class Engine:
         if not self._has_room():
             raise EngineError(self._full())
         lock = self._data.engine_lock
-        words = command(self._folder, self.socket, lock, cut_torn_end=cut_torn_end)
+        words = command(self._folder, self.socket, lock, self._memory, cut_torn_end=cut_torn_end)
         with self._open_log() as out:
             self._process = await asyncio.create_subprocess_exec(
                 *words,

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from logpipe.engine.error import EngineError
 
-MAX_MEMORY_BYTES = 1 << 30
-"""What the engine's data may take, where half of the machine's memory is not less."""
-STREAM_PART = 0.75
-"""Of that, what the stream may take; the rest is for idempotency keys, groups, and what comes
-between two looks at its size."""
+DEFAULT_MEMORY_BYTES = 1 << 30
+"""What the engine's data may take unless it is given, where half of the machine's memory is not
+less."""
 LAUNCHER = """
 import ctypes, os, sys
 parent, lock = int(sys.argv[1]), int(sys.argv[2])
@@ -34,13 +32,14 @@ except OSError as error:
 the lock (uvloop hands on more). A `preexec_fn` could do it, in a fork of a process with threads."""
 
 
-def command(folder: Path, socket: Path, lock: int, *, cut_torn_end: bool) -> list[str]:
-    """The command line that becomes the engine of a folder; `lock` is the file to inherit."""
+def command(folder: Path, socket: Path, lock: int, memory: int, *, cut_torn_end: bool) -> list[str]:
+    """The command line that becomes the engine of a folder, whose data may take so many bytes of
+    `memory`; `lock` is the file to inherit."""
     launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid()), str(lock)]
-    return [*launcher, find_binary(), *_options(folder, socket, cut_torn_end=cut_torn_end)]
+    return [*launcher, find_binary(), *_options(folder, socket, memory, cut_torn_end=cut_torn_end)]
 
 
-def _options(folder: Path, socket: Path, *, cut_torn_end: bool) -> list[str]:
+def _options(folder: Path, socket: Path, memory: int, *, cut_torn_end: bool) -> list[str]:
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -51,7 +50,7 @@ def _options(folder: Path, socket: Path, *, cut_torn_end: bool) -> list[str]:
         "appendfsync": "always",
         "aof-load-truncated": "yes" if cut_torn_end else "no",
         "save": "",
-        "maxmemory": str(_max_memory()),
+        "maxmemory": str(memory),
         "maxmemory-policy": "noeviction",
     }
     return [word for name, value in options.items() for word in (f"--{name}", value)]
@@ -78,13 +77,9 @@ def find_binary() -> str:
     return found
 
 
-def stream_bytes() -> int:
-    """What the stream may take of the engine's memory, so that it is never full."""
-    return int(_max_memory() * STREAM_PART)
-
-
-def _max_memory() -> int:
-    return min(MAX_MEMORY_BYTES, _memory_bytes() // 2)
+def default_memory() -> int:
+    """Bytes that the engine's data may take where EMBEDDED_MAXMEMORY does not say."""
+    return min(DEFAULT_MEMORY_BYTES, _memory_bytes() // 2)
 
 
 def _memory_bytes() -> int:

@@ -13,6 +13,8 @@ MAX_HELD_BYTES = 16 * 1024 * 1024
 """JSON that waits or is being sent, whatever the number of events: the bound on memory."""
 
 BATCH_EVENTS = 1_000
+"""Of one request, the events that tell a loss among them: what a collector accepts whatever
+RATE_PER_TOKEN is."""
 BATCH_BYTES = 1024 * 1024
 """One request holds at most so much before compression: what proxies take unasked."""
 
@@ -142,7 +144,7 @@ class Outbox:
                 self._changed.wait()
             self._changed.wait_for(self._is_ripe, self._since + self.interval - time.monotonic())
             losses, self._losses = list(self._losses.values()), {}
-            return batch(self._popped(), losses)
+            return batch(self._popped(BATCH_EVENTS - len(losses)), losses)
 
     def _is_ripe(self) -> bool:
         return (
@@ -152,10 +154,10 @@ class Outbox:
             or self._urged > self._done
         )
 
-    def _popped(self) -> list[bytes]:
+    def _popped(self, most: int) -> list[bytes]:
         events: list[bytes] = []
         size = 0
-        while self._events and len(events) < BATCH_EVENTS:
+        while self._events and len(events) < most:
             size += len(self._events[0])
             if events and size > BATCH_BYTES:
                 break

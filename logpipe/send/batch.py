@@ -1,6 +1,7 @@
 """Events on their way: what one request carries, and where its lines came from. Pure."""
 
 import gzip
+import itertools
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,9 +12,12 @@ from logpipe.send.lines import Line
 from logpipe.send.position import Position
 from logpipe.send.shape import NotAnEventError, Shaper
 
-BATCH_EVENTS = 2_000
+REQUEST_EVENTS = 1_000
+"""Events of one request, at the most: what a collector accepts whatever RATE_PER_TOKEN is."""
+BATCH_EVENTS = 800
 BATCH_BYTES = 512 * 1024
-"""A batch is full with so many events or bytes of JSON; the chunk that fills it is still taken."""
+"""A batch is full with so many events or bytes of JSON; the chunk that fills it is still taken, and
+a batch with more than `REQUEST_EVENTS` then goes in several requests."""
 
 _LEVEL = 1
 """Of gzip: a third of the time of its default, and a tenth more bytes."""
@@ -59,11 +63,11 @@ class Batch(msgspec.Struct, frozen=True):
         return "?"
 
 
-def halves(batch: Batch) -> Iterator[Batch]:
-    """The batch in two, under keys of their own that are the same each time."""
+def parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """The batch in so many parts, under keys of their own that are the same each time."""
     lines = [line + b"\n" for line in gzip.decompress(batch.body).split(b"\n")[:-1]]
-    middle = len(lines) // 2
-    for part, (start, end) in enumerate(((0, middle), (middle, len(lines)))):
+    edges = [len(lines) * part // count for part in range(count + 1)]
+    for part, (start, end) in enumerate(itertools.pairwise(edges)):
         yield Batch(
             key=f"{batch.key}.{part}",
             events=end - start,

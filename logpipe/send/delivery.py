@@ -7,7 +7,7 @@ from threading import Event
 
 from logpipe.client.backoff import Backoff
 from logpipe.client.ingest import Later, Never, Taken, TooLarge, Verdict
-from logpipe.send.batch import Batch, halves
+from logpipe.send.batch import REQUEST_EVENTS, Batch, parts
 from logpipe.send.progress import Totals
 from logpipe.send.stop import StoppedError
 from logpipe.terminal import seconds
@@ -51,11 +51,15 @@ class Delivery:
 
         Raises `UndeliverableError`, and `StoppedError` when it is to end and would have to wait.
         """
+        if batch.events > REQUEST_EVENTS:
+            for part in parts(batch, math.ceil(batch.events / REQUEST_EVENTS)):
+                self.deliver(part)
+            return
         match self._insist(batch):
             case Taken() as taken:
                 self._count(batch, taken)
             case TooLarge():
-                for half in halves(batch):
+                for half in parts(batch, 2):
                     self.deliver(half)
             case Never(reason, remedy):
                 raise UndeliverableError(f"{self._url} {reason}: {remedy}")

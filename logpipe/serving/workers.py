@@ -16,9 +16,10 @@ import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack
+from urllib.parse import quote
 
 from logpipe.background import Background
-from logpipe.engine import Engine, stream_bytes
+from logpipe.engine import Engine
 from logpipe.listening import bind_shared
 from logpipe.serving.process import Signals, introduce
 from logpipe.settings import Settings, environment
@@ -48,13 +49,15 @@ async def supervise_until_stopped(settings: Settings) -> int:
         background = Background()
         environ = environment(settings, os.environ)
         if settings.redis is not None and settings.redis.embedded is not None:
-            engine = Engine(settings.engine_dir)
+            engine = Engine(settings.engine_dir, settings.engine_bytes)
             await engine.start()
             stack.push_async_callback(engine.stop)
             background.start("engine", engine.supervise())
-            environ["REDIS_ADDR"] = f"unix://{engine.socket}"
-            if settings.trim_maxbytes < 0:
-                environ["TRIM_MAXBYTES"] = str(stream_bytes())
+            environ["REDIS_ADDR"] = (
+                f"unix://{engine.socket}?disk={quote(os.fsencode(engine.address.disk))}"
+            )
+            if settings.trim_maxbytes == "auto":
+                environ["TRIM_MAXBYTES"] = f"{settings.stream_bytes.percent}%"
         folder = tempfile.mkdtemp(prefix="logpipe-metrics-")
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         environ[METRICS_DIR] = folder

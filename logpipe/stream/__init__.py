@@ -1,7 +1,8 @@
 """The Redis Stream: the only package that speaks to Redis, and the names of its keys."""
 
 from logpipe.stream.append import Append, Appended, Declined
-from logpipe.stream.connections import NoGroupError
+from logpipe.stream.connections import Memory, NoGroupError
+from logpipe.stream.disk import Disk, free_bytes
 from logpipe.stream.entries import FIELD, RawEntry, event_json
 from logpipe.stream.group_scripts import gap_of
 from logpipe.stream.groups import Claimed
@@ -17,7 +18,9 @@ __all__ = [
     "Appended",
     "Claimed",
     "Declined",
+    "Disk",
     "KeyLimits",
+    "Memory",
     "NoGroupError",
     "Once",
     "Page",
@@ -27,5 +30,6 @@ __all__ = [
     "Stream",
     "digest_of",
     "event_json",
+    "free_bytes",
     "gap_of",
 ]

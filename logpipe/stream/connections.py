@@ -40,6 +40,7 @@ from redis.exceptions import (
 from logpipe.problems import BUSY, Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream.direct import Direct
+from logpipe.stream.disk import Disk, Room, Use, use_of
 from logpipe.stream.failovers import note_command
 from logpipe.stream.finding import primary_of
 from logpipe.stream.floors import hole_in
@@ -100,6 +101,7 @@ class Connections:
     requests do takes none from appends and from the monitor.
 
     `trouble` may say why an embedded engine is down, in better words than the connection's error;
+    `disk` is the one that Redis writes to, where it is known;
     `count_limited` counts how often a limit was hit; `check_s` is what the monitor leaves Redis for
     an answer.
     """
@@ -112,6 +114,7 @@ class Connections:
         ack_replicas: int,
         trouble: Callable[[], str | None],
         count_limited: Callable[[Mapping[str, int]], None],
+        disk: Disk | None = None,
         check_s: float = READ_TIMEOUT_S,
     ) -> None:
         self.health = RedisHealth(str(address))
@@ -131,6 +134,9 @@ class Connections:
         """As of the monitor's last look; so is `keeping`."""
         self.keeping = Keeping()
         self._key = key
+        self.no_room = ""
+        """Why nothing may be appended though Redis would take it; empty where it may."""
+        self._disk = disk
         self._trouble = trouble
         self._count_limited = count_limited
         self._check_s = check_s
@@ -191,6 +197,9 @@ class Connections:
         self.keeping = Keeping() if isinstance(info, Exception) else _keeping_in(info)
         self._warn_of_holes({} if isinstance(info, Exception) else info)
         trouble = None if isinstance(info, Exception) else self._trouble_in(info)
+        if not isinstance(info, Exception) and self._disk is not None:
+            await self._look_at(self._disk, use_of(info))
+            trouble = trouble or (("disk", self.no_room) if self.no_room else None)
         self.health.report(*(trouble or ("ok",)))
         if trouble:
             raise self.health.unavailable()
@@ -209,6 +218,20 @@ class Connections:
             if kind not in (b"stream", b"none"):
                 raise ResponseError("WRONGTYPE")
             return info
+
+    async def _look_at(self, disk: Disk, use: Use) -> None:
+        """Finds out whether the disk has room; has Redis rewrite its file where that gives some."""
+        room = Room()
+        with contextlib.suppress(OSError):  # the folder is gone: the engine's own error says it
+            room = disk.look(use)
+        self.no_room = room.trouble
+        if room.rewrite:
+            log.warning(
+                "%s; the append-only file is rewritten, which gives some back", self.no_room
+            )
+            async with self.translated():
+                with contextlib.suppress(ResponseError):  # another process may have asked before
+                    await self.upkeep.bgrewriteaof()
 
     def _warn_of_holes(self, info: dict[str, Any]) -> None:
         """Once for each; a failover may lead to another server."""

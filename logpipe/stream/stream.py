@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from logpipe.continuity import NO_STREAM, Bounds, Cursor, Gap, gap_after
 from logpipe.event import Entry, read_entry
 from logpipe.ids import START, StreamId, from_wire
+from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream.append import (
     APPEND,
@@ -28,6 +29,7 @@ from logpipe.stream.append import (
     outcomes,
 )
 from logpipe.stream.connections import Connections, Keeping, Memory
+from logpipe.stream.disk import Disk
 from logpipe.stream.entries import RawEntry, decoded, event_json
 from logpipe.stream.exchange import exchange
 from logpipe.stream.failovers import KEPT, NOTE, Failovers, gap_before, note_keys
@@ -61,7 +63,8 @@ class Page(NamedTuple):
 
 class Stream:
     """One Redis Stream and its consumer groups; `trouble` says why an embedded engine is down,
-    `count_limited` counts how often a limit was hit."""
+    `disk` is the one that Redis writes to, where it is known, and `count_limited` counts how often
+    a limit was hit."""
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Stream:
         ack_replicas: int = 0,
         keys: KeyLimits = KEY_LIMITS,
         trouble: Callable[[], str | None] = lambda: None,
+        disk: Disk | None = None,
         count_limited: Callable[[Mapping[str, int]], None] = lambda _: None,
     ) -> None:
         self.name = name
@@ -80,7 +84,9 @@ class Stream:
         self._block_ms = block_ms
         self._keys = keys
         self._transaction = Transaction(name, maxlen)
-        self._redis = Connections(address, name, block_ms, ack_replicas, trouble, count_limited)
+        self._redis = Connections(
+            address, name, block_ms, ack_replicas, trouble, count_limited, disk
+        )
         self._failovers = Failovers()
         self._noted = -1
         """The generation of the primary whose failovers these are."""
@@ -125,6 +131,8 @@ class Stream:
         events of this call are not in the stream, unless the connection was lost while Redis
         worked, or too few replicas have confirmed them (of the kind `replicas`).
         """
+        if self._redis.no_room:
+            raise Unavailable("disk", self._redis.no_room)
         replicas = self._redis.replicas
         if replicas is not None and self.health.kind == "replicas":
             raise self.health.unavailable()  # each would wait in vain, one after the other

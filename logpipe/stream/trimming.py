@@ -4,14 +4,15 @@ Also while Redis is full, when appends, which trim by the number of entries, are
 """
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import NoPermissionError, ResponseError
 
 from logpipe.ids import from_wire
-from logpipe.stream.connections import Connections
+from logpipe.stream.connections import Connections, Memory
 
 log = logging.getLogger("logpipe")
 
@@ -87,6 +88,14 @@ class StreamTrimming:
             between = await pipe.execute()
         return _mean([*front, *newest, *(entry for some in between for entry in some)])
 
+    async def memory(self) -> Memory:
+        """The memory of Redis as of now; NaN where this user may not call INFO."""
+        async with self._redis.translated():
+            try:
+                return _counted(await self._redis.upkeep.info("memory"))
+            except ResponseError:
+                return Memory()
+
     async def keep_newest(self, entries: int, at_most: int) -> int:
         """Trims the oldest entries up to so many, whole nodes only; how many went."""
         return await self._trim("MAXLEN", "~", max(0, entries), "LIMIT", at_most)
@@ -109,6 +118,12 @@ class StreamTrimming:
         async with self._redis.translated():
             redis: Any = self._redis.upkeep
             return int(await redis.execute_command("XTRIM", self._key, *how))
+
+
+def _counted(info: Mapping[str, Any]) -> Memory:
+    """The memory in an answer to INFO, as Redis compares it with its limit."""
+    used = info.get("used_memory", math.nan) - info.get("mem_not_counted_for_evict", 0)
+    return Memory(used, info.get("maxmemory", math.nan))
 
 
 def _mean(entries: Sequence[Any]) -> float:

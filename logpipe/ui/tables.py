@@ -144,6 +144,9 @@ def _shown(settings: Settings, name: str, *, secret: bool) -> str:
             return str(settings.listen_port)
         case "data_dir":
             return str(settings.engine_dir)
+        case "trim_maxbytes":
+            size, percent = settings.stream_bytes
+            return f"{percent}%" if percent else str(size)
         case "collector_url" | "distributor_url":
             return without_credentials(value)
     if secret:

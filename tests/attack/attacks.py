@@ -818,6 +818,7 @@ ATTACKS: Mapping[str, Attack] = {
         4,
         Bound(128 + 302, 150),
         "MAX_INFLIGHT_BYTES, nine times MAX_BODY_BYTES for each of two bodies",
+        settings=LONG_STREAM,
     ),
     "keys": Attack(
         "requests with a new idempotency key and a thousand bad events",

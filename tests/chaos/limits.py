@@ -15,7 +15,9 @@ from pathlib import Path
 from tests.chaos.stage import Stage
 from tests.helpers import wait_until
 
-DISK_BYTES = 8 << 20
+DISK_BYTES = 192 << 20
+ENGINE_MEMORY = "32mb"
+"""So that the engine takes events while the disk is empty: it wants twice that free, and more."""
 DESCRIPTORS = 64
 IDLE_CONNECTIONS = 120
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
@@ -34,13 +36,13 @@ def faketime_missing() -> str:
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Mapping[str, str]]:
-    """A disk of a few megabytes."""
+    """A small disk, with an engine that is content with it."""
     disk = folder / "data"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)]
     subprocess.run(mount, check=True)
     try:
-        yield {"DATA_DIR": str(disk)}
+        yield {"DATA_DIR": str(disk), "EMBEDDED_MAXMEMORY": ENGINE_MEMORY}
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 
@@ -51,7 +53,7 @@ async def disk_full(stage: Stage, _: int) -> None:
     ballast = stage.folder / "data" / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
         while True:
-            file.write(bytes(4096))
+            file.write(bytes(65_536))
     await wait_until(lambda: stage.oracle.answers["503"] >= refused, "senders are refused", 20)
     ballast.unlink()
 

@@ -130,8 +130,8 @@ async def test_a_batch_may_have_so_many_events_those_that_are_none_included(
         assert (await service.post(body(10), Content_Type=content_type)).status_code == 202
         answer = await service.post(body(11), Content_Type=content_type)
         assert answer.status_code == 413
-        told = "Event 10 is one too many: a request may have 10 (MAX_BATCH_EVENTS)."
-        assert answer.json()["detail"] == told
+        told = "Event 10 is one too many: a request may have 10 events (MAX_BATCH_EVENTS)."
+        assert answer.json()["detail"] == f"{told} Send smaller batches."
         assert len(stored(valkey)) == (10 if b"source" in last else 9)
         assert await limited(service, "batch") == 1
 
@@ -354,6 +354,75 @@ async def test_events_count_and_not_requests_and_one_too_many_is_asked_to_wait(
         assert 1 <= int(answer.headers["retry-after"]) <= 60
         assert "RATE_PER_TOKEN" in answer.json()["detail"]
         assert await limited(service, "rate") == 1
+
+
+@every
+async def test_too_large_a_batch_is_413_and_names_the_largest(
+    valkey: Valkey, sample: Sample
+) -> None:
+    """In the words of each protocol; Loki's senders know no 413."""
+    async with collecting(valkey, max_batch_events=1, rate_per_token=1) as service:
+        answer = await sample.sent(service)
+        assert answer.status_code == (400 if sample.protocol == "loki" else 413)
+        assert b"a request may have 1 events (MAX_BATCH_EVENTS)" in answer.content
+        assert not valkey.client.exists("logs")
+
+
+async def test_more_than_a_rate_ever_lets_pass_is_413(
+    valkey: Valkey,
+) -> None:
+    async with collecting(valkey, rate_per_token=10) as service:
+        answer = await service.post([ONE] * 1_001)
+        assert answer.status_code == 413
+        assert answer.json()["limit"] == 1_000
+        assert "1000 events (5 seconds of RATE_PER_TOKEN)" in answer.json()["detail"]
+        assert (await service.post([ONE] * 1_000)).status_code == 202
+        assert (await service.post(ONE)).status_code == 429
+
+
+async def test_one_request_leaves_three_quarters_of_the_stream(valkey: Valkey) -> None:
+    async with collecting(valkey, trim_maxlen=2_000) as service:
+        for _ in range(4):
+            assert (await service.post([ONE] * 500)).status_code == 202
+        first = valkey.client.xinfo_stream("logs")["first-entry"][0]
+        answer = await service.post([ONE] * 501)
+        assert answer.status_code == 413
+        assert answer.json()["limit"] == 500
+        assert "500 events (a quarter of TRIM_MAXLEN)" in answer.json()["detail"]
+        assert valkey.client.xinfo_stream("logs")["first-entry"][0] == first
+        assert await limited(service, "batch") == 1
+
+
+async def test_one_request_has_a_quarter_of_the_stream_s_bytes(
+    valkey: Valkey,
+) -> None:
+    large = {**ONE, "message": "x" * 60_000}
+    async with collecting(valkey, trim_maxbytes="400kb") as service:
+        answer = await service.post([large] * 2)
+        assert answer.status_code == 413
+        assert answer.json()["limit"] == 100 * KIB
+        assert "(a quarter of TRIM_MAXBYTES)" in answer.json()["detail"]
+        assert (await service.post([{**ONE, "message": "x" * 50_000}] * 2)).status_code == 202
+    async with collecting(valkey, trim_maxbytes="1kb") as service:
+        assert (await service.post(large)).status_code == 202
+
+
+async def test_requests_that_have_begun_are_charged_before_they_end(valkey: Valkey) -> None:
+    async with (
+        collecting(valkey, rate_per_token=1) as service,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(5):
+            await stack.enter_async_context(uploading(service, 2 * KIB, b" " * KIB))
+        assert (await service.post(ONE)).status_code == 429
+
+
+async def test_events_that_are_rejected_are_charged(valkey: Valkey) -> None:
+    async with collecting(valkey, rate_per_token=1) as service:
+        assert (await service.post([{"source": "a"}] * 200)).status_code == 422
+        answer = await service.post(ONE)
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) > 150
 
 
 async def test_a_sender_over_its_rate_is_refused_before_its_body_is_read(valkey: Valkey) -> None:

@@ -6,7 +6,7 @@ import json
 import msgspec
 import pytest
 
-from logpipe.send.batch import BATCH_EVENTS, Batch, Builder, Chunk, Run, halves
+from logpipe.send.batch import BATCH_EVENTS, Batch, Builder, Chunk, Run, parts
 from logpipe.send.lines import Line
 from logpipe.send.shape import Shaper
 
@@ -35,14 +35,17 @@ def test_lines_that_are_no_events_are_given_back_and_the_others_stay() -> None:
     assert messages(builder.take([])) == ["a", "b"]
 
 
-def test_the_halves_are_all_of_it_in_order_under_keys_that_stay_the_same() -> None:
+def test_the_parts_are_all_of_it_under_keys_that_stay_the_same() -> None:
     batch = built(*(b"%d" % n for n in range(5)), b"", b"6", first=10)
-    one, two = halves(batch)
+    one, two = parts(batch, 2)
     assert messages(one) + messages(two) == messages(batch)
     assert [one.place(i) for i in range(3)] + [two.place(i) for i in range(3)] == [
         batch.place(i) for i in range(6)
     ]
-    assert [each.key for each in halves(batch)] == [f"{batch.key}.0", f"{batch.key}.1"]
+    assert [each.key for each in parts(batch, 2)] == [f"{batch.key}.0", f"{batch.key}.1"]
+    three = list(parts(batch, 3))
+    assert [each.events for each in three] == [2, 2, 2]
+    assert [text for each in three for text in messages(each)] == messages(batch)
 
 
 @pytest.mark.parametrize(("events", "full"), [(BATCH_EVENTS - 1, False), (BATCH_EVENTS, True)])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from logpipe.client.ingest import Later, Never, Refused, Taken, TooLarge, Verdict
+from logpipe.send.batch import REQUEST_EVENTS
 from logpipe.send.delivery import Delivery, UndeliverableError
 from logpipe.send.progress import Totals
 from logpipe.send.stop import StoppedError
@@ -19,6 +20,7 @@ class Script:
     def __init__(self, *verdicts: Verdict) -> None:
         self.verdicts = list(verdicts)
         self.keys: list[str] = []
+        self.events: list[int] = []
         self.told: list[str] = []
         self.totals = Totals()
         self.stop = threading.Event()
@@ -29,8 +31,9 @@ class Script:
         self._now += 0.01
         return self._now
 
-    def post(self, _body: bytes, key: str, _events: int) -> Verdict:
+    def post(self, _body: bytes, key: str, events: int) -> Verdict:
         self.keys.append(key)
+        self.events.append(events)
         return self.verdicts.pop(0) if len(self.verdicts) > 1 else self.verdicts[0]
 
     def delivery(
@@ -69,6 +72,14 @@ def test_it_is_halved_until_its_parts_are_taken() -> None:
     script.delivery().deliver(batch := built(b"a", b"b", b"c", b"d"))
     assert [key.removeprefix(batch.key) for key in script.keys] == ["", ".0", ".0.0", ".0.1", ".1"]
     assert script.totals.sent == 4
+
+
+def test_a_batch_of_over_a_thousand_goes_in_several_requests() -> None:
+    script = Script(Taken(700))
+    script.delivery().deliver(batch := built(*[b"a"] * (2 * REQUEST_EVENTS + 100)))
+    assert script.keys == [f"{batch.key}.{part}" for part in range(3)]
+    assert script.totals.sent == 2 * REQUEST_EVENTS + 100
+    assert max(script.events) <= REQUEST_EVENTS
 
 
 def test_what_was_refused_is_told_line_by_line_as_far_as_it_is_known() -> None:

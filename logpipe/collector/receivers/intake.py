@@ -141,7 +141,7 @@ class Receiver:
         if self._rates is None:
             return _Admitted(token, "")
         sender = sender_of(scope, token)
-        self._rates.require(sender)
+        self._rates.begin(sender)
         return _Admitted(token, sender)
 
     async def _body(self, request: Request, receive: Receive, held: Held) -> bytes:
@@ -178,8 +178,7 @@ class Receiver:
 
     async def _take(self, read: _Read, admitted: _Admitted) -> list[Outcome]:
         if self._rates is not None:
-            self._rates.require(admitted.sender)
-            self._rates.spend(admitted.sender, len(read.packed.problems))
+            self._rates.charge(admitted.sender, len(read.packed.problems))
         return await self._store(read, admitted.token)
 
     def _answered(self, request: Request, batch: Batch, outcomes: Sequence[Outcome]) -> Answer:

@@ -57,7 +57,7 @@ def packing(
     size = 0
     for item in items:
         if len(packed.problems) >= bounds.events:
-            raise too_many(bounds.events)
+            raise too_many(bounds)
         if packed.problems and not len(packed.problems) % ITEMS_AT_ONCE:
             yield
         pause()
