@@ -153,11 +153,12 @@ def _start_trimmer(
         background.start("trimmer", trimmer.run())
 
 
-def start_canaries(parts: Parts, background: Background) -> None:
+def start_canaries(parts: Parts, stream: Stream | None, background: Background) -> None:
     """Has canaries sent and awaited, by the roles that are here, where CANARY_S says so."""
     settings, metrics = parts.settings, parts.metrics
-    if settings.canary_s and parts.appender is not None:
-        sending = send_canaries(parts.appender.append, metrics, settings.canary_s)
+    if settings.canary_s and parts.appender is not None and stream is not None:
+        secret = stream.secret.made
+        sending = send_canaries(parts.appender.append, secret, metrics, settings.canary_s)
         background.start("canary", sending)
     if settings.canary_s and parts.hub is not None:
         background.start("canaries", await_canaries(parts.hub, metrics))
