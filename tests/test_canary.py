@@ -451,7 +451,8 @@ async def test_a_user_without_the_key_of_the_secret_sends_none(
 ) -> None:
     """And everything else works, as with the rights of an earlier version."""
     words = ["on", ">pw", "~logs", "~{logs}:once:*", "+@all"]
-    own_valkey.client.execute_command("ACL", "SETUSER", "old", *words)
+    client = own_valkey.client
+    client.execute_command("ACL", "SETUSER", "old", *words)  # type: ignore[no-untyped-call]
     address = own_valkey.url.replace("//", "//old:pw@")
     async with serving(role="collector", redis_addr=address, canary_s="0.02") as service:
         await wait_until(lambda: "no canaries" in caplog.text, "it says so")

@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 from redis.exceptions import NoPermissionError
 
@@ -34,13 +35,14 @@ class StreamSecret:
             pipe.set(self._key, secrets.token_bytes(SECRET_BYTES), nx=True)
             pipe.get(self._key)
             _, secret = await pipe.execute()
-        return bytes(secret)
+        found: bytes = secret
+        return found
 
     async def known(self) -> bytes | None:
         """The secret; None where there is none. Raises `Unavailable`."""
         async with self._translated():
-            secret = await self._redis.upkeep.get(self._key)
-        return None if secret is None else bytes(secret)
+            found: bytes | None = await cast(Any, self._redis.upkeep).get(self._key)
+        return found
 
     @asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:
