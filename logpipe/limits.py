@@ -31,8 +31,8 @@ BURST_S = 5.0
 """What a sender that was quiet may send at once, as seconds of its rate."""
 
 RETURNS_A_SECOND = 1_000
-"""Subscribers of one process that are asked to come back in one second: half of those that a process
-which takes its place can connect in that time (2,100, docs/performance.md)."""
+"""Subscribers of one process that are asked to come back in one second: half as many as a process
+that takes its place can connect in that time (2,100, docs/performance.md)."""
 
 MAX_SENDERS = 10_000
 """Senders whose rate is remembered; those that sent longest ago are forgotten."""
