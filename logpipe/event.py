@@ -26,7 +26,9 @@ RESERVED = "logpipe"
 """Sources that begin with it, in any letter case, are for logpipe's own events: no sender can fake
 them."""
 
-IS_RESERVED = f'must not begin with "{RESERVED}", which is reserved for events of logpipe itself'
+IS_RESERVED = (
+    f'must not begin with "{RESERVED}" (in any letter case), which is reserved for logpipe itself'
+)
 """Why a source is rejected, as the end of a sentence."""
 
 

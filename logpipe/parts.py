@@ -5,6 +5,7 @@ It lives on one exit stack, because the lifespan of a mounted app never runs.
 
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import NamedTuple
 
 import httpx
@@ -18,7 +19,7 @@ from logpipe.client.distributor import RemoteDistributor
 from logpipe.client.process import RemoteProcess
 from logpipe.collector.appender import Appender
 from logpipe.collector.inflight import Inflight
-from logpipe.engine import Engine, stream_bytes
+from logpipe.engine import Engine, Rewriting, stream_bytes
 from logpipe.fanout.hub import Hub
 from logpipe.groups import Groups
 from logpipe.limits import Rates, Seats
@@ -60,13 +61,14 @@ async def open_stream(
     Raises `EngineError` when the engine cannot start.
     """
     trouble: Callable[[], str | None] = lambda: None  # noqa: E731
+    engine = None
     if address.embedded is not None:
-        engine = Engine(settings.engine_dir)
+        engine = started = Engine(settings.engine_dir)
         await engine.start()
         stack.push_async_callback(engine.stop)
         background.start("engine", engine.supervise())
         address = RedisAddress(socket=str(engine.socket))
-        trouble = lambda: engine.trouble  # noqa: E731
+        trouble = lambda: started.trouble  # noqa: E731
     stream = Stream(
         address,
         settings.stream_name,
@@ -78,6 +80,15 @@ async def open_stream(
     )
     stack.push_async_callback(stream.aclose)
     background.start("monitor", stream.monitor())
+    if engine is not None and settings.trim_maxage_ms:
+        rewriting = Rewriting(
+            settings.engine_dir,
+            engine.socket,
+            partial(stream.groups.lose_trimmed, settings.pending_idle_ms),
+            max_age_ms=settings.trim_maxage_ms,
+        )
+        stream.trimming.on_aged = rewriting.trimmed
+        background.start("rewriting", rewriting.run())
     return stream
 
 

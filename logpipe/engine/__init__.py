@@ -3,5 +3,6 @@
 from logpipe.engine.engine import Engine
 from logpipe.engine.error import EngineError
 from logpipe.engine.program import stream_bytes
+from logpipe.engine.rewriting import Rewriting
 
-__all__ = ["Engine", "EngineError", "stream_bytes"]
+__all__ = ["Engine", "EngineError", "Rewriting", "stream_bytes"]

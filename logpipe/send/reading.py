@@ -132,7 +132,7 @@ def _opened(
 ) -> Log | Stream:
     source = wanted.source or os.fsencode(Path(path).name).decode(errors="replace")
     if is_reserved(source):
-        raise BadUseError(f"{path}: the source {IS_RESERVED}: name another by --source")
+        raise BadUseError(f"{path}: the source {IS_RESERVED}; name another by --source")
     try:
         if stat.S_ISFIFO(Path(path).stat().st_mode):
             if wanted.follow or wanted.resume:
