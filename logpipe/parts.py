@@ -84,10 +84,10 @@ async def open_stream(
         rewriting = Rewriting(
             settings.engine_dir,
             engine.socket,
+            stream.left,
             partial(stream.groups.lose_trimmed, settings.pending_idle_ms),
             max_age_ms=settings.trim_maxage_ms,
         )
-        stream.trimming.on_aged = rewriting.trimmed
         background.start("rewriting", rewriting.run())
     return stream
 

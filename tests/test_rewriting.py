@@ -36,11 +36,8 @@ class Stage(NamedTuple):
 
     def rewriting(self, **given: Any) -> Rewriting:
         before = given.pop("before", lambda: self.stream.groups.lose_trimmed(0))
-        made = Rewriting(
-            self.folder, self.engine.socket, before, **{"max_age_ms": AGE_MS, "every_s": 0, **given}
-        )
-        self.stream.trimming.on_aged = made.trimmed
-        return made
+        others = {"max_age_ms": AGE_MS, "every_s": 0, **given}
+        return Rewriting(self.folder, self.engine.socket, self.stream.left, before, **others)
 
     async def add(self, text: str, age_ms: int = 0) -> None:
         """Adds an event that came so long ago."""
@@ -108,6 +105,21 @@ async def test_text_that_was_trimmed_by_age_is_in_no_file(tmp_path: Path) -> Non
         assert not on.on_disk()
 
 
+@pytest.mark.parametrize("how", [["XTRIM", NAME, "MAXLEN", "1"], ["XDEL", NAME, "5-1"]])
+async def test_text_that_left_the_stream_otherwise_is_in_no_file(
+    tmp_path: Path, how: list[str]
+) -> None:
+    async with stage(tmp_path) as on:
+        rewriting = on.rewriting()
+        await on.client.xadd(NAME, {"event": SECRET}, id="5-1")
+        await on.add("kept")
+        await on.rewritten(rewriting)
+        assert on.on_disk()
+        await on.client.execute_command(*how)
+        await on.rewritten(rewriting)
+        await wait_until(lambda: not on.on_disk(), "old files are removed")
+
+
 async def test_it_is_rewritten_after_something_was_trimmed_and_else_not(tmp_path: Path) -> None:
     async with stage(tmp_path) as on:
         rewriting = on.rewriting()
@@ -148,9 +160,8 @@ async def test_a_clock_that_was_set_back_holds_nothing_up(tmp_path: Path) -> Non
 
 async def test_an_engine_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
     async with stage(tmp_path) as on:
-        rewriting = Rewriting(
-            tmp_path, tmp_path / "no.sock", lambda: asyncio.sleep(0), max_age_ms=1, every_s=0
-        )
+        rewriting = on.rewriting()
+        rewriting._socket = tmp_path / "no.sock"
         await rewriting.look()
         rewriting._socket = on.engine.socket
         await on.rewritten(rewriting)

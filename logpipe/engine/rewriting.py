@@ -1,4 +1,4 @@
-"""What was trimmed by age leaves the disk, too: the engine's append-only file is rewritten.
+"""What has left the stream leaves the disk, too: the engine's append-only file is rewritten.
 
 The engine itself rewrites it only when it has doubled and has 64 MiB: on a quiet machine never. And
 what it writes then is a snapshot of its memory, where an entry that was trimmed stays in its node,
@@ -7,6 +7,7 @@ as commands, which it makes of the entries that are left.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -19,9 +20,9 @@ from logpipe.problems import Unavailable
 log = logging.getLogger("logpipe.engine")
 
 REWRITE_EVERY_S = 3600.0
-"""The least time between two rewritings. So text that was trimmed stays on the disk for an hour at
-the most, and for the time of one rewriting (docs/promises.md). To rewrite a gibibyte takes seconds
-of a processor, which is a thousandth of the hour."""
+"""The least time between two rewritings. So text that has left the stream stays on the disk for an
+hour at the most, and for the time of one rewriting (docs/promises.md). To rewrite a gibibyte takes
+seconds of a processor, which is a thousandth of the hour."""
 LOOK_S = 10.0
 """Between two looks at whether a rewriting is due, or one is done."""
 PATIENCE_S = 300.0
@@ -34,16 +35,17 @@ _BASE = re.compile(r"^file (\S+) seq (\d+) type b$", re.MULTILINE)
 
 
 class Rewriting:
-    """Has the append-only file of the engine in a folder rewritten after `trimmed` was called.
-
-    It takes for granted that something was trimmed before it was made: what a process that ended
-    had trimmed is not known. `before` is called before the engine is asked.
+    """Has the append-only file of the engine in a folder rewritten after entries have left the
+    stream, as `left` counts them. Of those before the first rewriting here, which may have left
+    while another process ran, it is taken for granted. `before` is called before the engine is
+    asked; both may raise `Unavailable`.
     """
 
     def __init__(
         self,
         folder: Path,
         socket: Path,
+        left: Callable[[], Awaitable[int]],
         before: Callable[[], Awaitable[object]],
         *,
         max_age_ms: int,
@@ -52,18 +54,16 @@ class Rewriting:
     ) -> None:
         self._folder = folder
         self._socket = socket
+        self._left = left
         self._before = before
         self._max_age_s = max_age_ms / 1000
         self._every_s = every_s
         self._now = now
-        self._is_due = True
+        self._rewritten: int | None = None
+        """How many entries had left the stream when the engine was last asked."""
         self._asked: tuple[int, float] | None = None
         """The number of the base file when the engine was last asked, and when that was; None when
         no rewriting is under way."""
-
-    def trimmed(self) -> None:
-        """Takes note that entries were trimmed."""
-        self._is_due = True
 
     async def run(self) -> None:
         """Looks for ever."""
@@ -81,23 +81,22 @@ class Rewriting:
                 if self._now() - asked_at < PATIENCE_S:
                     return
                 log.warning("the append-only file is not rewritten yet: the engine is asked again")
-                self._is_due = True
+                self._rewritten = None
             self._asked = None
         # A time in the future is that of a clock that was set back.
-        if self._is_due and not 0 <= self._now() - written_at < self._every_s:
-            await self._ask(number)
+        if not 0 <= self._now() - written_at < self._every_s:
+            with contextlib.suppress(Unavailable):  # until the next look
+                await self._ask(number)
 
     async def _ask(self, number: int) -> None:
-        """Asks the engine, or tries again at the next look."""
-        try:
-            await self._before()
-        except Unavailable:
+        """Asks the engine, where entries have left the stream since it was asked last."""
+        if await self._left() == self._rewritten:
             return
-        self._is_due = False  # now: what is trimmed from here on may be in the new file
+        await self._before()
+        left = await self._left()  # now: what leaves from here on may be in the new file
         if await self._accepts(AS_COMMANDS) and await self._accepts(REWRITE):
             self._asked = (number, self._now())
-        else:
-            self._is_due = True
+            self._rewritten = left
 
     async def _accepts(self, command: bytes) -> bool:
         return (await ask(self._socket, command)).startswith(b"+")

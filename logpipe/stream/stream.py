@@ -338,6 +338,11 @@ class Stream:
         bounds, _ = await self._look(START, 1)
         return bounds
 
+    async def left(self) -> int:
+        """How many entries have left the stream, whatever removed them."""
+        bounds = await self.bounds()
+        return (bounds.added or 0) - bounds.length
+
     async def size(self) -> float:
         """The bytes of the stream in Redis, estimated from `SIZE_SAMPLES` of its nodes; NaN where
         the user may not ask."""

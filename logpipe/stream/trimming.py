@@ -5,7 +5,7 @@ Also while Redis is full, when appends, which trim by the number of entries, are
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import NoPermissionError, ResponseError
@@ -46,8 +46,6 @@ class StreamTrimming:
     def __init__(self, redis: Connections, key: str) -> None:
         self._redis = redis
         self._key = key
-        self.on_aged: Callable[[], None] = lambda: None
-        """Called when entries have been trimmed by age."""
         self._estimates = False
 
     async def size(self) -> Size:
@@ -105,10 +103,7 @@ class StreamTrimming:
         least = max(0, now_ms - age_ms)
         gone = await self._trim("MINID", "~", least, "LIMIT", AT_ONCE)
         # A node goes when its newest entry is old enough; where few events come, that takes long.
-        gone = gone or await self._trim("MINID", "=", least)
-        if gone:
-            self.on_aged()
-        return gone
+        return gone or await self._trim("MINID", "=", least)
 
     async def _trim(self, *how: str | int) -> int:
         async with self._redis.translated():
