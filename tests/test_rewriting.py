@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio
 
 from logpipe.engine import Engine, Rewriting
-from logpipe.engine.rewriting import PATIENCE_S
+from logpipe.engine.rewriting import AS_COMMANDS, PATIENCE_S, REWRITE
 from logpipe.ids import StreamId
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
@@ -180,17 +180,66 @@ async def test_a_redis_that_is_away_is_waited_for(tmp_path: Path) -> None:
         await on.rewritten(rewriting)
 
 
-async def test_a_rewriting_that_fails_is_logged_and_asked_for_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@contextlib.asynccontextmanager
+async def idle_engine(path: Path) -> AsyncIterator[list[bytes]]:
+    """A socket that agrees with every command and does nothing; the commands."""
+    commands: list[bytes] = []
+
     async def agree(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readline()
+        commands.append((await reader.readline()).strip())
         writer.write(b"+OK\r\n")
         writer.close()
 
+    async with await asyncio.start_unix_server(agree, path):
+        yield commands
+
+
+@pytest.mark.parametrize(
+    ("manifest", "asked"),
+    [
+        (None, []),  # the engine is just replacing it
+        ("file appendonly.aof.1.base.aof seq 1 type b\n", []),  # or that file
+        ("file appendonly.aof.1.incr.aof seq 1 type i\n", [AS_COMMANDS, REWRITE]),
+    ],
+)
+async def test_only_a_manifest_says_what_is_in_use(
+    tmp_path: Path, manifest: str | None, asked: list[bytes]
+) -> None:
+    async def nothing() -> int:
+        return 0
+
+    (tmp_path / "appendonlydir").mkdir()
+    if manifest is not None:
+        (tmp_path / "appendonlydir/appendonly.aof.manifest").write_text(manifest)
+    async with idle_engine(tmp_path / "idle.sock") as commands:
+        idle = tmp_path / "idle.sock"
+        await Rewriting(tmp_path, idle, nothing, nothing, max_age_ms=AGE_MS, every_s=60).look()
+    assert commands == asked
+
+
+async def test_a_copy_that_cannot_be_removed_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "torn.aof").mkdir()
+    async with stage(tmp_path) as on:
+        await on.rewriting(max_age_ms=-1).look()
+    assert "torn.aof is to be removed and cannot be" in caplog.text
+
+
+async def test_a_key_of_another_type_is_an_error_and_no_end(tmp_path: Path) -> None:
+    async with stage(tmp_path) as on:
+        await on.client.set(NAME, "mine")
+        with pytest.raises(Unavailable):
+            await on.stream.groups.lose_trimmed(0)
+        await on.rewriting().look()
+
+
+async def test_a_rewriting_that_fails_is_logged_and_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ahead_s = 0.0
     idle = tmp_path / "idle.sock"
-    async with stage(tmp_path) as on, await asyncio.start_unix_server(agree, idle):
+    async with stage(tmp_path) as on, idle_engine(idle):
         rewriting = on.rewriting(now=lambda: time.time() + ahead_s)
         rewriting._socket = idle  # of an engine that does nothing
         await rewriting.look()

@@ -52,7 +52,7 @@ class Rewriting:
         every_s: float = REWRITE_EVERY_S,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._folder = folder
+        self._folder = folder.expanduser().absolute()
         self._socket = socket
         self._left = left
         self._before = before
@@ -118,9 +118,10 @@ class Rewriting:
         """Removes the copy of a torn file once all in it is too old to be kept."""
         path = self._folder / "torn.aof"
         try:
-            old = self._now() - path.stat().st_mtime > self._max_age_s
+            if self._now() - path.stat().st_mtime > self._max_age_s:
+                path.unlink()
+                log.info("%s is removed: all events in it are older than TRIM_MAXAGE", path)
         except FileNotFoundError:
-            return
-        if old:
-            path.unlink(missing_ok=True)
-            log.info("%s is removed: all events in it are older than TRIM_MAXAGE", path)
+            pass
+        except OSError as error:
+            log.warning("%s is to be removed and cannot be: %s", path, error.strerror)
