@@ -146,7 +146,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             stream = await open_stream(settings, settings.redis, metrics, stack, background)
         parts = await open_parts(settings, tokens, metrics, stream, stack, background)
         background.start("lag", measure_lag(metrics))
-        start_canaries(parts, background)
+        start_canaries(parts, stream, background)
         syslog = None
         if port is not None and parts.appender is not None:
             syslog = SyslogListener(

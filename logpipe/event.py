@@ -22,6 +22,21 @@ MAX_SOURCE = 256
 MAX_LEVEL = 32
 """Characters of a source and of a level."""
 
+RESERVED = "logpipe"
+"""Sources that begin with it, in any letter case, are for logpipe's own events: no sender can fake
+them."""
+
+IS_RESERVED = (
+    f'must not begin with "{RESERVED}" (in any letter case), which is reserved for logpipe itself'
+)
+"""Why a source is rejected, as the end of a sentence."""
+
+
+def is_reserved(source: str) -> bool:
+    """Whether a source is rejected when it comes from outside."""
+    return source[: len(RESERVED)].lower() == RESERVED
+
+
 LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")
 RANK = {name: rank for rank, name in enumerate(LEVELS)}
 

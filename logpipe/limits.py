@@ -42,6 +42,9 @@ of TRIM_MAXBYTES."""
 LEAST_SHARE = 100
 """Events that a request may have however small TRIM_MAXLEN is: a node of the stream holds as many,
 and only whole nodes are trimmed."""
+RETURNS_A_SECOND = 1_000
+"""Subscribers of one process that are asked to come back in one second: half as many as a process
+that takes its place can connect in that time (2,100, docs/performance.md)."""
 
 MAX_SENDERS = 10_000
 """Senders whose rate is remembered; those that sent longest ago are forgotten."""
@@ -163,6 +166,8 @@ class Seats:
         self.most = most
         self.most_per_client = most_per_client
         self.taken = 0
+        self.returns = Returns()
+        """For those whose streams end."""
         self.turns = Turns()
         """For what each subscriber is sent: filtering, encoding, rows of the page."""
         self.parsing = Turns()
@@ -208,6 +213,25 @@ class Seats:
             f"{self.most_per_client} subscribers of this address are connected here already"
             " (MAX_SUBSCRIBERS_PER_CLIENT)"
         )
+
+
+class Returns:
+    """Turns for subscribers to come back whose streams this process ends, `RETURNS_A_SECOND` of
+    them in each second, however many streams end together and for whatever reason."""
+
+    def __init__(
+        self, a_second: float = RETURNS_A_SECOND, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._each_s = 1 / a_second
+        self._now = now
+        self._free_at = 0.0
+
+    def wait_s(self) -> float:
+        """Takes the next turn; how many seconds it is away."""
+        now = self._now()
+        turn = max(now, self._free_at)
+        self._free_at = turn + self._each_s
+        return turn - now
 
 
 class FairSeats:

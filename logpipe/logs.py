@@ -61,6 +61,10 @@ class TextFormatter(logging.Formatter):
         return line
 
 
+SOURCE = "serve"
+"""Of its events: a source that begins with `logpipe` would be rejected."""
+
+
 class JsonFormatter(logging.Formatter):
     """For machines: an event as logpipe takes it, so that it can carry its own log."""
 
@@ -72,7 +76,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             metadata["exception"] = _whole(self.formatException(record.exc_info))
         event = {
-            "source": "logpipe",
+            "source": SOURCE,
             "level": _LEVELS.get(record.levelname, record.levelname),
             "message": _whole(record.getMessage()),
             "ts_unix_ms": int(record.created * 1000),

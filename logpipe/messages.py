@@ -60,19 +60,22 @@ class Progress(NamedTuple):
 
 
 class Bye(NamedTuple):
-    """The server ends this stream; `retry_ms` is when to come back."""
+    """The server ends this stream; `retry_ms` is when to come back, None until the response that
+    sends it has decided that."""
 
     reason: str
-    retry_ms: int
+    retry_ms: int | None = None
 
 
-BYE_RETRY_MS = (500, 3000)
-"""When subscribers are asked to come back, spread so that they do not all come at once."""
+RETRY_MS = (500, 3000)
+"""When subscribers are asked to come back, spread so that they do not all come at once; where many
+streams end together, from their turn on (`limits.Returns`)."""
 
 
-def goodbye(reason: str) -> Bye:
-    """A `Bye` that asks to come back after a while that differs from one reader to the next."""
-    return Bye(reason, random.randint(*BYE_RETRY_MS))  # noqa: S311
+def retry_ms(wait_s: float = 0.0) -> int:
+    """A time after which to come back, which differs from one subscriber to the next: from
+    `wait_s` seconds on."""
+    return int(wait_s * 1000) + random.randint(*RETRY_MS)  # noqa: S311
 
 
 FULL_RETRY_MS = (2_000, 10_000)

@@ -20,7 +20,7 @@ from logpipe.client.distributor import RemoteDistributor
 from logpipe.client.process import RemoteProcess
 from logpipe.collector.appender import Appender
 from logpipe.collector.inflight import Inflight
-from logpipe.engine import Engine
+from logpipe.engine import Engine, Rewriting
 from logpipe.fanout.hub import Hub
 from logpipe.groups import Groups
 from logpipe.limits import Rates, Seats
@@ -62,13 +62,14 @@ async def open_stream(
     Raises `EngineError` when the engine cannot start.
     """
     trouble: Callable[[], str | None] = lambda: None  # noqa: E731
+    engine = None
     if address.embedded is not None:
-        engine = Engine(settings.engine_dir, settings.engine_bytes)
+        engine = started = Engine(settings.engine_dir, settings.engine_bytes)
         await engine.start()
         stack.push_async_callback(engine.stop)
         background.start("engine", engine.supervise())
         address = engine.address
-        trouble = lambda: engine.trouble  # noqa: E731
+        trouble = lambda: started.trouble  # noqa: E731
     disk = Disk(free_bytes(Path(address.disk)), metrics.disk) if address.disk else None
     stream = Stream(
         address,
@@ -82,6 +83,15 @@ async def open_stream(
     )
     stack.push_async_callback(stream.aclose)
     background.start("monitor", stream.monitor())
+    if engine is not None and settings.trim_maxage_ms:
+        rewriting = Rewriting(
+            settings.engine_dir,
+            engine.socket,
+            stream.left,
+            partial(stream.groups.lose_trimmed, settings.pending_idle_ms),
+            max_age_ms=settings.trim_maxage_ms,
+        )
+        background.start("rewriting", rewriting.run())
     return stream
 
 
@@ -169,11 +179,12 @@ def _start_trimmer(
         background.start("trimmer", trimmer.run())
 
 
-def start_canaries(parts: Parts, background: Background) -> None:
+def start_canaries(parts: Parts, stream: Stream | None, background: Background) -> None:
     """Has canaries sent and awaited, by the roles that are here, where CANARY_S says so."""
     settings, metrics = parts.settings, parts.metrics
-    if settings.canary_s and parts.appender is not None:
-        sending = send_canaries(parts.appender.append, metrics, settings.canary_s)
+    if settings.canary_s and parts.appender is not None and stream is not None:
+        secret = stream.secret.made
+        sending = send_canaries(parts.appender.append, secret, metrics, settings.canary_s)
         background.start("canary", sending)
     if settings.canary_s and parts.hub is not None:
         background.start("canaries", await_canaries(parts.hub, metrics))

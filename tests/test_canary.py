@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -9,18 +10,30 @@ from typing import Any
 
 import pytest
 
-from logpipe.canary import MAX_INSTANCES, SOURCE, Heard, Mark, await_canaries, canary, send_canaries
+from logpipe.canary import (
+    MAX_INSTANCES,
+    MAX_LEFT_OUT,
+    SOURCE,
+    Heard,
+    Mark,
+    await_canaries,
+    canary,
+    send_canaries,
+    signature_of,
+)
 from logpipe.event import StoredEvent
 from logpipe.fanout.hub import Hub
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
-from logpipe.stream import Append, Appended
+from logpipe.stream import Append, Appended, Stream
+from logpipe.stream.scripts import companion_key
 from tests.decoding import decode_json
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, serving, subscribed
 from tests.streams import add, address_of, running, stream_at
 
 NOW_MS = 1_800_000_000_000
+SECRET = b"s" * 32
 
 
 def figures(metrics: Metrics) -> tuple[float, float, float]:
@@ -30,8 +43,22 @@ def figures(metrics: Metrics) -> tuple[float, float, float]:
     return values[0] or 0, values[1] or 0, values[2] or 0
 
 
-def marked(instance: object, number: object, ts: int | None = NOW_MS) -> StoredEvent:
-    return StoredEvent(SOURCE, "x", "TRACE", ts, metadata={"instance": instance, "number": number})
+async def secret() -> bytes:
+    return SECRET
+
+
+def heard_by(metrics: Metrics) -> Heard:
+    return Heard(metrics, secret)
+
+
+def marked(instance: str, number: int, ts: int = NOW_MS, by: bytes = SECRET) -> StoredEvent:
+    """A canary, signed with a secret."""
+    signature = signature_of(Mark(instance, number), ts, by)
+    return named(ts, instance=instance, number=number, signature=signature)
+
+
+def named(ts: int | None = NOW_MS, **metadata: object) -> StoredEvent:
+    return StoredEvent(SOURCE, "x", "TRACE", ts, metadata=metadata)
 
 
 async def scraped(service: Service, name: str) -> float:
@@ -57,90 +84,146 @@ async def task(coroutine: Any) -> AsyncIterator["asyncio.Task[None]"]:
 
 def test_a_canary_is_an_event_that_a_collector_would_take() -> None:
     before_ms = time.time_ns() // 1_000_000
-    ((event,), refusals, _) = decode_json(canary(Mark("i", 7)))
+    ((event,), refusals, _) = decode_json(canary(Mark("i", 7), SECRET))
     assert refusals == []
     assert (event.source, event.level) == ("logpipe.canary", "TRACE")
-    assert event.metadata == {"instance": "i", "number": 7}
+    assert {**event.metadata, "signature": ""} == {"instance": "i", "number": 7, "signature": ""}
+    assert re.fullmatch("[0-9a-f]{64}", event.metadata["signature"])
     assert before_ms <= (event.ts_unix_ms or 0) <= time.time_ns() // 1_000_000
 
 
 # -- what is heard -------------------------------------------------------------------------------
 
 
-def test_numbers_in_a_row_are_received_and_none_is_lost() -> None:
+async def test_numbers_in_a_row_are_received_and_none_is_lost() -> None:
     metrics = Metrics()
-    heard = Heard(metrics)
+    heard = heard_by(metrics)
     for number in (5, 6, 7):  # those before the first were sent before this process was there
-        heard.note(marked("a", number), NOW_MS + 20)
+        await heard.note([marked("a", number)], NOW_MS + 20)
     assert figures(metrics) == (3, 0, 3)
     total = metrics.registry.get_sample_value("logpipe_canary_latency_seconds_sum")
     assert total == pytest.approx(0.06)
 
 
-def test_the_numbers_that_are_left_out_are_lost() -> None:
+async def test_the_numbers_that_are_left_out_are_lost() -> None:
     metrics = Metrics()
-    heard = Heard(metrics)
-    for number in (1, 2, 6, 7, 9):
-        heard.note(marked("a", number), NOW_MS)
+    await heard_by(metrics).note([marked("a", number) for number in (1, 2, 6, 7, 9)], NOW_MS)
     assert figures(metrics) == (5, 4, 5)
 
 
-def test_each_collector_process_has_numbers_of_its_own() -> None:
+async def test_each_collector_process_has_numbers_of_its_own() -> None:
     metrics = Metrics()
-    heard = Heard(metrics)
+    heard = heard_by(metrics)
     for instance, number in (("a", 1), ("b", 40), ("a", 2), ("b", 42)):
-        heard.note(marked(instance, number), NOW_MS)
+        await heard.note([marked(instance, number)], NOW_MS)
     assert figures(metrics) == (4, 1, 4)
 
 
-def test_one_that_comes_twice_counts_once() -> None:
+async def test_one_that_comes_twice_counts_once() -> None:
     """Its first append was confirmed to nobody, so it was sent again under its number."""
     metrics = Metrics()
-    heard = Heard(metrics)
-    for number in (1, 2, 2, 3):
-        heard.note(marked("a", number), NOW_MS)
+    await heard_by(metrics).note([marked("a", number) for number in (1, 2, 2, 3)], NOW_MS)
     assert figures(metrics) == (3, 0, 3)
+
+
+async def test_a_number_that_leaps_begins_anew() -> None:
+    metrics = Metrics()
+    heard = heard_by(metrics)
+    leap = MAX_LEFT_OUT + 3
+    await heard.note([marked("a", number) for number in (1, leap, leap + 2)], NOW_MS)
+    assert figures(metrics) == (3, 1, 3)
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        StoredEvent(SOURCE, "no mark"),
-        marked(7, 1),
-        marked("a", "1"),
+        named(),
+        named(instance="a", number=1),
+        named(instance="a", number=1, signature="0" * 64),
+        named(instance="a", number=1, signature="é"),
+        named(instance="a", number=1, signature=None),
+        named(instance=7, number=1, signature=""),
+        named(instance="a", number="1", signature=""),
+        named(instance="a", number=10**400, signature=""),
+        named(instance="a", number=True, signature=""),
         marked("a", 0),
         marked("a", -1),
-        marked("a", 10**400),
-        marked("a", True),
+        marked("a", 2**53 + 1),
         marked("x" * 65, 1),
-        marked("a", None),
+        marked("a", 1, by=b"another"),
+        named(None, **marked("a", 1).metadata),
+        named(NOW_MS + 1, **marked("a", 1).metadata),
+        named(10**400, **marked("a", 1).metadata),
+        named(**{**marked("a", 1).metadata, "number": 2}),
+        named(**{**marked("a", 1).metadata, "instance": "b"}),
     ],
-    ids=str,
+    ids=lambda event: str(event)[:200],
 )
-def test_what_only_bears_the_name_is_no_canary(event: StoredEvent) -> None:
+async def test_what_is_not_signed_is_no_canary(event: StoredEvent) -> None:
     metrics = Metrics()
-    Heard(metrics).note(event, NOW_MS)
+    await heard_by(metrics).note([event], NOW_MS)
     assert figures(metrics) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("ts", [None, NOW_MS + 5_000, 10**400, -(10**400), 0])
-def test_a_moment_that_cannot_be_is_held_within_bounds(ts: int | None) -> None:
+@pytest.mark.parametrize("ts", [NOW_MS + 5_000, 0])
+async def test_a_moment_that_cannot_be_is_held_within_bounds(ts: int) -> None:
     metrics = Metrics()
-    Heard(metrics).note(marked("a", 1, ts), NOW_MS)
+    await heard_by(metrics).note([marked("a", 1, ts)], NOW_MS)
     total = metrics.registry.get_sample_value("logpipe_canary_latency_seconds_sum")
     assert total in (0, 86_400)
 
 
-def test_of_many_collectors_the_one_heard_of_longest_ago_is_forgotten() -> None:
+async def test_of_many_collectors_the_one_heard_of_longest_ago_is_forgotten() -> None:
     metrics = Metrics()
-    heard = Heard(metrics)
-    for number in range(MAX_INSTANCES):
-        heard.note(marked(f"i{number}", 1), NOW_MS)
-    heard.note(marked("i0", 2), NOW_MS)  # i1 is now the oldest
-    heard.note(marked("new", 1), NOW_MS)
-    heard.note(marked("i0", 4), NOW_MS)
-    heard.note(marked("i1", 9), NOW_MS)
+    heard = heard_by(metrics)
+    await heard.note([marked(f"i{number}", 1) for number in range(MAX_INSTANCES)], NOW_MS)
+    await heard.note([marked("i0", 2)], NOW_MS)  # i1 is now the oldest
+    for instance, number in (("new", 1), ("i0", 4), ("i1", 9)):
+        await heard.note([marked(instance, number)], NOW_MS)
     assert figures(metrics)[1] == 1
+
+
+class Secrets:
+    """The secret of a stream, as it changes."""
+
+    def __init__(self, *answers: bytes | Unavailable | None) -> None:
+        self.answers = list(answers)
+
+    async def __call__(self) -> bytes | None:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Unavailable):
+            raise answer
+        return answer
+
+
+async def test_a_new_secret_loses_no_canary() -> None:
+    """As after a flush. The one that was signed with the last one may come after it."""
+    metrics = Metrics()
+    secrets = Secrets(SECRET, b"new")
+    heard = Heard(metrics, secrets)
+    await heard.note([marked("a", 1)], NOW_MS)
+    await heard.note([marked("a", 2, by=b"new"), marked("b", 5)], NOW_MS)
+    await heard.note([marked("a", 3, by=b"new"), marked("b", 6)], NOW_MS)
+    assert figures(metrics) == (5, 0, 5)
+    assert secrets.answers == []
+
+
+@pytest.mark.parametrize("answer", [None, Unavailable("away", "x")], ids=["missing", "away"])
+async def test_without_a_secret_no_canary_counts_as_lost(answer: Unavailable | None) -> None:
+    metrics = Metrics()
+    heard = Heard(metrics, Secrets(SECRET, answer, b"new"))
+    await heard.note([marked("a", 1)], NOW_MS)
+    await heard.note([marked("a", 2, by=b"new")], NOW_MS)
+    await heard.note([marked("a", 3, by=b"new"), marked("a", 5, by=b"new")], NOW_MS)
+    assert figures(metrics) == (3, 1, 3)
+
+
+async def test_many_false_ones_ask_for_the_secret_once_together() -> None:
+    secrets = Secrets(SECRET, SECRET)
+    heard = Heard(Metrics(), secrets)
+    for _ in range(2):
+        await heard.note([marked("a", 1, by=b"false")] * 100, NOW_MS)
+    assert secrets.answers == []
 
 
 # -- what is sent --------------------------------------------------------------------------------
@@ -159,7 +242,7 @@ async def test_only_what_was_confirmed_uses_a_number_up() -> None:
         return Appended("1-0", "1-0", b"", repeated=False)
 
     metrics = Metrics()
-    async with task(send_canaries(append, metrics, 0.001)) as sending:
+    async with task(send_canaries(append, secret, metrics, 0.001)) as sending:
         await wait_until(lambda: len(sent) >= 5, "five were sent")
         assert not sending.done()
     assert sent[:5] == [1, 1, 1, 2, 3]
@@ -179,13 +262,17 @@ async def test_each_process_is_an_instance_of_its_own() -> None:
 
     metrics = Metrics()
     async with (
-        task(send_canaries(append, metrics, 0.001)),
-        task(send_canaries(append, metrics, 0.001)),
+        task(send_canaries(append, secret, metrics, 0.001)),
+        task(send_canaries(append, secret, metrics, 0.001)),
     ):
         await wait_until(lambda: len(seen) == 2, "both have sent")
 
 
 # -- on a stream ---------------------------------------------------------------------------------
+
+
+async def sent(stream: Stream, instance: str, number: int) -> None:
+    await stream.append([Append([canary(Mark(instance, number), await stream.secret.made())])])
 
 
 @asynccontextmanager
@@ -201,10 +288,10 @@ async def test_canaries_are_found_among_other_events(valkey: Valkey) -> None:
         running(stream) as hub,
         awaiting(hub),
     ):
-        await stream.append([Append([canary(Mark("a", 1))])])
+        await sent(stream, "a", 1)
         for number in (2, 4):
             await add(stream, 30)
-            await stream.append([Append([canary(Mark("a", number))])])
+            await sent(stream, "a", number)
         await wait_until(lambda: figures(hub.metrics)[0] == 3, "three have come")
         assert figures(hub.metrics) == (3, 1, 3)
 
@@ -218,13 +305,13 @@ async def test_one_that_is_no_longer_in_the_stream_is_lost_once_the_next_has_com
         running(stream) as hub,
         awaiting(hub),
     ):
-        await stream.append([Append([canary(Mark("a", 1))])])
+        await sent(stream, "a", 1)
         await wait_until(lambda: figures(hub.metrics)[0] == 1, "the first has come")
         pipeline = valkey.client.pipeline(transaction=True)
-        pipeline.xadd(stream.name, {"event": canary(Mark("a", 2))})
+        pipeline.xadd(stream.name, {"event": canary(Mark("a", 2), SECRET)})
         pipeline.delete(stream.name)
         pipeline.execute()
-        await stream.append([Append([canary(Mark("a", 3))])])
+        await sent(stream, "a", 3)
         await wait_until(lambda: figures(hub.metrics)[0] == 2, "the third has come")
         assert figures(hub.metrics) == (2, 1, 2)
 
@@ -240,9 +327,9 @@ async def test_whoever_measures_reads_nothing_from_the_stream_himself(valkey: Va
     """A distributor that is behind shall not be held up by its canary."""
     async with stream_at(address_of(valkey)) as stream, running(stream) as hub, awaiting(hub):
         await add(stream, 30)
-        await stream.append([Append([canary(Mark("a", 1))])])
+        await sent(stream, "a", 1)
         valkey.client.delete(stream.name)  # the feed begins anew, and its window with it
-        await stream.append([Append([canary(Mark("a", 2))])])
+        await sent(stream, "a", 2)
         await wait_until(lambda: figures(hub.metrics)[0] >= 1, "the last has come")
         assert hub.metrics.registry.get_sample_value("logpipe_catchup_reads_total") == 0
 
@@ -315,6 +402,62 @@ async def test_subscribers_see_canaries_and_can_hide_them(valkey: Valkey) -> Non
         await service.post({"source": "a", "message": "b"})
         (event,) = await without.until(1)
         assert event["source"] == "a"
+
+
+async def test_a_flush_with_its_secret_is_no_false_alarm(own_valkey: Valkey) -> None:
+    """Canaries are counted again once the collectors have made a new secret."""
+    given = {"redis_addr": own_valkey.url, "canary_s": "0.02"}
+    async with serving(role="collector,distributor", **given) as service:
+
+        async def received() -> float:
+            return await scraped(service, "logpipe_canary_received_total")
+
+        async def some_more() -> None:
+            before = await received()
+
+            async def seen() -> bool:
+                return await received() > before + 3
+
+            await wait_until(seen, "canaries come")
+
+        await some_more()
+        lost = await scraped(service, "logpipe_canary_lost_total")
+        own_valkey.client.delete(companion_key("logs", "canary", ""))
+        await some_more()
+        assert await scraped(service, "logpipe_canary_lost_total") == lost == 0
+
+
+async def test_a_sender_cannot_make_a_canary(valkey: Valkey) -> None:
+    given = {"redis_addr": valkey.url, "canary_s": "0.02"}
+    async with serving(role="collector,distributor", **given) as service:
+        async with subscribed(service.url, q=f"source:{SOURCE}") as reader:
+            (seen,) = await reader.until(1)
+        for number in (seen["metadata"]["number"] + 1_000, 2**53):
+            seen["metadata"]["number"] = number
+            forged = {name: value for name, value in seen.items() if name != "id"}
+            assert (await service.post(forged)).status_code == 422
+            valkey.client.xadd("logs", {"event": json.dumps(forged, separators=(",", ":"))})
+        before = await scraped(service, "logpipe_canary_received_total")
+
+        async def went_on() -> bool:
+            return await scraped(service, "logpipe_canary_received_total") > before + 3
+
+        await wait_until(went_on, "true ones come behind it")
+        assert await scraped(service, "logpipe_canary_lost_total") == 0
+
+
+async def test_a_user_without_the_key_of_the_secret_sends_none(
+    own_valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And everything else works, as with the rights of an earlier version."""
+    words = ["on", ">pw", "~logs", "~{logs}:once:*", "+@all"]
+    client = own_valkey.client
+    client.execute_command("ACL", "SETUSER", "old", *words)  # type: ignore[no-untyped-call]
+    address = own_valkey.url.replace("//", "//old:pw@")
+    async with serving(role="collector", redis_addr=address, canary_s="0.02") as service:
+        await wait_until(lambda: "no canaries" in caplog.text, "it says so")
+        assert (await service.post({"source": "a", "message": "b"})).status_code == 202
+        assert await scraped(service, "logpipe_canary_sent_total") == 0
 
 
 async def test_without_the_setting_nothing_is_sent(valkey: Valkey) -> None:

@@ -395,10 +395,12 @@ async def test_a_torn_end_is_cut_off_told_and_kept(
     data = newest_data(tmp_path)
     torn = data.read_bytes()[:-7]
     data.write_bytes(torn)
+    (tmp_path / "torn.aof").touch(mode=0o644)  # that of an earlier version
     async with started(tmp_path) as engine:
         assert await written(engine) == 99
         cut = len(torn) - data.stat().st_size
     assert (tmp_path / "torn.aof").read_bytes() == torn
+    assert mode(tmp_path / "torn.aof") == 0o600
     assert f"{cut} bytes were cut off" in caplog.text
     async with started(tmp_path) as engine:
         assert await written(engine) == 99

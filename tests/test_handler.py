@@ -209,6 +209,7 @@ async def test_it_is_configured_by_a_dict_of_texts(valkey: Valkey) -> None:
         {"interval": 0},
         {"timeout": float("nan")},
         {"flush_timeout": float("inf")},
+        {"source": "logpipe-shop"},
     ],
 )
 def test_a_bad_argument_is_an_error_at_once(given: dict[str, Any]) -> None:

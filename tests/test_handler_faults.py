@@ -106,7 +106,7 @@ async def test_refused_events_of_a_taken_batch_are_counted_and_told_at_once() ->
         "logpipe handler dropped 1 event: refused by the collector (no level)"
     )
     assert notice["level"] == "WARN"
-    assert notice["source"] == "logpipe.handler"
+    assert notice["source"] == "handler"
     assert notice["metadata"]["logpipe.dropped"] == 1
 
 

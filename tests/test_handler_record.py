@@ -382,7 +382,7 @@ def test_a_text_is_cut_only_beyond_its_limit() -> None:
 def test_a_notice_says_how_many_why_and_since_when() -> None:
     found = decoded(notice_of(12, "queue full", None, 1_700_000_000_000))
     assert found["message"] == "logpipe handler dropped 12 events: queue full"
-    assert (found["source"], found["level"]) == ("logpipe.handler", "WARN")
+    assert (found["source"], found["level"]) == ("handler", "WARN")
     assert found["metadata"] == {
         "logpipe.dropped": 12,
         "logpipe.dropped_since_unix_ms": 1_700_000_000_000,
@@ -452,3 +452,9 @@ def _standard_level_names() -> Iterator[None]:
     """Nothing here registers a level; the names come from the records."""
     yield
     assert logging.getLevelName(25) == "Level 25"
+
+
+@pytest.mark.parametrize("name", ["logpipe", "LogPipe.client"])
+def test_a_loggers_name_that_no_collector_takes_stays_in_the_metadata(name: str) -> None:
+    found = event(name=name)
+    assert (found["source"], found["metadata"]["otel.scope.name"]) == ("python", name)

@@ -15,7 +15,15 @@ import httpx
 import pytest
 
 from logpipe import limits, messages
-from logpipe.limits import BURST_S, Rates, Seats, client_of, largest_batch
+from logpipe.limits import (
+    BURST_S,
+    RETURNS_A_SECOND,
+    Rates,
+    Returns,
+    Seats,
+    client_of,
+    largest_batch,
+)
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
 from logpipe.settings import Settings, fields
@@ -274,6 +282,26 @@ def test_what_is_remembered_of_senders_is_bounded(monkeypatch: pytest.MonkeyPatc
 
 
 # -- seats ---------------------------------------------------------------------------------------
+
+
+def test_10_000_subscribers_come_back_at_the_named_rate() -> None:
+    now = 100.0
+    returns = Returns(now=lambda: now)
+    waits = sorted(returns.wait_s() for _ in range(10_000))
+    assert waits[0] == 0
+    for second in range(10):
+        assert sum(second <= wait < second + 1 for wait in waits) <= RETURNS_A_SECOND + 1
+    assert waits[-1] == pytest.approx(10, abs=0.01)
+
+
+def test_turns_to_come_back_pass_with_the_time() -> None:
+    now = 100.0
+    returns = Returns(10, lambda: now)
+    assert [round(returns.wait_s(), 3) for _ in range(3)] == [0, 0.1, 0.2]
+    now += 0.1
+    assert returns.wait_s() == pytest.approx(0.2)
+    now += 60
+    assert returns.wait_s() == 0
 
 
 def test_seats_are_given_up_to_their_number_and_again_when_one_is_left() -> None:

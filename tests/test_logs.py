@@ -62,7 +62,7 @@ def test_each_record_is_one_line_of_json_that_logpipe_would_take() -> None:
     for line in lines:
         events, refusals, _ = decode_json(line.encode())
         assert refusals == []
-        assert (events[0].source, events[0].level) == ("logpipe", "WARN")
+        assert (events[0].source, events[0].level) == ("serve", "WARN")
         assert re.fullmatch(r"[ -\x7f]+", line)
     assert json.loads(lines[0])["message"] == "started"
     assert json.loads(lines[5])["message"] == "é\U0001f600"

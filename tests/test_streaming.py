@@ -21,8 +21,8 @@ from logpipe.filters import EVERYTHING, Filter
 from logpipe.groups import Groups
 from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId
-from logpipe.limits import Seats
-from logpipe.messages import Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
+from logpipe.limits import Returns, Seats
+from logpipe.messages import RETRY_MS, Batch, Bye, Encoder, Hello, Item, Notice, Progress, Start
 from logpipe.metrics import Metrics
 from logpipe.stream import Stream
 from logpipe.turns import TURN_S, Turns
@@ -91,7 +91,7 @@ def test_named_messages_carry_the_cursor_that_they_move_to() -> None:
 
 def test_a_hello_without_an_id_has_no_id_on_the_wire() -> None:
     hello = HELLO._replace(id=None)
-    assert SSE.message(hello).startswith(b"event: hello\ndata: {")
+    assert SSE.message(hello).startswith(b"event: hello\nretry: ")
     told = json.loads(NDJSON.message(hello))
     assert (told["event"], told["last_id"], "id" in told) == ("hello", "4-0", False)
 
@@ -329,6 +329,64 @@ async def test_a_response_that_is_cancelled_releases_its_subscription() -> None:
     await asyncio.wait((response,), timeout=1)
     assert response.cancelled()
     assert source.inside == 0
+
+
+def times_to_come_back(browsers: Sequence[Browser], encoder: Encoder) -> list[int]:
+    """The `retry_ms` of each bye, in the order in which the streams have ended."""
+    if encoder is NDJSON:
+        return [json.loads(browser.body.splitlines()[-1])["retry_ms"] for browser in browsers]
+    times: list[int] = []
+    for browser in browsers:
+        parser = sse.Parser()
+        (*_, bye) = parser.feed(browser.body.decode())
+        assert json.loads(bye.data)["retry_ms"] == parser.retry_ms
+        times.append(parser.retry_ms or 0)
+    return times
+
+
+def are_turns(times: Sequence[int], each_ms: int) -> bool:
+    """Whether each reader comes back in a turn of its own, after the usual time."""
+    firsts = [number * each_ms for number in range(len(times))]
+    return all(
+        first + RETRY_MS[0] - 200 <= time <= first + RETRY_MS[1]
+        for first, time in zip(firsts, times, strict=True)
+    )
+
+
+@pytest.mark.parametrize("encoder", [SSE, NDJSON], ids=["sse", "ndjson"])
+async def test_streams_that_end_together_come_back_in_turns(encoder: Encoder) -> None:
+    seats = Seats(5)
+    seats.returns = Returns(0.1)
+    browsers = [Browser() for _ in range(5)]
+    for browser in browsers:
+        source: Any = Source([HELLO], [Bye("stopping")], None)
+        response = StreamResponse(source, encoder, Metrics(), seats)
+        await response({"type": "http", "method": "GET"}, browser.receive, browser.send)
+    assert are_turns(times_to_come_back(browsers, encoder), 10_000)
+
+
+async def test_streams_of_a_revoked_token_come_back_in_turns() -> None:
+    seats = Seats(5)
+    seats.returns = Returns(0.1)
+    ends: list[Callable[[], None]] = []
+
+    @contextlib.contextmanager
+    def revoking(end: Callable[[], None]) -> Iterator[None]:
+        ends.append(end)
+        yield
+
+    browsers = [Browser() for _ in range(5)]
+    tasks = []
+    for browser in browsers:
+        source: Any = Source([HELLO])
+        response = StreamResponse(source, SSE, Metrics(), seats, revoking)
+        scope = {"type": "http", "method": "GET"}
+        tasks.append(asyncio.create_task(response(scope, browser.receive, browser.send)))
+    await wait_until(lambda: len(ends) == 5, "all are open")
+    for end in ends:
+        end()
+    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    assert are_turns(sorted(times_to_come_back(browsers, SSE)), 10_000)
 
 
 async def test_a_client_that_leaves_as_its_token_is_revoked_ends_the_response_too() -> None:

@@ -14,6 +14,8 @@ Name = Literal["single", "batch", "fan-out", "latency"]
 T = TypeVar("T")
 NAMES: tuple[Name, ...] = ("single", "batch", "fan-out", "latency")
 
+MAX_TOLD = 200
+"""Bytes of an answer that an error repeats."""
 LATENCY_READERS = 100
 LATENCY_RATES = (10.0, 1000.0)
 
@@ -165,7 +167,7 @@ def _decode(answer: bytes, of: type[T]) -> T:
     try:
         return msgspec.json.decode(answer, type=of)
     except msgspec.DecodeError as error:
-        told = answer[:200].decode("utf-8", "replace")
+        told = answer[:MAX_TOLD].decode("utf-8", "replace")
         raise UnfitError(f"this is no answer of logpipe: {told} ({error})") from None
 
 
@@ -175,6 +177,6 @@ def _get(address: Address, path: str, token: str) -> bytes:
     except (OSError, BrokenError) as error:
         raise UnfitError(f"{address.host}:{address.port} does not answer: {error}") from None
     if answer.status != 200:
-        told = answer.body.decode("utf-8", "replace")
+        told = answer.body[:MAX_TOLD].decode("utf-8", "replace")
         raise UnfitError(f"GET {path} is answered {answer.status}: {told}")
     return answer.body

@@ -10,7 +10,17 @@ import click
 
 from logpipe import __version__
 from logpipe.cli import bench, doctor, send, snippets
-from logpipe.cli.common import CONTEXT, fail, local_url, over_echo, settings_of, tell, url_option
+from logpipe.cli.common import (
+    CONTEXT,
+    fail,
+    local_url,
+    over_echo,
+    settings_of,
+    show,
+    tell,
+    url_option,
+    visible,
+)
 from logpipe.settings import BadSettingsError, Settings, fields, load, withdrawn
 
 if TYPE_CHECKING:
@@ -133,8 +143,8 @@ def health(url: str | None, timeout: float) -> None:
     url = url or local_url()
     ready, word = check(url, timeout, certificate)
     if not ready:
-        fail(f"{url}: {word}", 1)
-    click.echo(f"{url}: {word}")
+        fail(visible(f"{url}: {word}"), 1)
+    show(f"{url}: {word}")
 
 
 class _QueryCommand(click.Command):

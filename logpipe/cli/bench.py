@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from logpipe.cli.common import CONTEXT, fail, local_url, tokens_of, url_option
+from logpipe.cli.common import (
+    CONTEXT,
+    fail,
+    local_url,
+    show,
+    show_json,
+    tokens_of,
+    url_option,
+    visible,
+)
 
 _COUNT = click.IntRange(min=1)
 _SOME = click.FloatRange(min=0, min_open=True)
@@ -81,11 +90,14 @@ def command(
         for each in measure(target, plan, _progress, read_token):
             _progress("", 1)
             done.append(each)
-            for line in [msgspec.json.encode(each).decode()] if as_json else lines([each]):
-                click.echo(line)
+            if as_json:
+                show_json(msgspec.json.encode(each).decode())
+                continue
+            for line in lines([each]):
+                show(line)
     except UnfitError as error:
         _progress("", 1)
-        fail(str(error), 1)
+        fail(visible(str(error)), 1)
     sys.exit(0 if whole(done) else 1)
 
 

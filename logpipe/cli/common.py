@@ -47,13 +47,36 @@ def over_echo() -> str:
     return "\r" if sys.stderr.isatty() else ""
 
 
+def visible(text: str) -> str:
+    """The text on one line and with nothing that a terminal obeys. Commands print what a server has
+    answered, and any server may have."""
+    if text.isprintable():
+        return text
+    from logpipe.terminal import printable
+
+    return printable(text)
+
+
+def show(line: str) -> None:
+    """Prints a line to standard output, `visible`."""
+    click.echo(visible(line))
+
+
+def show_json(text: str) -> None:
+    """Prints JSON to standard output, with escapes for what is not visible."""
+    from logpipe.terminal import printable_json
+
+    click.echo(printable_json(text))
+
+
 def tell(line: str) -> None:
-    """A line for people."""
-    click.echo(f"logpipe: {line}", err=True)
+    """Prints a line for people to standard error, `visible`."""
+    click.echo(f"logpipe: {visible(line)}", err=True)
 
 
 def fail(lines: str, code: int) -> NoReturn:
-    """Ends the program."""
+    """Ends the program, after some lines; words of a server have to be `visible` before, so that
+    their line ends make no lines."""
     for line in lines.split("\n"):
         tell(line)
     sys.exit(code)

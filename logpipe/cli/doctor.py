@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from logpipe.cli.common import CONTEXT, fail, local_url, tokens_of
+from logpipe.cli.common import CONTEXT, fail, local_url, show_json, tokens_of
 
 if TYPE_CHECKING:
     from logpipe.doctor.checks import Finding
@@ -34,7 +34,7 @@ def command(
     """Examine the deployment at URL from outside, as senders and readers meet it.
 
     The first of ADMIN_TOKENS, where they are set, is shown for /metrics. An event goes in by each
-    protocol (source `logpipe.doctor`) and must come out of the stream.
+    protocol (source `doctor`) and must come out of the stream.
     Exit 1 when anything is wrong (✗); a warning (!) is not. Without URL it is this machine.
     """
     target = _target(url, distributor_url, token, ingest_token)
@@ -42,7 +42,7 @@ def command(
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode(findings).decode())
+        show_json(msgspec.json.encode(findings).decode())
     else:
         _tell(findings)
     from logpipe.doctor.report import sound

@@ -112,6 +112,8 @@ def _wanted(
 
 def _check(wanted: "Wanted") -> None:
     """What does not go together."""
+    from logpipe.event import IS_RESERVED, is_reserved
+
     wrong = {
         "-: standard input cannot be read together with files": "-" in wanted.files,
         "--follow needs FILEs": wanted.follow and not wanted.files,
@@ -120,6 +122,7 @@ def _check(wanted: "Wanted") -> None:
         ),
         "--from-end needs --follow": wanted.from_end and not wanted.follow,
         "--source must have at most 256 characters": len(wanted.source) > 256,
+        f"--source {IS_RESERVED}": is_reserved(wanted.source),
         "--level must have 1 to 32 characters": not 1 <= len(wanted.level) <= 32,
     }
     for words, is_so in wrong.items():

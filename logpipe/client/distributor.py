@@ -23,7 +23,7 @@ from logpipe.event import NOT_DECODED
 from logpipe.fanout.live import Writer
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import StreamId
-from logpipe.messages import Batch, Bye, Hello, Item, Notice, Progress, Start, goodbye
+from logpipe.messages import Batch, Bye, Hello, Item, Notice, Progress, Start
 
 log = logging.getLogger("logpipe.client")
 
@@ -176,7 +176,7 @@ class RemoteSubscription:
             self._task.cancel()
         while not self._queue.empty():
             self._queue.get_nowait()
-        self._queue.put_nowait(goodbye(reason))
+        self._queue.put_nowait(Bye(reason))
 
     async def next(self) -> Sequence[Item] | None:
         """The next items: none when a heartbeat is due, None when the subscription is over.
@@ -224,6 +224,8 @@ class RemoteSubscription:
                         if isinstance(item, Bye):  # of this connection, not of the subscription
                             trouble = f"{trouble}: {item.reason}"
                             break
+                        if isinstance(item, Hello):
+                            parser.retry_ms = None  # for an EventSource, which has no backoff
                         await self._queue.put(item)
                         self._passed(item)
             except Refused as refused:

@@ -19,12 +19,13 @@ _WIDTH = max(map(len, CHECKS))
 
 
 def lines(findings: Sequence[Finding], *, color: bool) -> Iterator[str]:
-    """A line a finding; a remedy is in it, after an arrow."""
+    """A line for each finding, of which a terminal obeys nothing but its colour; a remedy is in it,
+    after an arrow."""
     for each in findings:
         mark, style = MARKS[each.state]
         mark = f"\x1b[{style}m{mark}\x1b[0m" if color else mark
-        remedy = f" → {each.remedy}" if each.remedy else ""
-        yield f"{mark} {each.check:<{_WIDTH}}  {printable(each.detail[:MAX_DETAIL])}{remedy}"
+        words = each.detail[:MAX_DETAIL] + (f" → {each.remedy}" if each.remedy else "")
+        yield f"{mark} {each.check:<{_WIDTH}}  {printable(words)}"
 
 
 def sound(findings: Sequence[Finding]) -> bool:

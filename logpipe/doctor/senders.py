@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-SOURCE = "logpipe.doctor"
+SOURCE = "doctor"
 
 Headers = Mapping[str, str]
 

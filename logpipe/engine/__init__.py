@@ -2,5 +2,6 @@
 
 from logpipe.engine.engine import Engine
 from logpipe.engine.error import EngineError
+from logpipe.engine.rewriting import Rewriting
 
-__all__ = ["Engine", "EngineError"]
+__all__ = ["Engine", "EngineError", "Rewriting"]

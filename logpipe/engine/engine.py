@@ -42,6 +42,8 @@ STEADY_S = 5.0
 LOG_END_BYTES = 65_536
 """As much of the engine's log is looked through for the reason of its end."""
 
+TEMPORARY = re.compile(r"temp-(rewriteaof-(bg-)?)?\d+\.(aof|rdb)")
+"""Names of files that the engine writes while it rewrites its data."""
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|Short write while")
 TORN = "Unexpected end of file reading the append only file"
 LOG_PREFIX = re.compile(r"^\d+:(\w \d+ \w+ \d+ [\d:.]+ [*#.-]|signal-handler \(\d+\)) ")
@@ -147,7 +149,7 @@ class Engine:
         """
         data = max(self._folder.rglob("appendonly*.aof"), key=lambda path: path.stat().st_mtime)
         copy = self._folder / "torn.aof"
-        shutil.copyfile(data, copy)
+        _copy_private(data, copy)
         await self._run(cut_torn_end=True)
         cut = copy.stat().st_size - data.stat().st_size
         log.warning("%s ended in a torn write: %d bytes were cut off; %s has all", data, cut, copy)
@@ -155,6 +157,7 @@ class Engine:
     async def _run(self, *, cut_torn_end: bool) -> None:
         if not self._has_room():
             raise EngineError(self._full())
+        self._remove_left_over()
         lock = self._data.engine_lock
         words = command(self._folder, self.socket, lock, self._memory, cut_torn_end=cut_torn_end)
         with self._open_log() as out:
@@ -168,6 +171,13 @@ class Engine:
             )
         self._data.sign(self._process.pid)
         await self._wait_until_ready(self._process)
+
+    def _remove_left_over(self) -> None:
+        """Removes files of rewritings that ended with an engine before: it never does, and what is
+        in them may have been trimmed since."""
+        for path in self._folder.glob("temp-*.*"):
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     async def _wait_until_ready(self, process: asyncio.subprocess.Process) -> None:
         deadline = self._now() + ANSWER_S
@@ -233,6 +243,14 @@ class Engine:
             file.seek(max(self._log_start, size - LOG_END_BYTES))
             return file.read().decode(errors="replace")
         return ""
+
+
+def _copy_private(data: Path, copy: Path) -> None:
+    """Copies a file into one that only this user can read, whatever was there before."""
+    copy.unlink(missing_ok=True)
+    out = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(out, "wb") as to, data.open("rb") as source:
+        shutil.copyfileobj(source, to)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -30,8 +30,8 @@ from logpipe.messages import (
     Progress,
     Subscription,
     full,
-    goodbye,
     named,
+    retry_ms,
 )
 from logpipe.metrics import Metrics
 from logpipe.wire import LATER, Rest, Wire, wire_of
@@ -74,11 +74,18 @@ class SseEncoder:
 
 
 def named_frame(message: Hello | Gap | Progress | Bye) -> bytes:
-    """A message as an event with its name, the cursor that it moves to, and JSON."""
+    """A message as an event with its name, the cursor that it moves to, and JSON.
+
+    A hello has a `retry:` as well: an EventSource would keep that of the last bye, which may be
+    long, for every later loss of its connection."""
     name, cursor, data = named(message)
     id_ = str(cursor).encode() if cursor is not None else b""
-    retry_ms = message.retry_ms if isinstance(message, Bye) else None
-    return sse.frame(msgspec.json.encode(data), id=id_, event=name.encode(), retry_ms=retry_ms)
+    retry = None
+    if isinstance(message, Bye):
+        retry = message.retry_ms
+    elif isinstance(message, Hello):
+        retry = retry_ms()
+    return sse.frame(msgspec.json.encode(data), id=id_, event=name.encode(), retry_ms=retry)
 
 
 class NdjsonEncoder:
@@ -200,7 +207,7 @@ class StreamResponse(Response):
                 for _ in range(expected):
                     task.uncancel()
                 if self._revoked and not left:
-                    told = self.encoder.message(goodbye(REVOKED))
+                    told = self._encoded(Bye(REVOKED))
                     await send({"type": "http.response.body", "body": told})
             finally:
                 leaving.cancel()
@@ -276,7 +283,7 @@ class StreamResponse(Response):
                 self._metrics.delivered_events.inc(len(found))
                 passed = None if found and found[-1].id == item.end.id else item
             else:
-                parts.append(self.encoder.message(item))
+                parts.append(self._encoded(item))
                 if isinstance(item, Gap):
                     passed = None  # it leads further than any batch before it
                     self.count_gap(item)
@@ -286,6 +293,12 @@ class StreamResponse(Response):
         if passed is not None:
             self.passed = passed.end.id
         return self._nothing_new(idle=not items)
+
+    def _encoded(self, message: Message) -> bytes:
+        """The bytes of a message; a `Bye` is given its time to come back."""
+        if isinstance(message, Bye):
+            message = Bye(message.reason, retry_ms(self._seats.returns.wait_s()))
+        return self.encoder.message(message)
 
     def _encoding(self, batch: Batch, found: list[Entry], parts: list[bytes]) -> Iterator[None]:
         """Adds the matching entries of a batch, and their bytes where there are any."""

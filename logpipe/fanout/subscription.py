@@ -20,7 +20,7 @@ from logpipe.fanout.look_back import LookBack
 from logpipe.fanout.window import BATCH_BYTES, cut, rest_of
 from logpipe.filters import Filter
 from logpipe.ids import START, StreamId
-from logpipe.messages import Batch, Hello, Item, Notice, Start, goodbye
+from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start
 from logpipe.problems import Unavailable
 from logpipe.stream import Page
 
@@ -99,7 +99,7 @@ class HubSubscription:
             change = self._hub.change
             if self._hub.closing:
                 self._ended = True
-                return [goodbye("the server is stopping")]
+                return [Bye("the server is stopping")]
             patience = None
             try:
                 if not self._begun:

@@ -11,7 +11,7 @@ from logpipe.groups import Groups, TooManyGroupsError
 from logpipe.groups.group import Group, Share
 from logpipe.groups.member import Member
 from logpipe.ids import StreamId
-from logpipe.messages import Item, Start, goodbye
+from logpipe.messages import Bye, Item, Start
 
 
 class SharedSubscription:
@@ -117,7 +117,7 @@ class SharedSubscription:
 
     def _end(self, reason: str) -> Sequence[Item]:
         self._ended = True
-        return [goodbye(reason)]
+        return [Bye(reason)]
 
     async def _wait_until(self, due: float) -> bool:
         self.share.woken.clear()

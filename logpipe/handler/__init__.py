@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 
+from logpipe.event import IS_RESERVED, is_reserved
 from logpipe.handler.outbox import QUEUE_FULL, Outbox
 from logpipe.handler.record import counted, event_of
 from logpipe.handler.sender import Sender, complain, here
@@ -41,7 +42,8 @@ class LogpipeHandler(logging.Handler):
     event of level WARN. A batch that was not answered is sent again, under the same key, until it
     is; one that is refused (4xx) is dropped. A forked process starts with an empty queue.
 
-    `source` is the events' source, the logger's name unless given. `token` is one of the
+    `source` is the events' source, the logger's name unless given; a logger whose name a collector
+    would reject as a source (`event.RESERVED`) has the source `python`. `token` is one of the
     collector's INGEST_TOKENS. `interval` is how many seconds an event waits for others to be sent
     with, `timeout` how many each step of a request may take, `flush_timeout` how many `flush` and
     `close` wait, and the end of the program. Numbers may be texts, as in configuration files.
@@ -65,6 +67,8 @@ class LogpipeHandler(logging.Handler):
         self._capacity = int(_number("capacity", capacity))
         self._interval = _number("interval", interval)
         self._source = source or None
+        if is_reserved(source or ""):
+            raise ValueError(f"source={source!r} {IS_RESERVED}")
         self._connection = (url, token, _number("timeout", timeout), context)
         self._begin()
         super().__init__(level)  # last: logging flushes at the end whatever it has heard of

@@ -20,6 +20,7 @@ from logpipe.event import (
     MAX_TS_UNIX_MS,
     RANK,
     Event,
+    is_reserved,
     level_name,
 )
 
@@ -29,6 +30,11 @@ MAX_EVENT_BYTES = 65_536
 MAX_VALUES = 950
 """Values of one record's `extra`, nested ones counted; the rest is named by a mark. With what else
 the metadata has that is within the default of MAX_METADATA_KEYS, over which a collector refuses."""
+
+OTHER_SOURCE = "python"
+"""The source of a record whose logger's name a collector would reject as a source."""
+NOTICE_SOURCE = "handler"
+"""The source of events about losses, unless the handler was given one."""
 
 MAX_NESTING = 16
 """Levels of containers in `extra`; what is deeper becomes its text."""
@@ -49,13 +55,16 @@ def event_of(record: logging.LogRecord, source: str | None, message: Callable[[]
     the arguments, and the error as `logpipe.format_error`.
     """
     metadata = _origin(record)
+    name = text(record.name)
+    if source is None and is_reserved(name):
+        source = OTHER_SOURCE
     if source is not None:
-        metadata["otel.scope.name"] = text(record.name)
+        metadata["otel.scope.name"] = name
     metadata |= _exception(record)
     words = _message(record, message, metadata)
     metadata |= _extra(record)
     event = Event(
-        source=text(source or record.name)[:MAX_SOURCE] or "root",
+        source=text(source or name)[:MAX_SOURCE] or "root",
         message=words,
         level=_level(record, metadata),
         ts_unix_ms=_moment(record.created),
@@ -260,7 +269,7 @@ def notice_of(count: int, reason: str, source: str | None, since_ms: int) -> byt
     """The event that says what the handler had to drop since that time."""
     return _encode(
         Event(
-            source=text(source or "logpipe.handler")[:MAX_SOURCE],
+            source=text(source or NOTICE_SOURCE)[:MAX_SOURCE],
             level="WARN",
             message=f"logpipe handler dropped {counted(count)}: {reason}",
             ts_unix_ms=time.time_ns() // 1_000_000,

@@ -133,9 +133,16 @@ def complain(trouble: str) -> None:
     """A line on stderr, unless `logging.raiseExceptions` is off."""
     if logging.raiseExceptions and sys.stderr:
         try:
-            sys.stderr.write(f"logpipe handler: {trouble}\n")
+            sys.stderr.write(f"logpipe handler: {_visible(trouble)}\n")
         except (OSError, ValueError):
             return  # there is nobody left to tell
+
+
+def _visible(text: str) -> str:
+    """The text on one line and with nothing that a terminal obeys: a server may have written it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _halves(part: Batch) -> list[Batch]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from logpipe.event import IS_RESERVED, is_reserved
 from logpipe.send.batch import Builder
 from logpipe.send.inputs import Following, InOrder, Input, Stream
 from logpipe.send.log import Log
@@ -130,6 +131,8 @@ def _opened(
     path: str, wanted: Wanted, begin: Sequence[Position], tell: Callable[[str], None]
 ) -> Log | Stream:
     source = wanted.source or os.fsencode(Path(path).name).decode(errors="replace")
+    if is_reserved(source):
+        raise BadUseError(f"{path}: the source {IS_RESERVED}; name another by --source")
     try:
         if stat.S_ISFIFO(Path(path).stat().st_mode):
             if wanted.follow or wanted.resume:

@@ -1,11 +1,14 @@
 """A stream's consumer groups."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from redis.exceptions import ResponseError
+
 from logpipe.event import Entry
 from logpipe.ids import START, StreamId, from_wire
-from logpipe.stream.connections import Connections
+from logpipe.stream.connections import Connections, NoGroupError
 from logpipe.stream.entries import decoded
 from logpipe.stream.failovers import failovers_key
 from logpipe.stream.group_records import NO_GENERATION, GroupRecords
@@ -287,6 +290,29 @@ class StreamGroups:
         """Gives a consumer's name back."""
         async with self._redis.translated():
             await LET_GO.run(self._redis.writing, [self._key(consumer)], holder)
+
+    async def lose_trimmed(self, idle_ms: int) -> None:
+        """Records as losses, in all groups, entries that were trimmed while they were pending, and
+        idle for so long. An engine that loads commands, not a snapshot, knows them no longer as
+        pending."""
+        async with self._redis.translated():
+            client: Any = self._redis.upkeep
+            try:
+                groups = await client.xinfo_groups(self._stream)
+            except ResponseError as error:
+                if "no such key" not in str(error):
+                    raise
+                return
+            first = await client.xrange(self._stream, "-", "+", 1)
+        end = f"({first[0][0].decode()}" if first else "+"
+        for group in groups:
+            name = group["name"].decode()
+            with contextlib.suppress(NoGroupError):  # it was removed meanwhile
+                async with self._redis.translated():
+                    while pending := await client.xpending_range(
+                        self._stream, name, "-", end, AT_ONCE, idle=idle_ms
+                    ):
+                        await self.lose(name, [from_wire(each["message_id"]) for each in pending])
 
     async def _claimed(self, raw: list[Any], lost: list[StreamId]) -> Claimed:
         """Sorts what a group handed out; an entry without fields was trimmed while pending."""

@@ -38,6 +38,7 @@ from logpipe.stream.health import RedisHealth
 from logpipe.stream.once import KEY_LIMITS, KeyLimits
 from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas
+from logpipe.stream.secret import StreamSecret
 from logpipe.stream.trimming import StreamTrimming
 from logpipe.turns import Turns
 
@@ -98,6 +99,7 @@ class Stream:
         """Entries of a page of `follow`, as far as the page before tells."""
         self.groups = StreamGroups(self._redis, name, self._turns)
         self.trimming = StreamTrimming(self._redis, name)
+        self.secret = StreamSecret(self._redis, name)
 
     @property
     def health(self) -> RedisHealth:
@@ -343,6 +345,11 @@ class Stream:
         """First and last id and the counters of the stream, as of now."""
         bounds, _ = await self._look(START, 1)
         return bounds
+
+    async def left(self) -> int:
+        """How many entries have left the stream, whatever removed them."""
+        bounds = await self.bounds()
+        return (bounds.added or 0) - bounds.length
 
     async def size(self) -> float:
         """The bytes of the stream in Redis, estimated from `SIZE_SAMPLES` of its nodes; NaN where

@@ -295,7 +295,7 @@ class FeedResponse(StreamResponse):
             name, id_, data = named(message)
             cursor = None if id_ is None else str(id_)
             return self.encoder.named(name, {**data, "cursor": cursor}, id_)
-        encoded = self.encoder.message(message)
+        encoded = self._encoded(message)
         if isinstance(message, Progress) and message.looked_back_to and self._rows:
             encoded += self.encoder.rows([look_back_row(message.looked_back_to)], message.id)
         return encoded

@@ -265,3 +265,31 @@ def test_a_refusal_of_no_certain_field_names_none() -> None:
     assert answer(Intake([A], [Refusal(0, None, "no JSON", 400)], False))["errors"] == [
         {"index": 0, "error": "no JSON"}
     ]
+
+
+# -- reserved sources ------------------------------------------------------------------------------
+
+OURS = b'{"source":"LogPipe.canary","message":"m"}'
+
+
+def test_a_reserved_source_is_422_and_names_the_field() -> None:
+    problem = refused(OURS)
+    assert problem.status == 422
+    (error,) = problem.members["errors"]
+    assert (error["index"], error["field"]) == (0, "source")
+    assert error["error"].startswith('source: must not begin with "logpipe"')
+
+
+@pytest.mark.parametrize("form", [b"[%b,%b,%b]", b"%b\n%b\n%b", b"%b%b%b"])
+def test_in_a_batch_a_reserved_source_costs_itself(form: bytes) -> None:
+    intake = take_in(form % (A, OURS, B), "application/json", bounds(LIMIT))
+    assert messages(intake) == ["1", "2"]
+    assert [(each.index, each.field, each.status) for each in intake.refusals] == [
+        (1, "source", 422)
+    ]
+
+
+def test_it_is_found_beside_events_of_other_faults() -> None:
+    intake = take_in(b"\n".join((BAD, A, OURS, BAD, OURS)), "", bounds(LIMIT))
+    assert messages(intake) == ["1"]
+    assert [each.index for each in intake.refusals] == [0, 2, 3, 4]

@@ -62,6 +62,41 @@ def test_redis_is_reached_by_the_services_alone() -> None:
     assert "ports" not in SERVICES["redis"]
 
 
+COMPOSED = ["compose.yaml", "deploy/sentinel/compose.yaml"]
+PORTS = {"collector": "8081:8081", "distributor": "8082:8082", "ui": "8080:8080"}
+
+
+def published(path: str, **environ: str) -> dict[str, list[str]]:
+    """The ports that the services publish, as Compose makes them of the file and an environment."""
+
+    def value(found: re.Match[str]) -> str:
+        return environ.get(found[1]) or found[2]
+
+    text = re.sub(r"\$\{(\w+):-([^}]*)\}", value, (ROOT / path).read_text(encoding="utf-8"))
+    services: dict[str, Any] = yaml.safe_load(text)["services"]
+    return {name: service["ports"] for name, service in services.items() if "ports" in service}
+
+
+@pytest.mark.parametrize("path", COMPOSED)
+def test_ports_are_published_to_this_machine_alone(path: str) -> None:
+    ports = [port for each in published(path).values() for port in each]
+    assert ports
+    assert all(re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port) for port in ports)
+
+
+@pytest.mark.parametrize("path", COMPOSED)
+def test_an_address_opens_them_to_the_network(path: str) -> None:
+    ports = [port for each in published(path, PUBLISH_ADDRESS="0.0.0.0").values() for port in each]
+    assert all(re.fullmatch(r"0\.0\.0\.0:(\d+):\1", port) for port in ports)
+
+
+def test_each_role_has_its_port_and_distributors_a_range() -> None:
+    local = {name: [f"127.0.0.1:{port}"] for name, port in PORTS.items()}
+    assert published("compose.yaml") == local
+    ranged = {**local, "distributor": ["127.0.0.1:8082-8089:8082"]}
+    assert published("compose.yaml", DISTRIBUTOR_PORTS="8082-8089") == ranged
+
+
 def test_the_image_runs_as_a_number_that_is_not_root() -> None:
     """A number, because `runAsNonRoot` of Kubernetes cannot judge a name."""
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", instructions("USER")[-1])

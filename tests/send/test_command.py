@@ -248,6 +248,8 @@ async def test_a_body_that_is_too_large_is_sent_in_parts(valkey: Valkey) -> None
         (["--from-end", "x"], "--from-end needs --follow"),
         (["-", "x"], "-: standard input"),
         (["--source", "x" * 257], "--source must have at most 256"),
+        (["--source", "logpipe-x"], '--source must not begin with "logpipe"'),
+        (["/nowhere/Logpipe.log"], 'the source must not begin with "logpipe"'),
         (["--level", ""], "--level must have 1 to 32"),
         (["--url", "ftp://x"], "--url ftp://x: must be a URL"),
         (["--format", "xml"], "--format"),

@@ -18,7 +18,7 @@ from logpipe.continuity import Cursor, Gap
 from logpipe.event import level_rank
 from logpipe.filters import EVERYTHING, Filter, parse_filter
 from logpipe.ids import START, StreamId
-from logpipe.limits import Seats
+from logpipe.limits import Returns, Seats
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Progress
 from logpipe.metrics import Metrics
 from logpipe.turns import TURN_S, Turns
@@ -406,6 +406,15 @@ def slow_seats() -> Seats:
 def encoded(response: FeedResponse, items: Sequence[Item]) -> bytes:
     """The bytes of some items."""
     return asyncio.run(response._encode(items))
+
+
+def test_a_page_is_asked_to_come_back_in_its_turn() -> None:
+    seats = Seats(1)
+    seats.returns = Returns(0.1)
+    seats.returns.wait_s()  # another stream has ended before
+    (bye,) = sse.Parser().feed(encoded(feed_of(seats=seats), [Bye("stopping")]).decode())
+    assert bye.event == "bye"
+    assert 10_000 <= json.loads(bye.data)["retry_ms"] <= 13_000
 
 
 class Wire:

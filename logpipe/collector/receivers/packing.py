@@ -10,7 +10,7 @@ from logpipe.collector.ingest import KEY_BYTES, Bounds, too_many
 from logpipe.collector.receivers.fields import text_of
 from logpipe.collector.receivers.protocol import Item
 from logpipe.decoding import has_more_keys
-from logpipe.event import Event, encode
+from logpipe.event import IS_RESERVED, Event, encode, is_reserved
 from logpipe.problems import Problem
 from logpipe.stream import Append, Once
 from logpipe.turns import pause
@@ -63,6 +63,9 @@ def packing(
         pause()
         if isinstance(item, Problem):
             packed.problems.append(item)
+            continue
+        if is_reserved(item.source):
+            packed.problems.append(Problem(422, f"The source {IS_RESERVED}."))
             continue
         whole = _encoded(item, now_ms)
         if len(whole) > KEY_BYTES * bounds.keys and has_more_keys(item.metadata, bounds.keys):
