@@ -18,6 +18,7 @@ from logpipe.background import Background
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.log import RemoteLog
 from logpipe.collector import app as collector
+from logpipe.collector.answer import give, problem_answer
 from logpipe.collector.inflight import Inflight
 from logpipe.collector.receivers.intake import Process
 from logpipe.collector.receivers.syslog_tcp import SyslogListener
@@ -27,6 +28,7 @@ from logpipe.distributor import app as distributor
 from logpipe.listening import bind
 from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
+from logpipe.origins import Guard, Route, guard_of
 from logpipe.parts import Parts, open_parts, open_stream, start_canaries
 from logpipe.problems import Problem, respond
 from logpipe.request_ids import Identified
@@ -82,6 +84,27 @@ ROLES: Mapping[Role, RoleSpec] = {
 
 PROBES = ("livez", "healthz", "metrics", "openapi.json")
 
+UNGUARDED = ("livez", "healthz")
+"""What answers under any Host and to any origin: it shows nothing and changes nothing."""
+
+GUARDED: Mapping[str, Route] = {
+    "ingest": Route("send"),
+    **dict.fromkeys(SEGMENTS, Route("send")),
+    "subscribe": Route("read"),
+    "events": Route("read"),
+    "ack": Route("read"),
+    "subscribers": Route("operate"),
+    "metrics": Route("metrics"),
+    "openapi.json": Route("read", page=True, links=True),
+    "": Route("read", page=True, links=True),
+    "login": Route("read", page=True, links=True),
+    "status": Route("operate", page=True, links=True),
+    "static": Route("read", page=True, links=True),
+    "ui": Route("read", page=True),
+    "ui/send": Route("send", page=True),
+}
+"""By the first segment of a path: whose requests it may answer (`origins.guard_of`)."""
+
 NOTHING_HERE = Problem(404, "There is nothing here for the roles of this process.")
 
 TOKEN_IN_URL = Problem(
@@ -96,15 +119,22 @@ class Dispatch:
     `/ingest` with a redirect.
     """
 
-    def __init__(self, apps: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, apps: Mapping[str, ASGIApp], guards: Mapping[str, Guard] = {}) -> None:
         self._apps = apps
+        self._guards = guards
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 404 for a path of no role, and 400 for a token in the URL."""
-        segment = scope["path"].removeprefix("/").partition("/")[0]
+        """Answers 404 for a path of no role, 403 and 421 as its guard says, and 400 for a token in
+        the URL."""
+        path = scope["path"]
+        segment = path.removeprefix("/").partition("/")[0]
         app = self._apps.get(segment)
+        guard = self._guards.get("ui/send" if path == "/ui/send" else segment)
         if app is None:
             await respond(NOTHING_HERE)(scope, receive, Identified(send))
+        elif guard is not None and (problem := guard.refusal(scope)) is not None:
+            body_read = scope["method"] in ("GET", "HEAD", "OPTIONS")
+            await give(problem_answer(problem), receive, Identified(send), body_read=body_read)
         elif (query := scope["query_string"]) and segment not in SEGMENTS and IN_URL.search(query):
             await respond(TOKEN_IN_URL)(scope, receive, Identified(send))
         else:
@@ -167,8 +197,18 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         farewell = partial(_say_farewell, parts, syslog)
         inflight = parts.appender.inflight if parts.appender is not None else None
         yield Running(
-            Access(Dispatch(apps), parts.answers), farewell, background, metrics, syslog, inflight
+            Access(Dispatch(apps, _guards(settings)), parts.answers),
+            farewell,
+            background,
+            metrics,
+            syslog,
+            inflight,
         )
+
+
+def _guards(settings: Settings) -> dict[str, Guard]:
+    made = {segment: guard_of(settings, route) for segment, route in GUARDED.items()}
+    return {segment: guard for segment, guard in made.items() if guard is not None}
 
 
 def _say_farewell(parts: Parts, syslog: SyslogListener | None) -> None:

@@ -6,10 +6,9 @@ a third more requests go through without either.
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 
 import msgspec
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,6 +31,7 @@ from logpipe.collector.receivers import table as receivers
 from logpipe.collector.receivers.generic import PARAMETERS as GENERIC_PARAMETERS
 from logpipe.collector.receivers.intake import Process
 from logpipe.limits import sender_of
+from logpipe.origins import allowed_origins
 from logpipe.parameters import MAX_NAME_SHOWN, nearest_parameter
 from logpipe.problems import FAULT, Problem, bad_parameter
 from logpipe.request_ids import Identified
@@ -83,7 +83,7 @@ def create(process: Process) -> ASGIApp:
     """The collector's sub-app over the process's appender."""
     ingest = Ingest(process)
     cors = {
-        "allow_origins": process.settings.cors_allow_origins,
+        "allow_origins": allowed_origins(process.settings, "send"),
         "allow_methods": ("POST",),
         "allow_headers": (*HEADERS_ALLOWED, *receivers.HEADERS),
     }
@@ -97,27 +97,9 @@ def create(process: Process) -> ASGIApp:
             if "origin" not in headers:
                 await ingest.answer(scope, headers, receive, send, wire_of(scope))
                 return
-        if scope["method"] == "POST" and _is_foreign(scope, process.settings.cors_allow_origins):
-            answer = problem_answer(FOREIGN)
-            await give(answer, receive, Identified(send), body_read=False)
-            return
         await around(scope, receive, send)
 
     return collector
-
-
-FOREIGN = Problem(403, "This origin is not among CORS_ALLOW_ORIGINS.")
-
-
-def _is_foreign(scope: Scope, allowed: Sequence[str]) -> bool:
-    """Whether a browser sends this from a site that may not. To leave it to CORS would be to store
-    it first: a browser asks before it sends JSON, but not before it sends text."""
-    if "*" in allowed:
-        return False
-    headers = Headers(scope=scope)
-    origin = headers.get("origin")
-    own = (origin or "").partition("://")[2].lower() == headers.get("host", "").lower()
-    return not (origin is None or origin in allowed or own)
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -23,6 +23,7 @@ from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId, parse_id
 from logpipe.limits import Seats
 from logpipe.messages import Start, Subscription, full
+from logpipe.origins import allowed_origins, require_known_origin
 from logpipe.parameters import (
     EVENTS,
     MAX_LIMIT,
@@ -61,7 +62,7 @@ def create(
         Route("/subscribers", endpoints.subscribers),
     ]
     cors = {
-        "allow_origins": settings.cors_allow_origins,
+        "allow_origins": allowed_origins(settings, "read"),
         "allow_methods": ("GET",),
         "allow_headers": HEADERS_ALLOWED,
     }
@@ -95,6 +96,8 @@ class _Distributor:
         encoder = encoder_for(request.headers.get("accept", ""))
         delivery = one_of(query, "delivery", self._settings.delivery, "broadcast", "shared")
         group = self._group(query, delivery)
+        if group is not None:
+            require_known_origin(request.scope, self._settings.cors_allow_origins)
         resumed = last_event_id(query, request.headers.get("last-event-id"))
         start = chosen_start(query, resumed)
         if not resumed:
