@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import probes, ui
 from logpipe.access import Access
+from logpipe.attempts import Attempts
 from logpipe.auth import IN_URL
 from logpipe.background import Background
 from logpipe.client.collector import RemoteCollector
@@ -29,7 +30,7 @@ from logpipe.listening import bind
 from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
 from logpipe.origins import Guard, Route, guard_of
-from logpipe.parts import Parts, open_parts, open_stream, start_canaries
+from logpipe.parts import Durations, Parts, open_parts, open_stream, start_canaries
 from logpipe.problems import Problem, respond
 from logpipe.request_ids import Identified
 from logpipe.settings import Role, Settings
@@ -59,7 +60,14 @@ def _distributor(parts: Parts) -> ASGIApp:
 
 def _ui(parts: Parts) -> ASGIApp:
     """Local or remote is decided here, once: the page does not know which it has."""
-    settings, tokens, metrics, appender, hub, _, remote, http, watch, seats, rates, answers = parts
+    settings, tokens = parts.settings, parts.tokens
+    appender, hub, remote, http, watch = (
+        parts.appender,
+        parts.hub,
+        parts.remote,
+        parts.http,
+        parts.watch,
+    )
     assert watch is not None
     log: ui.Log
     submit: ui.Submit
@@ -69,16 +77,28 @@ def _ui(parts: Parts) -> ASGIApp:
         assert remote is not None and http is not None
         log = RemoteLog(settings.distributor_url, http, remote, tokens.read)
     if appender is not None:
-        submit = LocalCollector(settings, appender, rates)
+        submit = LocalCollector(settings, appender, parts.rates)
     else:
         assert http is not None
         submit = RemoteCollector(settings.collector_url, http, tokens.ingest)
-    return ui.create(ui.Page(settings, tokens, log, submit, metrics, watch, seats, answers))
+    page = ui.Page(
+        settings,
+        tokens,
+        log,
+        submit,
+        parts.metrics,
+        watch,
+        parts.seats,
+        parts.answers,
+        parts.signed_out,
+        parts.session_s,
+    )
+    return ui.create(page)
 
 
 ROLES: Mapping[Role, RoleSpec] = {
     "collector": RoleSpec(("ingest", *SEGMENTS), _collector),
-    "distributor": RoleSpec(("subscribe", "events", "subscribers"), _distributor),
+    "distributor": RoleSpec(("subscribe", "events", "subscribers", "signed-out"), _distributor),
     "ui": RoleSpec(("", "ui", "static", "login", "status"), _ui),
 }
 
@@ -93,6 +113,7 @@ GUARDED: Mapping[str, Route] = {
     "subscribe": Route("read"),
     "events": Route("read"),
     "ack": Route("read"),
+    "signed-out": Route("read"),
     "subscribers": Route("operate"),
     "metrics": Route("metrics"),
     "openapi.json": Route("read", page=True, links=True),
@@ -154,7 +175,10 @@ class Running(NamedTuple):
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
+async def running(
+    settings: Settings,
+    durations: Durations = Durations(),  # noqa: B008 - it is immutable
+) -> AsyncIterator[Running]:
     """Opens what the roles of `settings` need, and closes it at the end.
 
     Raises `EngineError` when the embedded engine cannot start, and `PortTakenError` before, for
@@ -167,14 +191,17 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             port = bind(settings.host, settings.syslog_tcp, variable="SYSLOG_TCP", shared=several)
             stack.enter_context(port)
         metrics = Metrics()
-        tokens = Tokens(settings)
+        tokens = Tokens(
+            settings,
+            Attempts(metrics.count_wrong_token, metrics.count_limited, wait_s=durations.attempt_s),
+        )
         background = Background()
         if tokens.from_files:
             background.start("tokens", tokens.follow())
         stream = None
         if settings.redis is not None:
             stream = await open_stream(settings, settings.redis, metrics, stack, background)
-        parts = await open_parts(settings, tokens, metrics, stream, stack, background)
+        parts = await open_parts(settings, tokens, metrics, stream, stack, background, durations)
         background.start("lag", measure_lag(metrics))
         start_canaries(parts, background)
         syslog = None

@@ -13,7 +13,6 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from logpipe import auth
 from logpipe.collector.answer import Answer, give, problem_answer
 from logpipe.collector.body import read_body, too_large
 from logpipe.collector.inflight import Held
@@ -155,17 +154,17 @@ class Ingest:
         held = None
         try:
             authorization = headers.get("authorization")
-            auth.require(authorization, self._tokens.ingest)
+            token = self._tokens.require(scope, NAME, authorization, self._tokens.ingest)
             if scope["query_string"]:
                 _reject_parameters(scope["query_string"])
-            sender = self._sender(scope, authorization) if self._rates is not None else ""
+            sender = self._sender(scope, token) if self._rates is not None else ""
             whole = wire.body() if wire is not None and "content-encoding" not in headers else None
             if whole is not None and len(whole) <= TINY_BYTES:
                 body_read = True
-                intake = self._read(headers, whole, self._bounds)
+                intake = self._read(headers, token, whole, self._bounds)
             else:
                 held = Held(self._appender.inflight)
-                intake = await self._received(headers, whole, receive, held)
+                intake = await self._received(headers, token, whole, receive, held)
             answer = await self._store(intake, sender)
         except ClientDisconnect:
             return
@@ -186,19 +185,20 @@ class Ingest:
         else:
             await give(Answer(202, "application/json", answer), receive, send)
 
-    def _sender(self, scope: Scope, authorization: str | None) -> str:
+    def _sender(self, scope: Scope, token: str | None) -> str:
         """Whose rate this counts for; raises a 429 `Problem` for one who has to wait."""
         assert self._rates is not None
-        sender = sender_of(scope, self._token(authorization))
+        sender = sender_of(scope, token)
         self._rates.require(sender)
         return sender
 
-    def _token(self, authorization: str | None) -> str | None:
-        """The token that was admitted; None where none is needed."""
-        return (authorization or "").partition(" ")[2].strip() if self._tokens.ingest else None
-
     async def _received(
-        self, headers: dict[str, str], whole: bytes | None, receive: Receive, held: Held
+        self,
+        headers: dict[str, str],
+        token: str | None,
+        whole: bytes | None,
+        receive: Receive,
+        held: Held,
     ) -> Intake:
         """What is in a body: `whole`, or one that has still to come, or to be unpacked."""
         with held:
@@ -216,14 +216,16 @@ class Ingest:
             if len(body) <= LARGE_BYTES:
                 with contextlib.suppress(_ManyEventsError):
                     if len(body) <= SMALL_BYTES:
-                        return self._read(headers, body, self._small)
+                        return self._read(headers, token, body, self._small)
                     async with held.seat:
                         await asyncio.sleep(0)
-                        return self._read(headers, body, self._medium)
+                        return self._read(headers, token, body, self._medium)
             async with self._appender.inflight.reading:
-                return await in_thread(lambda: self._read(headers, body, self._bounds))
+                return await in_thread(lambda: self._read(headers, token, body, self._bounds))
 
-    def _read(self, headers: dict[str, str], body: bytes, bounds: Bounds) -> Intake:
+    def _read(
+        self, headers: dict[str, str], token: str | None, body: bytes, bounds: Bounds
+    ) -> Intake:
         """Raises a `Problem`, and `_ManyEventsError` for more events than are read at once."""
         if len(body) > self._settings.max_body_bytes:
             raise too_large(self._settings.max_body_bytes)
@@ -240,7 +242,7 @@ class Ingest:
         if key is None:
             return intake
         require_length(key)
-        scope = scope_of(NAME, self._token(headers.get("authorization")))
+        scope = scope_of(NAME, token)
         return msgspec.structs.replace(intake, once=Once(scope + key, digest_of(body)))
 
     async def _store(self, intake: Intake, sender: str) -> bytes:

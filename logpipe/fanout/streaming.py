@@ -36,10 +36,9 @@ from logpipe.messages import (
 from logpipe.metrics import Metrics
 from logpipe.wire import LATER, Rest, Wire, wire_of
 
-Revoking = Callable[[Callable[[], None]], AbstractContextManager[None]]
+Revoking = Callable[[Callable[[str], None]], AbstractContextManager[None]]
 """Given how to end a stream: a context in which that is called once it is no longer allowed."""
 
-REVOKED = "this token is no longer allowed"
 
 HEADERS = {
     "Cache-Control": "no-cache, no-transform",
@@ -142,7 +141,7 @@ class StreamResponse(Response):
         self._metrics = metrics
         self._seats = seats
         self._revoking = revoking
-        self._revoked = False
+        self._revoked = ""
         self._wire: Wire | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -184,20 +183,20 @@ class StreamResponse(Response):
                 await self._pump(send)
             except asyncio.CancelledError:
                 left = leaving.done() and not leaving.cancelled()
-                expected = left + self._revoked
+                expected = left + bool(self._revoked)
                 if task.cancelling() != expected:
                     raise  # it was not the client and its token alone
                 for _ in range(expected):
                     task.uncancel()
                 if self._revoked and not left:
-                    told = self.encoder.message(goodbye(REVOKED))
+                    told = self.encoder.message(goodbye(self._revoked))
                     await send({"type": "http.response.body", "body": told})
             finally:
                 leaving.cancel()
 
-    def _revoke(self, pump: asyncio.Task[None]) -> None:
+    def _revoke(self, pump: asyncio.Task[None], why: str) -> None:
         if not self._revoked:
-            self._revoked = True
+            self._revoked = why
             pump.cancel()
 
     @property

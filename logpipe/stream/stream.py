@@ -36,6 +36,7 @@ from logpipe.stream.health import RedisHealth
 from logpipe.stream.once import KEY_LIMITS, KeyLimits
 from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas
+from logpipe.stream.sign_outs import SignOuts
 from logpipe.stream.trimming import StreamTrimming
 from logpipe.turns import Turns
 
@@ -92,6 +93,7 @@ class Stream:
         """Entries of a page of `follow`, as far as the page before tells."""
         self.groups = StreamGroups(self._redis, name, self._turns)
         self.trimming = StreamTrimming(self._redis, name)
+        self.sign_outs = SignOuts(self._redis, name)
 
     @property
     def health(self) -> RedisHealth:

@@ -1,0 +1,83 @@
+"""Sessions of the page that were signed out, as all processes of a deployment know them.
+
+They are kept beside the stream, where processes with a distributor reach them; a page that runs
+alone exchanges its own with its distributor's. What cannot be exchanged now is later: a session
+always ends at once in the process where it was signed out, and in the others once they know.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from logpipe.problems import Problem
+
+Exchange = Callable[[Mapping[str, int]], Awaitable[Mapping[str, int]]]
+"""Takes sessions that were signed out here, and returns all: until when, as a unix time in seconds,
+by their digests. Raises a `Problem` where it cannot."""
+
+EVERY_S = 15.0
+"""Between two exchanges: a session ends everywhere within half a minute."""
+
+MAX_SESSIONS = 10_000
+"""Sessions that are remembered; beyond that those are forgotten whose time ends first."""
+
+
+class SignedOut:
+    """The sessions that were signed out; `on_change` is called when there are more of them."""
+
+    def __init__(
+        self,
+        exchange: Exchange | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        *,
+        every_s: float = EVERY_S,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._exchange = exchange
+        self._on_change = on_change
+        self._every_s = every_s
+        self._now = now
+        self._known: Mapping[str, int] = {}
+        self._untold: dict[str, int] = {}
+        self._wanted = asyncio.Event()
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._known
+
+    def add(self, digest: str, until: int) -> None:
+        """A session was signed out; the others learn it as soon as they can."""
+        self._untold[digest] = until
+        self._learn({**self._known, digest: until})
+        self._wanted.set()
+
+    async def follow(self) -> None:
+        """Keeps up with the other processes, for ever."""
+        while True:
+            with contextlib.suppress(Problem):  # it is tried again; who cannot answer has logged it
+                await self.look()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), self._every_s)
+            self._wanted.clear()
+
+    async def look(self) -> None:
+        """Exchanges once. Raises a `Problem`."""
+        if self._exchange is None:
+            return
+        told = dict(self._untold)
+        found = await self._exchange(told)
+        for digest in told:
+            del self._untold[digest]
+        self._learn({**self._known, **found})
+
+    def _learn(self, known: Mapping[str, int]) -> None:
+        before = self._known
+        self._known = newest(known, self._now())
+        if self._known.keys() - before.keys():
+            self._on_change()
+
+
+def newest(sessions: Mapping[str, int], now: float) -> dict[str, int]:
+    """Those of the sessions whose time has not ended, `MAX_SESSIONS` at the most."""
+    kept = [(until, digest) for digest, until in sessions.items() if until > now]
+    return {digest: until for until, digest in sorted(kept)[-MAX_SESSIONS:]}
