@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from logpipe.problems import Problem
@@ -22,7 +21,9 @@ PRIVATE_NAMES = (".localhost", ".internal", ".home.arpa", ".test")
 itself (RFC 6761, 8375, and ICANN's .internal)."""
 
 MAX_HOST = 255
-"""Characters of a host name (RFC 1035, 2.3.4)."""
+"""Characters of a host name (RFC 1035, 2.3.4); of a Host header twice as many are looked at."""
+
+_HEADERS = frozenset({b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -60,7 +61,8 @@ def require_known_origin(scope: Scope, allowed: Sequence[str]) -> None:
     For what changes something for others whatever the process listens on: `delivery=shared` takes
     events away from the other members of its group. Raises a 403 `Problem`.
     """
-    if ANY not in allowed and _is_foreign(scope, _keys(tuple(allowed)), links=False):
+    given = _given(scope)
+    if ANY not in allowed and _is_foreign(scope, given, _keys(tuple(allowed)), links=False):
         raise _foreign("delivery=shared takes events from the other subscribers of its group")
 
 
@@ -72,21 +74,28 @@ def _foreign(because: str) -> Problem:
     )
 
 
-def _is_foreign(scope: Scope, named: frozenset[str], *, links: bool) -> bool:
+def _given(scope: Scope) -> dict[bytes, bytes]:
+    """The headers that count here; of one that comes twice, the first."""
+    return {name: value for name, value in reversed(scope["headers"]) if name in _HEADERS}
+
+
+def _is_foreign(
+    scope: Scope, given: Mapping[bytes, bytes], named: frozenset[str], *, links: bool
+) -> bool:
     """Whether a page of another origin than the request's own makes a browser send it. `links`:
     following a link of another page does not count."""
-    headers = Headers(scope=scope)
-    site = headers.get("sec-fetch-site", "").lower()
-    if site in ("same-origin", "none"):  # none: the user's own doing, such as an address typed in
+    site = given.get(b"sec-fetch-site", b"").lower()
+    if site in (b"same-origin", b"none"):  # none: the user's own doing, such as an address typed in
         return False
-    origin = headers.get("origin")
+    origin = given.get(b"origin")
     if origin is None:
-        followed = headers.get("sec-fetch-mode") == "navigate"
-        return not (links and followed) and site in ("cross-site", "same-site")
-    key = _key(origin)
+        followed = given.get(b"sec-fetch-mode") == b"navigate"
+        return not (links and followed) and site in (b"cross-site", b"same-site")
+    key = _key(origin.decode("latin-1"))
     if key in named:
         return False
-    return site == "cross-site" or key != _key(f"{scope['scheme']}://{headers.get('host', '')}")
+    host = given.get(b"host", b"").decode("latin-1")
+    return site == b"cross-site" or key != _key(f"{scope['scheme']}://{host}")
 
 
 @lru_cache(maxsize=8)
@@ -182,9 +191,11 @@ class Guard(NamedTuple):
 
     def refusal(self, scope: Scope) -> Problem | None:
         """Why a request is refused: 421 for its Host, 403 for its origin; None where it is not."""
-        if self.hosts is not None and not _is_own_host(_host_of(scope), self.hosts):
+        given = _given(scope)
+        host = given.get(b"host", b"")[: 2 * MAX_HOST].decode("latin-1")
+        if self.hosts is not None and not _is_own_host(host, self.hosts):
             return strange_host(self.tokens)
-        if self.named is not None and _is_foreign(scope, self.named, links=self.links):
+        if self.named is not None and _is_foreign(scope, given, self.named, links=self.links):
             return _foreign(
                 f"without {self.tokens} that would be open to every page"
                 if self.hosts is not None
@@ -194,14 +205,6 @@ class Guard(NamedTuple):
 
 
 _is_own_host = lru_cache(maxsize=64)(is_own_host)
-
-
-def _host_of(scope: Scope) -> str:
-    """The Host header; of one that is longer than any name can be, what shows that it is none."""
-    for name, value in scope["headers"]:
-        if name == b"host":
-            return str(value[: 2 * MAX_HOST].decode("latin-1"))
-    return ""
 
 
 def guard_of(settings: Settings, route: Route) -> Guard | None:
