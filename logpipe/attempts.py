@@ -6,6 +6,7 @@ misconfigured sender does, never takes the last attempt.
 """
 
 import asyncio
+import contextvars
 import hashlib
 import logging
 import math
@@ -105,7 +106,9 @@ class Attempts:
         self._unlogged += 1
         if self._unlogged == 1:
             after = max(0.0, self._logged_at + self._log_s - self._now())
-            asyncio.get_running_loop().call_later(after, self._log_the_rest)
+            # Not in the context of this request, whose id the line would have.
+            apart = contextvars.Context()
+            asyncio.get_running_loop().call_later(after, self._log_the_rest, context=apart)
 
     def _log_the_rest(self) -> None:
         count, self._unlogged = self._unlogged, 0

@@ -7,10 +7,13 @@ always ends at once in the process where it was signed out, and in the others on
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from logpipe.problems import Problem
+
+log = logging.getLogger("logpipe")
 
 Exchange = Callable[[Mapping[str, int]], Awaitable[Mapping[str, int]]]
 """Takes sessions that were signed out here, and returns all: until when, as a unix time in seconds,
@@ -18,6 +21,10 @@ by their digests. Raises a `Problem` where it cannot."""
 
 EVERY_S = 15.0
 """Between two exchanges: a session ends everywhere within half a minute."""
+
+AWAY = 503
+"""The status of a `Problem` that ends by itself, as at the start of a deployment: it is logged only
+when it keeps something from the others."""
 
 MAX_SESSIONS = 10_000
 """Sessions that are remembered; beyond that those are forgotten whose time ends first."""
@@ -53,9 +60,15 @@ class SignedOut:
 
     async def follow(self) -> None:
         """Keeps up with the other processes, for ever."""
+        failing = False
         while True:
-            with contextlib.suppress(Problem):  # it is tried again; who cannot answer has logged it
+            try:
                 await self.look()
+                failing = False
+            except Problem as problem:  # it is tried again
+                if not failing and (self._untold or problem.status != AWAY):
+                    failing = True
+                    log.warning("Sessions are signed out in this process alone: %s", problem.detail)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), self._every_s)
             self._wanted.clear()

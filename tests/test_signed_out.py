@@ -1,5 +1,6 @@
 """Sessions that were signed out, in one process, in Redis, and at a distributor."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 
@@ -12,6 +13,7 @@ from logpipe.problems import Problem
 from logpipe.redis_address import RedisAddress
 from logpipe.signed_out import SignedOut, newest
 from logpipe.stream import Stream
+from tests.helpers import wait_until
 from tests.servers import Valkey, serving
 from tests.streams import stream_at
 
@@ -28,8 +30,10 @@ class Book:
     def __init__(self) -> None:
         self.sessions: dict[str, int] = {}
         self.away = False
+        self.asked = 0
 
     async def exchange(self, sessions: Mapping[str, int]) -> Mapping[str, int]:
+        self.asked += 1
         if self.away:
             raise Problem(503, "away")
         self.sessions |= sessions
@@ -61,6 +65,23 @@ async def test_what_could_not_be_told_is_told_later() -> None:
     book.away = False
     await here.look()
     assert ONE in book.sessions
+
+
+async def test_what_keeps_sessions_from_others_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    book = Book()
+    book.away = True
+    here = SignedOut(book.exchange, every_s=0.001)
+    task = asyncio.create_task(here.follow())
+    await wait_until(lambda: book.asked > 3, "it has tried")
+    assert caplog.messages == []  # nobody has signed out yet
+    here.add(ONE, soon())
+    await wait_until(lambda: book.asked > 9, "it has tried again")
+    assert caplog.messages == ["Sessions are signed out in this process alone: away"]
+    book.away = False
+    await wait_until(lambda: ONE in book.sessions, "it is told at last")
+    task.cancel()
 
 
 async def test_without_anybody_to_tell_it_is_known_here() -> None:
