@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY
 from logpipe.client.connection import http_client
 from logpipe.client.distributor import UNREACHABLE, Refused, RemoteDistributor
 from logpipe.continuity import Gap
@@ -217,6 +218,8 @@ def refusal(refused: Refused, wanted: Wanted) -> tuple[int, list[str]]:
         case 403:
             word = "does not allow this token" if wanted.tokens else f"answers 403: {detail}"
             return 1, [f"{wanted.url} {word}: give another with --token or READ_TOKENS"]
+        case status if status == MISDIRECTED:
+            return 1, [f"{wanted.url} answers {status}: {MISDIRECTED_REMEDY}"]
         case status:
             told = f"answers {status}" if status != 200 else "is no distributor"
             words = f"{wanted.url} {told}{f': {detail}' if detail else ''}"

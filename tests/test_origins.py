@@ -6,9 +6,12 @@ import httpx
 import pytest
 
 from logpipe.app import GUARDED, PROBES, ROLES, UNGUARDED
+from logpipe.client.distributor import Refused, RemoteDistributor
+from logpipe.messages import Notice, Start
 from logpipe.origins import Route, guard_of, require_known_origin
 from logpipe.problems import Problem
 from logpipe.settings import BadSettingsError, load
+from logpipe.tail import Wanted, refusal
 from tests.servers import Service, Valkey, serving, subscribed
 
 EVENT = b'{"source": "a", "message": "b"}'
@@ -278,3 +281,21 @@ async def test_a_page_alone_reads_from_a_distributor_on_loopback(valkey: Valkey)
         sent: httpx.Response = await page.http.post("/ui/send", data=form, headers=own)
         assert sent.status_code == 200
         assert "from the page" in (await page.http.get("/ui/rows", headers=own)).text
+
+
+async def test_commands_name_the_remedy_for_a_host_that_is_not_known(valkey: Valkey) -> None:
+    async with (
+        serving(redis_addr=valkey.url) as service,
+        httpx.AsyncClient(headers={"Host": "evil.example"}, trust_env=False) as http,
+    ):
+        distributor = RemoteDistributor(service.url, http)
+        with distributor(Start(), {}, insist=False) as subscription:
+            with pytest.raises(Refused) as caught:
+                await subscription.next()
+            assert caught.value.status == 421
+        status, lines = refusal(caught.value, Wanted(service.url))
+        assert (status, "ALLOWED_HOSTS" in lines[0]) == (1, True)
+        with distributor(Start(), {}) as subscription:
+            (notice,) = await subscription.next() or ()
+            assert isinstance(notice, Notice)
+            assert "ALLOWED_HOSTS" in notice.reason
