@@ -125,7 +125,8 @@ async def test_the_log_has_a_line_a_second_with_the_number_of_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, "logpipe")
-    tried = Attempts(log_s=0.05)
+    clock = Clock()
+    tried = Attempts(log_s=0.05, now=clock)
     scope: dict[str, Any] = {"type": "http", "client": None}
     tried.note(scope, "login")
     for n in range(7):
@@ -135,7 +136,7 @@ async def test_the_log_has_a_line_a_second_with_the_number_of_the_others(
         "A wrong token was sent to login by an unknown address",
         f"Wrong tokens were sent 7 more times, the last one to events by {ONE}",
     ]
-    await asyncio.sleep(0.06)
+    clock.s += 0.06
     tried.note(scope, "events")
     assert len(caplog.messages) == 3
 
@@ -206,7 +207,7 @@ async def test_every_route_with_a_token_counts_and_slows_wrong_ones(
 
 async def test_a_right_token_waits_a_moment_where_none_was_right_before(valkey: Valkey) -> None:
     async with serving(
-        redis_addr=valkey.url, durations=Durations(attempt_s=0.05), **TOKENS
+        redis_addr=valkey.url, durations=Durations(attempt_s=0.5), **TOKENS
     ) as service:
         while await status_of(service, "GET /events", "wrong") != 429:
             pass

@@ -284,7 +284,7 @@ def test_a_session_ends_when_it_was_not_used_for_its_life() -> None:
 
 
 async def test_a_stream_ends_in_time_for_its_session_to_be_renewed(valkey: Valkey) -> None:
-    durations = Durations(session_s=2.0)
+    durations = Durations(session_s=6.0)
     async with serving(redis_addr=valkey.url, read_tokens="r", durations=durations) as service:
         await signed_in(service, "r")
         answer = await service.http.get("/ui/stream")
