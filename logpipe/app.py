@@ -105,7 +105,7 @@ ROLES: Mapping[Role, RoleSpec] = {
 PROBES = ("livez", "healthz", "metrics", "openapi.json")
 
 UNGUARDED = ("livez", "healthz")
-"""What answers under any Host and to any origin: it shows nothing and changes nothing."""
+"""The probes, which answer under any Host and to any origin."""
 
 GUARDED: Mapping[str, Route] = {
     "ingest": Route("send"),
@@ -124,7 +124,7 @@ GUARDED: Mapping[str, Route] = {
     "ui": Route("read", page=True),
     "ui/send": Route("send", page=True),
 }
-"""By the first segment of a path: whose requests it may answer (`origins.guard_of`)."""
+"""What `origins.guard_of` makes a guard of, by first segment of a path. A new one needs a row."""
 
 NOTHING_HERE = Problem(404, "There is nothing here for the roles of this process.")
 

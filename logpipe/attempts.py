@@ -1,8 +1,9 @@
 """Wrong tokens: counted, logged, and slowed by the address that they come from.
 
-A right token is let in at once wherever it was right before. Another waits only while its address
-has no attempt left, and then for `wait_s` at the most: a token that an address repeats, as a
-misconfigured sender does, never takes the last attempt.
+A right token is accepted at once from an address from which it was accepted before. Any other is
+refused with 429 while its address has no attempt left; an address gets one attempt each `wait_s`. A
+wrong token that an address repeats, as a misconfigured sender does, never takes the last attempt,
+so that a right token of the same address does not wait for it.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ class _Address:
 class Attempts:
     """The attempts of all addresses.
 
-    `wrong` is called for each wrong token with its route, `limited` for each that had to wait.
+    `wrong` is called for each wrong token with its route, `limited` for each 429.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 """Which web pages may make a browser send requests here, and under which names this process
-answers: a browser says who asks in `Origin`, `Sec-Fetch-Site` and `Host`, and no page can set them.
+answers: a browser sends `Origin`, `Sec-Fetch-Site` and `Host`, and a page cannot set them.
 """
 
 import ipaddress
@@ -58,12 +58,12 @@ def require_known_origin(scope: Scope, allowed: Sequence[str]) -> None:
     """Refuses what a browser sends for a page of another origin than the request's own and those
     `allowed` by CORS_ALLOW_ORIGINS (none: it was not given; `ANY`: all are).
 
-    For what changes something for others whatever the process listens on: `delivery=shared` takes
-    events away from the other members of its group. Raises a 403 `Problem`.
+    For `delivery=shared` and its acknowledgements, whatever address the process listens on: they
+    take events from the other members of a group. Raises a 403 `Problem`.
     """
     given = _given(scope)
     if ANY not in allowed and _is_foreign(scope, given, _keys(tuple(allowed)), links=False):
-        raise _foreign("delivery=shared takes events from the other subscribers of its group")
+        raise _foreign("delivery=shared takes events from the other members of its group")
 
 
 def _foreign(because: str) -> Problem:

@@ -1,8 +1,8 @@
 """Sessions of the page that were signed out, as all processes of a deployment know them.
 
-They are kept beside the stream, where processes with a distributor reach them; a page that runs
-alone exchanges its own with its distributor's. What cannot be exchanged now is later: a session
-always ends at once in the process where it was signed out, and in the others once they know.
+They are kept in Redis beside the stream, which processes with a distributor reach; a page that runs
+alone exchanges them with its distributor. A session ends at once in the process where it was signed
+out, and in every other process at its next exchange. An exchange that fails is repeated.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ EVERY_S = 15.0
 
 AWAY = 503
 """The status of a `Problem` that ends by itself, as at the start of a deployment: it is logged only
-when it keeps something from the others."""
+while there are sessions that the other processes do not know of."""
 
 MAX_SESSIONS = 10_000
 """Sessions that are remembered; beyond that those are forgotten whose time ends first."""
@@ -46,15 +46,15 @@ class SignedOut:
         self._every_s = every_s
         self._now = now
         self._known: Mapping[str, int] = {}
-        self._untold: dict[str, int] = {}
+        self._unsent: dict[str, int] = {}
         self._wanted = asyncio.Event()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._known
 
     def add(self, digest: str, until: int) -> None:
-        """A session was signed out; the others learn it as soon as they can."""
-        self._untold[digest] = until
+        """Adds a session that was signed out here, and begins an exchange."""
+        self._unsent[digest] = until
         self._learn({**self._known, digest: until})
         self._wanted.set()
 
@@ -66,7 +66,7 @@ class SignedOut:
                 await self.look()
                 failing = False
             except Problem as problem:  # it is tried again
-                if not failing and (self._untold or problem.status != AWAY):
+                if not failing and (self._unsent or problem.status != AWAY):
                     failing = True
                     log.warning("Sessions are signed out in this process alone: %s", problem.detail)
             with contextlib.suppress(TimeoutError):
@@ -77,10 +77,10 @@ class SignedOut:
         """Exchanges once. Raises a `Problem`."""
         if self._exchange is None:
             return
-        told = dict(self._untold)
-        found = await self._exchange(told)
-        for digest in told:
-            del self._untold[digest]
+        sent = dict(self._unsent)
+        found = await self._exchange(sent)
+        for digest in sent:
+            del self._unsent[digest]
         self._learn({**self._known, **found})
 
     def _learn(self, known: Mapping[str, int]) -> None:

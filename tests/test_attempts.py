@@ -47,7 +47,7 @@ def tried_out(clock: Clock, **given: Any) -> Attempts:
     return tried
 
 
-async def test_after_ten_wrong_tokens_an_address_has_one_attempt_a_second() -> None:
+async def test_after_ten_wrong_tokens_there_is_one_attempt_a_second() -> None:
     clock = Clock()
     tried = tried_out(clock)
     assert passes(tried, "wrong") is None
@@ -74,7 +74,7 @@ async def test_a_token_that_was_right_there_before_never_waits() -> None:
     assert [passes(before, RIGHT) for _ in range(100)] == [True] * 100
 
 
-async def test_a_sender_that_repeats_a_wrong_token_keeps_no_right_one_waiting() -> None:
+async def test_a_repeated_wrong_token_delays_no_right_one() -> None:
     clock = Clock()
     tried = Attempts(now=clock, wait_s=1.0)
     for _ in range(100):
@@ -112,7 +112,7 @@ async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     assert len(tried._addresses) == len(tried._right) == 3
 
 
-async def test_each_is_counted_by_its_route_and_those_that_wait_as_limited() -> None:
+async def test_wrong_tokens_are_counted_by_route_and_429s_as_limited() -> None:
     routes: list[str] = []
     limited: list[object] = []
     tried = tried_out(Clock(), wrong=routes.append, limited=limited.append)
@@ -121,7 +121,7 @@ async def test_each_is_counted_by_its_route_and_those_that_wait_as_limited() -> 
     assert limited == [{"wrong_tokens": 1}]
 
 
-async def test_the_log_has_a_line_a_second_with_the_number_of_the_others(
+async def test_the_log_has_one_line_a_second_with_a_number(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, "logpipe")
@@ -205,7 +205,7 @@ async def test_every_route_with_a_token_counts_and_slows_wrong_ones(
             assert await status_of(service, route, right) not in refused
 
 
-async def test_a_right_token_waits_a_moment_where_none_was_right_before(valkey: Valkey) -> None:
+async def test_a_right_token_that_is_new_waits_a_moment(valkey: Valkey) -> None:
     async with serving(
         redis_addr=valkey.url, durations=Durations(attempt_s=0.5), **TOKENS
     ) as service:

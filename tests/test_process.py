@@ -301,9 +301,7 @@ async def test_a_token_that_can_be_guessed_is_warned_of_by_its_setting(
         assert "fifteen-letters" not in process.log.read_text()
 
 
-async def test_who_listens_beyond_this_machine_learns_that_metrics_are_open(
-    valkey: Valkey, tmp_path: Path
-) -> None:
+async def test_beyond_this_machine_open_metrics_are_logged(valkey: Valkey, tmp_path: Path) -> None:
     tokens = {"INGEST_TOKENS": "x" * 16, "READ_TOKENS": "y" * 16}
     for admin, count in ({}, 1), ({"ADMIN_TOKENS": "z" * 16}, 0):
         environ = {"REDIS_ADDR": valkey.url, "HOST": "0.0.0.0", **tokens, **admin}

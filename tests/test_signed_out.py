@@ -40,7 +40,7 @@ class Book:
         return dict(self.sessions)
 
 
-async def test_a_session_is_signed_out_here_at_once_and_elsewhere_by_an_exchange() -> None:
+async def test_a_session_ends_elsewhere_by_an_exchange() -> None:
     book, changes = Book(), []
     here = SignedOut(book.exchange)
     there = SignedOut(book.exchange, lambda: changes.append(1))
@@ -54,7 +54,7 @@ async def test_a_session_is_signed_out_here_at_once_and_elsewhere_by_an_exchange
     assert changes == [1]
 
 
-async def test_what_could_not_be_told_is_told_later() -> None:
+async def test_sign_outs_are_exchanged_once_that_is_possible() -> None:
     book = Book()
     here = SignedOut(book.exchange)
     here.add(ONE, soon())
@@ -67,7 +67,7 @@ async def test_what_could_not_be_told_is_told_later() -> None:
     assert ONE in book.sessions
 
 
-async def test_what_keeps_sessions_from_others_is_logged_once(
+async def test_an_exchange_that_keeps_failing_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     book = Book()
@@ -75,16 +75,16 @@ async def test_what_keeps_sessions_from_others_is_logged_once(
     here = SignedOut(book.exchange, every_s=0.001)
     task = asyncio.create_task(here.follow())
     await wait_until(lambda: book.asked > 3, "it has tried")
-    assert caplog.messages == []  # nobody has signed out yet
+    assert caplog.messages == []  # no session was signed out yet
     here.add(ONE, soon())
     await wait_until(lambda: book.asked > 9, "it has tried again")
     assert caplog.messages == ["Sessions are signed out in this process alone: away"]
     book.away = False
-    await wait_until(lambda: ONE in book.sessions, "it is told at last")
+    await wait_until(lambda: ONE in book.sessions, "the exchange has worked")
     task.cancel()
 
 
-async def test_without_anybody_to_tell_it_is_known_here() -> None:
+async def test_without_an_exchange_a_sign_out_counts_here() -> None:
     here = SignedOut()
     here.add(ONE, soon())
     await here.look()
@@ -106,15 +106,15 @@ async def stream(valkey: Valkey) -> AsyncIterator[Stream]:
 
 async def test_redis_keeps_them_until_their_end(valkey: Valkey, stream: Stream) -> None:
     assert await stream.sign_outs.exchange({}) == {}
-    told = {ONE: soon(), TWO: soon(-1)}
-    assert await stream.sign_outs.exchange(told) == {ONE: told[ONE]}
+    ends = {ONE: soon(), TWO: soon(-1)}
+    assert await stream.sign_outs.exchange(ends) == {ONE: ends[ONE]}
     (key,) = valkey.client.keys("*signed-out*")
     assert valkey.client.hkeys(key) == [ONE.encode()]
     assert 900 < valkey.client.ttl(key) <= 1001
-    assert await stream.sign_outs.exchange({}) == {ONE: told[ONE]}
+    assert await stream.sign_outs.exchange({}) == {ONE: ends[ONE]}
 
 
-async def test_a_user_that_may_not_use_the_key_is_told_once(
+async def test_a_redis_user_without_the_key_is_logged_once(
     valkey: Valkey, stream: Stream, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = stream.health.kind

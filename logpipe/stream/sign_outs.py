@@ -36,8 +36,8 @@ class SignOuts:
             pairs = [word for pair in sessions.items() for word in pair]
             commands.append(("HSET", self._key, *pairs))
             commands.append(("EXPIRE", self._key, max(1, int(max(sessions.values()) - now) + 1)))
-        *told, found = await self._ask([*commands, ("HGETALL", self._key)])
-        for answer in (*told, found):
+        *added, found = await self._ask([*commands, ("HGETALL", self._key)])
+        for answer in (*added, found):
             if isinstance(answer, ResponseError):
                 self._complain(answer)
                 return {}

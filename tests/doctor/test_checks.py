@@ -61,7 +61,7 @@ def test_a_proxy_that_answers_for_tokens_is_told() -> None:
     assert next(tokens(found))[:2] == ("wrong", "to send: status 502")
 
 
-def test_a_host_name_that_is_not_known_is_told_once_with_its_remedy() -> None:
+def test_an_unknown_host_name_is_shown_once_with_its_remedy() -> None:
     found = facts()
     found.ways["send", "own"] = found.ways["read", "own"] = Answer(421)
     assert ["ALLOWED_HOSTS" in remedy for *_, remedy in tokens(found)] == [True, True]
