@@ -13,11 +13,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logpipe import probes, ui
 from logpipe.access import Access
+from logpipe.attempts import Attempts
 from logpipe.auth import IN_URL
 from logpipe.background import Background
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.log import RemoteLog
 from logpipe.collector import app as collector
+from logpipe.collector.answer import give, problem_answer
 from logpipe.collector.inflight import Inflight
 from logpipe.collector.receivers.intake import Process
 from logpipe.collector.receivers.syslog_tcp import SyslogListener
@@ -27,7 +29,8 @@ from logpipe.distributor import app as distributor
 from logpipe.listening import bind
 from logpipe.loop_lag import measure_lag
 from logpipe.metrics import Metrics
-from logpipe.parts import Parts, open_parts, open_stream, start_canaries
+from logpipe.origins import Guard, Route, guard_of
+from logpipe.parts import Durations, Parts, open_parts, open_stream, start_canaries
 from logpipe.problems import Problem, respond
 from logpipe.request_ids import Identified
 from logpipe.settings import Role, Settings
@@ -57,7 +60,14 @@ def _distributor(parts: Parts) -> ASGIApp:
 
 def _ui(parts: Parts) -> ASGIApp:
     """Local or remote is decided here, once: the page does not know which it has."""
-    settings, tokens, metrics, appender, hub, _, remote, http, watch, seats, rates, answers = parts
+    settings, tokens = parts.settings, parts.tokens
+    appender, hub, remote, http, watch = (
+        parts.appender,
+        parts.hub,
+        parts.remote,
+        parts.http,
+        parts.watch,
+    )
     assert watch is not None
     log: ui.Log
     submit: ui.Submit
@@ -67,20 +77,56 @@ def _ui(parts: Parts) -> ASGIApp:
         assert remote is not None and http is not None
         log = RemoteLog(settings.distributor_url, http, remote, tokens.read)
     if appender is not None:
-        submit = LocalCollector(settings, appender, rates)
+        submit = LocalCollector(settings, appender, parts.rates)
     else:
         assert http is not None
         submit = RemoteCollector(settings.collector_url, http, tokens.ingest)
-    return ui.create(ui.Page(settings, tokens, log, submit, metrics, watch, seats, answers))
+    page = ui.Page(
+        settings,
+        tokens,
+        log,
+        submit,
+        parts.metrics,
+        watch,
+        parts.seats,
+        parts.answers,
+        parts.signed_out,
+        parts.session_s,
+    )
+    return ui.create(page)
 
 
 ROLES: Mapping[Role, RoleSpec] = {
     "collector": RoleSpec(("ingest", *SEGMENTS), _collector),
-    "distributor": RoleSpec(("subscribe", "ack", "events", "subscribers"), _distributor),
+    "distributor": RoleSpec(
+        ("subscribe", "ack", "events", "subscribers", "signed-out"), _distributor
+    ),
     "ui": RoleSpec(("", "ui", "static", "login", "status"), _ui),
 }
 
 PROBES = ("livez", "healthz", "metrics", "openapi.json")
+
+UNGUARDED = ("livez", "healthz")
+"""The probes, which answer under any Host and to any origin."""
+
+GUARDED: Mapping[str, Route] = {
+    "ingest": Route("send"),
+    **dict.fromkeys(SEGMENTS, Route("send")),
+    "subscribe": Route("read"),
+    "events": Route("read"),
+    "ack": Route("read"),
+    "signed-out": Route("read"),
+    "subscribers": Route("operate"),
+    "metrics": Route("metrics"),
+    "openapi.json": Route("read", page=True, links=True),
+    "": Route("read", page=True, links=True),
+    "login": Route("read", page=True, links=True),
+    "status": Route("operate", page=True, links=True),
+    "static": Route("read", page=True, links=True),
+    "ui": Route("read", page=True),
+    "ui/send": Route("send", page=True),
+}
+"""What `origins.guard_of` makes a guard of, by first segment of a path. A new one needs a row."""
 
 NOTHING_HERE = Problem(404, "There is nothing here for the roles of this process.")
 
@@ -96,15 +142,22 @@ class Dispatch:
     `/ingest` with a redirect.
     """
 
-    def __init__(self, apps: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, apps: Mapping[str, ASGIApp], guards: Mapping[str, Guard] = {}) -> None:
         self._apps = apps
+        self._guards = guards
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 404 for a path of no role, and 400 for a token in the URL."""
-        segment = scope["path"].removeprefix("/").partition("/")[0]
+        """Answers 404 for a path of no role, 403 and 421 as its guard says, and 400 for a token in
+        the URL."""
+        path = scope["path"]
+        segment = path.removeprefix("/").partition("/")[0]
         app = self._apps.get(segment)
+        guard = self._guards.get("ui/send" if path == "/ui/send" else segment)
         if app is None:
             await respond(NOTHING_HERE)(scope, receive, Identified(send))
+        elif guard is not None and (problem := guard.refusal(scope)) is not None:
+            body_read = scope["method"] in ("GET", "HEAD", "OPTIONS")
+            await give(problem_answer(problem), receive, Identified(send), body_read=body_read)
         elif (query := scope["query_string"]) and segment not in SEGMENTS and IN_URL.search(query):
             await respond(TOKEN_IN_URL)(scope, receive, Identified(send))
         else:
@@ -124,7 +177,10 @@ class Running(NamedTuple):
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Running]:
+async def running(
+    settings: Settings,
+    durations: Durations = Durations(),  # noqa: B008 - it is immutable
+) -> AsyncIterator[Running]:
     """Opens what the roles of `settings` need, and closes it at the end.
 
     Raises `EngineError` when the embedded engine cannot start, and `PortTakenError` before, for
@@ -137,14 +193,17 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             port = bind(settings.host, settings.syslog_tcp, variable="SYSLOG_TCP", shared=several)
             stack.enter_context(port)
         metrics = Metrics()
-        tokens = Tokens(settings)
+        tokens = Tokens(
+            settings,
+            Attempts(metrics.count_wrong_token, metrics.count_limited, wait_s=durations.attempt_s),
+        )
         background = Background()
         if tokens.from_files:
             background.start("tokens", tokens.follow())
         stream = None
         if settings.redis is not None:
             stream = await open_stream(settings, settings.redis, metrics, stack, background)
-        parts = await open_parts(settings, tokens, metrics, stream, stack, background)
+        parts = await open_parts(settings, tokens, metrics, stream, stack, background, durations)
         background.start("lag", measure_lag(metrics))
         start_canaries(parts, stream, background)
         syslog = None
@@ -167,8 +226,18 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         farewell = partial(_say_farewell, parts, syslog)
         inflight = parts.appender.inflight if parts.appender is not None else None
         yield Running(
-            Access(Dispatch(apps), parts.answers), farewell, background, metrics, syslog, inflight
+            Access(Dispatch(apps, _guards(settings)), parts.answers),
+            farewell,
+            background,
+            metrics,
+            syslog,
+            inflight,
         )
+
+
+def _guards(settings: Settings) -> dict[str, Guard]:
+    made = {segment: guard_of(settings, route) for segment, route in GUARDED.items()}
+    return {segment: guard for segment, guard in made.items() if guard is not None}
 
 
 def _say_farewell(parts: Parts, syslog: SyslogListener | None) -> None:

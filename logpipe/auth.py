@@ -1,5 +1,7 @@
-"""Bearer tokens: who may send and who may read."""
+"""Tokens as requests carry them, and whether they are among those that are allowed."""
 
+import base64
+import binascii
 import hmac
 import re
 from collections.abc import Sequence
@@ -22,27 +24,38 @@ def is_known(token: str, tokens: Sequence[str]) -> bool:
     return found
 
 
-def require(authorization: str | None, tokens: Sequence[str]) -> None:
-    """Checks an Authorization header. No tokens: open to all. Raises a 401 or 403 `Problem`."""
-    if not tokens:
-        return
-    scheme, _, token = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise Problem(401, "This needs a bearer token.", headers=CHALLENGE)
-    admit(token.strip(), tokens)
+def token_of(authorization: str | None, *schemes: str) -> str | None:
+    """The token of an Authorization header: Bearer, Basic, ApiKey, or one of `schemes`."""
+    scheme, _, rest = (authorization or "").partition(" ")
+    scheme, rest = scheme.lower(), rest.strip()
+    if scheme == "basic":
+        return _secret(rest)
+    if scheme == "apikey":
+        return _secret(rest) or rest or None
+    return rest or None if scheme in ("bearer", *schemes) else None
 
 
-def kept(authorization: str | None, tokens: Sequence[str]) -> str | None:
-    """What a stream keeps of an Authorization header that `require` has accepted: no more than its
-    token, and nothing where none was needed."""
-    if not tokens:
+def _secret(packed: str) -> str | None:
+    """The password of Basic's `user:password`; the user where there is none."""
+    try:
+        text = base64.b64decode(packed, validate=True).decode("latin-1")
+    except (ValueError, binascii.Error):
         return None
-    scheme, _, token = (authorization or "").partition(" ")
-    return f"{scheme} {token.strip()}"
+    user, _, password = text.partition(":")
+    return password or user or None
 
 
-def admit(token: str, tokens: Sequence[str]) -> None:
-    """Checks a token as a header had it. Raises a 403 `Problem`."""
-    # Servers decode headers as Latin-1; a token beyond ASCII was sent as UTF-8.
-    if not is_known(token.encode("latin-1", "replace").decode("utf-8", "replace"), tokens):
-        raise Problem(403, "This token is not allowed here.")
+def decoded(token: str) -> str:
+    """A token as it is meant: servers decode headers as Latin-1, and one beyond ASCII was sent as
+    UTF-8."""
+    return token.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def missing(what: str = "bearer token") -> Problem:
+    """The refusal of a request without a token."""
+    return Problem(401, f"This needs a {what}.", headers=CHALLENGE)
+
+
+def forbidden() -> Problem:
+    """The refusal of a token that is wrong, or of another scope."""
+    return Problem(403, "This token is not allowed here.")

@@ -25,7 +25,7 @@ NAMES = (
     "inflight", "rate", "subscribers", "subscribers_per_client", "groups", "syslog_connections",
     "connections", "keys", "stream_bytes", "stream_age", "scans", "look_back", "answers",
     "answer_rate", "filter_steps", "pipeline", "idle_connections", "syslog_time", "body_frames",
-    "redis_connections", "handshakes", "handshake_time", "heads", "acks",
+    "redis_connections", "handshakes", "handshake_time", "heads", "acks", "wrong_tokens",
 )  # fmt: skip
 """What `logpipe_limited_total` tells apart."""
 

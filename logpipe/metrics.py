@@ -80,6 +80,12 @@ class Metrics:
         self.events_accepted = events.labels("accepted")
         self.events_rejected = events.labels("rejected")
         self.events_repeated = events.labels("repeated")
+        self.wrong_tokens = Counter(
+            "logpipe_wrong_tokens_total",
+            "Requests with a token that is wrong or of another scope, by route.",
+            ["route"],
+            registry=registry,
+        )
         self.receiver_requests = Counter(
             "logpipe_receiver_requests_total",
             "Requests in the protocols of other shippers.",
@@ -293,6 +299,10 @@ class Metrics:
         """So many bytes are free on the disk of the embedded engine, and so many have to be."""
         self.disk_free_bytes.set(free)
         self.disk_needed_bytes.set(needed)
+
+    def count_wrong_token(self, route: str) -> None:
+        """A wrong token was sent to a route."""
+        self.wrong_tokens.labels(route).inc()
 
     def group(self, name: str) -> "GroupMetrics":
         """The metrics of a consumer group. Clients name groups, so only the first `MAX_LABELS` have

@@ -32,7 +32,7 @@ from logpipe.collector.receivers import (
 from logpipe.collector.receivers.otlp import JSON_TYPE, PROTOBUF_TYPES
 from logpipe.collector.receivers.table import ALIAS, PROTOCOLS
 from logpipe.distributor.ack import Acknowledged
-from logpipe.distributor.app import MAX_GROUP_NAME
+from logpipe.distributor.app import MAX_GROUP_NAME, SIGNED_OUT
 from logpipe.event import Event, ReadEvent
 from logpipe.fanout.streaming import NDJSON
 from logpipe.groups.member import DEFAULT_IN_FLIGHT, MAX_IN_FLIGHT
@@ -62,7 +62,11 @@ def _problems(**says: str) -> dict[int, Reply]:
     return {int(name[1:]): Reply(said, PROBLEM) for name, said in says.items()}
 
 
-_TOKENS = _problems(s401="A token is needed.", s403="This token is not allowed here.")
+_TOKENS = _problems(
+    s401="A token is needed.",
+    s403="This token is not allowed here, or a web page of another origin asks.",
+    s429="Too many wrong tokens came from this address; Retry-After says when to come again.",
+)
 _AWAY = _problems(s503="Redis cannot serve now; Retry-After says when to come again.")
 _BAD = _problems(s400="A parameter is wrong; `parameter` names it.")
 
@@ -325,6 +329,11 @@ def _collector(settings: Settings) -> Iterator[Operation]:
 # -- the distributor ----------------------------------------------------------------------------
 
 
+_SESSIONS: Mapping[str, Shape] = {
+    JSON: {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}}
+}
+
+
 class Page(msgspec.Struct):
     """A page of the history; `next` goes back as `cursor` until it is null, also when there are no
     `events`. `searched_to` is the id of the last entry that was looked at; null where there is
@@ -409,6 +418,19 @@ def _distributor(settings: Settings) -> Iterator[Operation]:
         "Who reads from this process, and how far behind.",
         {200: Reply("They.", {JSON: Listed}), **_TOKENS, **_AWAY},
         guard="operate",
+    )
+    yield Operation(
+        SIGNED_OUT,
+        "For pages that run alone: adds sessions that were signed out, and returns all of them.",
+        {
+            200: Reply("The end of each session, as a unix time in seconds, by digest.", _SESSIONS),
+            **_problems(s400="The body is something else.", s413="The body is too large."),
+            **_TOKENS,
+            **_AWAY,
+        },
+        ("POST",),
+        takes=_SESSIONS,
+        guard="read",
     )
 
 

@@ -13,11 +13,13 @@ import httpx
 
 from logpipe import probes
 from logpipe.answers import Answers
+from logpipe.attempts import WAIT_S
 from logpipe.background import Background
 from logpipe.canary import await_canaries, send_canaries
 from logpipe.client.connection import http_client
 from logpipe.client.distributor import RemoteDistributor
 from logpipe.client.process import RemoteProcess
+from logpipe.client.sign_outs import RemoteSignOuts
 from logpipe.collector.appender import Appender
 from logpipe.collector.inflight import Inflight
 from logpipe.engine import Engine, Rewriting
@@ -27,10 +29,20 @@ from logpipe.limits import Rates, Seats
 from logpipe.metrics import Metrics
 from logpipe.redis_address import RedisAddress
 from logpipe.settings import Settings, StreamBytes
+from logpipe.signed_out import EVERY_S, Exchange, SignedOut
 from logpipe.stream import Disk, Stream, free_bytes
 from logpipe.tokens import Tokens
 from logpipe.trimmer import Trimmer
+from logpipe.ui.session import LIFE_S
 from logpipe.watch import Look, Watch, look_here
+
+
+class Durations(NamedTuple):
+    """What no setting says, and a test may want otherwise, in seconds."""
+
+    attempt_s: float = WAIT_S
+    session_s: float = LIFE_S
+    exchange_s: float = EVERY_S
 
 
 class Parts(NamedTuple):
@@ -48,6 +60,8 @@ class Parts(NamedTuple):
     seats: Seats
     rates: Rates | None
     answers: Answers
+    signed_out: SignedOut
+    session_s: float
 
 
 async def open_stream(
@@ -102,6 +116,7 @@ async def open_parts(
     stream: Stream | None,
     stack: AsyncExitStack,
     background: Background,
+    durations: Durations,
 ) -> Parts:
     """What the roles of `settings` need; `stack` closes it, `background` has its tasks."""
     appender = hub = groups = remote = http = watch = None
@@ -158,9 +173,29 @@ async def open_parts(
         watch = Watch([here, *_looks_elsewhere(settings, tokens, http)])
         background.start("watch", watch.run())
     rates = Rates(settings.rate_per_token) if settings.rate_per_token else None
-    answers = Answers(metrics.count_limited)
+    exchange: Exchange | None = None
+    if "ui" in settings.roles and hub is not None:
+        exchange = hub.stream.sign_outs.exchange
+    elif http is not None:
+        exchange = RemoteSignOuts(settings.distributor_url, http, tokens.read).exchange
+    signed_out = SignedOut(exchange, tokens.end_streams, every_s=durations.exchange_s)
+    if exchange is not None and (tokens.ingest or tokens.readers or tokens.admin):
+        background.start("signed out", signed_out.follow())
     return Parts(
-        settings, tokens, metrics, appender, hub, groups, remote, http, watch, seats, rates, answers
+        settings,
+        tokens,
+        metrics,
+        appender,
+        hub,
+        groups,
+        remote,
+        http,
+        watch,
+        seats,
+        rates,
+        Answers(metrics.count_limited),
+        signed_out,
+        durations.session_s,
     )
 
 

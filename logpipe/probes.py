@@ -2,15 +2,16 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from logpipe import __version__, auth
+from logpipe import __version__
 from logpipe.background import Background
 from logpipe.metrics import MEDIA_TYPE, Metrics
 from logpipe.openapi import document
@@ -77,10 +78,13 @@ async def _livez(_: Request) -> Response:
 
 def _metrics(
     tokens: Tokens, metrics: Metrics, redis: RedisHealth | None, state: Callable[[], Health]
-) -> Callable[[Request], Response]:
-    # A plain function: Starlette runs it in a thread, so that a scrape never holds up the loop.
-    def answer(request: Request) -> Response:
-        auth.require(request.headers.get("authorization"), tokens.admin)
+) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        tokens.require(request.scope, "metrics", request.headers.get("authorization"), tokens.admin)
+        # In a thread, so that a scrape never holds up the loop.
+        return await run_in_threadpool(exposed)
+
+    def exposed() -> Response:
         metrics.redis_up.set(redis.kind == "ok" if redis is not None else math.nan)
         metrics.ready.set(state().status == "ok")
         return Response(metrics.exposition(), media_type=MEDIA_TYPE)
@@ -89,7 +93,7 @@ def _metrics(
 
 
 def _openapi(settings: Settings) -> Callable[[Request], Response]:
-    # A plain function, for the same reason: the document is made when it is first asked for.
+    # A plain function, which Starlette runs in a thread: the document is made at the first request.
     @functools.cache
     def made() -> bytes:
         described = document(operations(settings), __version__, guarded(settings))

@@ -6,6 +6,7 @@ environment; it reports every bad value at once and never repeats a secret one.
 
 import ipaddress
 import re
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ MAX_PERCENT = 90
 DEFAULT_ENGINE_MEMORY = "1gb"
 MIN_ENGINE_BYTES = 16 << 20
 """The least memory of the embedded engine: an append of a body of a few megabytes fits in it."""
+_ORIGIN = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#@]+")
 Role = Literal["collector", "distributor", "ui"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -168,10 +170,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     subscriber_queue_len: Annotated[
         int, setting("Events that a subscriber may be behind in memory.", ge=1)
     ] = 10_000
-    cors_allow_origins: Annotated[Words, setting("Origins whose pages may read and send.")] = ("*",)
+    cors_allow_origins: Annotated[
+        Words,
+        setting(
+            "Origins whose pages may read and send, like https://app.example; *: all. Unless given:"
+            " all; none but its own where only this machine can connect and no token is needed."
+        ),
+    ] = ()
     allowed_hosts: Annotated[
         Words,
-        setting("Names under which browsers may open the page while no READ_TOKENS guard it."),
+        setting(
+            "Host names besides localhost under which browsers may open the page while no"
+            " READ_TOKENS guard it, and under which a process answers where only this machine can"
+            " connect and no token is needed; *: any."
+        ),
     ] = ()
     collector_url: Annotated[str, setting("Where a ui that runs alone sends to.")] = (
         "http://collector:8081"
@@ -297,7 +309,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def exposed(self) -> bool:
         """Whether others than this machine can connect."""
-        return self.host not in ("localhost", "::1") and not self.host.startswith("127.")
+        return not _is_loopback(self.host.lower().rstrip("."))
 
     def __repr__(self) -> str:
         shown = (
@@ -491,6 +503,8 @@ def _convert(field: Field, text: str) -> Any:
         value = _words(text)
         if text and field.secret and not value:  # as "$A,$B" of what is not set: it would open
             raise ValueError(f"{field.variable}=(hidden): holds nothing")
+        if field.name == "cors_allow_origins" and not value:  # it would mean what is not given
+            raise ValueError(f"{field.variable}={shown}: must name origins, or *")
     try:
         return msgspec.convert(value, field.type, strict=False)
     except msgspec.ValidationError:
@@ -526,6 +540,11 @@ def _check(settings: Settings) -> list[str]:
         if not re.fullmatch(r"https?://[^/\s]+.*", url):
             told = on_one_line(without_credentials(url))
             bad.append(f"{variable}={told}: must be a URL like http://collector:8081")
+    bad += [
+        f"CORS_ALLOW_ORIGINS={on_one_line(origin)}: must be origins like https://app.example, or *"
+        for origin in settings.cors_allow_origins
+        if not _ORIGIN.fullmatch(origin)
+    ]
     for network in settings.forwarded_allow_ips:
         try:
             _ = network == "*" or ipaddress.ip_network(network)
@@ -548,6 +567,20 @@ def _check(settings: Settings) -> list[str]:
             bad.append(f"{variable}={on_one_line(text)}: {error}")
     bad += _redis_trouble(settings) if settings.role else ()
     return bad
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        try:  # as 127.1, which is an address for the kernel
+            address = ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:  # a name
+            return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _redis_trouble(settings: Settings) -> Iterator[str]:

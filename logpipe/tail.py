@@ -11,7 +11,7 @@ from typing import Protocol
 import httpx
 import msgspec
 
-from logpipe.client.backoff import Backoff
+from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY, Backoff
 from logpipe.client.connection import http_client
 from logpipe.client.distributor import UNREACHABLE, Refused, RemoteDistributor
 from logpipe.continuity import Gap
@@ -285,6 +285,8 @@ def refusal(refused: Refused, wanted: Wanted) -> tuple[int, list[str]]:
             return 1, [f"{wanted.url} {word}: give another with --token or READ_TOKENS"]
         case 409 if detail:
             return 1, [detail]
+        case status if status == MISDIRECTED:
+            return 1, [f"{wanted.url} answers {status}: {MISDIRECTED_REMEDY}"]
         case status:
             told = f"answers {status}" if status != 200 else "is no distributor"
             words = f"{wanted.url} {told}{f': {detail}' if detail else ''}"

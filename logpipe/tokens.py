@@ -6,9 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import overload
 
+from starlette.types import Scope
+
+from logpipe.attempts import Attempts
+from logpipe.auth import decoded, forbidden, is_known, missing, token_of
 from logpipe.settings import Settings, words_in
 
 log = logging.getLogger("logpipe")
+
+NO_LONGER_ALLOWED = "this token is no longer allowed"
+"""What a stream says at its end when its token was removed, or its session signed out."""
 
 POLL_S = 1.0
 """Between two looks at the files. They are read, not only looked at: they are small, and a change
@@ -38,7 +45,8 @@ class Words(Sequence[str]):
 class Tokens:
     """Who may send, read and operate. Whether a scope is open to all never changes."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, attempts: Attempts | None = None) -> None:
+        self.attempts = attempts or Attempts()
         self.ingest = Words(settings.ingest_tokens)
         self.read = Words(settings.read_tokens)
         self.admin = Words(settings.admin_tokens)
@@ -67,6 +75,35 @@ class Tokens:
         those that may read."""
         return tuple(self.admin) or self.readers
 
+    def is_token(self, text: str) -> bool:
+        """Whether a text is a token of any scope."""
+        return is_known(text, (*self.ingest, *self.read, *self.admin))
+
+    def require(
+        self, scope: Scope, route: str, authorization: str | None, allowed: Sequence[str]
+    ) -> str | None:
+        """The token of an Authorization header; None where none is needed, because none is allowed.
+
+        `route` is the name by which a wrong one is counted. Raises a 401, 403 or 429 `Problem`.
+        """
+        if not allowed:
+            return None
+        token = token_of(authorization)
+        if token is None:
+            raise missing()
+        return self.admit(scope, route, token, allowed)
+
+    def admit(self, scope: Scope, route: str, token: str, allowed: Sequence[str]) -> str:
+        """The token, as it is meant, of a header that is one of `allowed`. Raises a 403 or 429
+        `Problem`."""
+        given = decoded(token)
+        if not self.attempts.passes(scope, route, given, lambda: self.is_token(given)):
+            raise forbidden()
+        if not is_known(given, allowed):
+            self.attempts.note(scope, route)
+            raise forbidden()
+        return given
+
     @contextmanager
     def revoking(self, allowed: Callable[[], bool], end: Callable[[], None]) -> Iterator[None]:
         """Meanwhile `end` is called when `allowed` no longer is after a change of tokens."""
@@ -90,9 +127,13 @@ class Tokens:
         found = await asyncio.to_thread(lambda: [file.read() for file in self._files])
         changed = [file.take(*each) for file, each in zip(self._files, found, strict=True)]
         if any(changed):
-            for allowed, end in list(self._streams):
-                if not allowed():
-                    end()
+            self.end_streams()
+
+    def end_streams(self) -> None:
+        """Ends the streams that are no longer allowed."""
+        for allowed, end in list(self._streams):
+            if not allowed():
+                end()
 
 
 class _File:

@@ -98,7 +98,7 @@ async def connected(
 
 def request(body: bytes = b"", *lines: str, start: str = "POST /ingest HTTP/1.1") -> bytes:
     """A request with Host and Content-Length."""
-    head = [start, "Host: test", f"Content-Length: {len(body)}", *lines]
+    head = [start, "Host: localhost", f"Content-Length: {len(body)}", *lines]
     return "\r\n".join([*head, "", ""]).encode("latin-1") + body
 
 

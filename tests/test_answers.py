@@ -34,7 +34,7 @@ from logpipe.wire import Wire, wire_of
 from tests.helpers import wait_until
 from tests.raw import Connection, can_measure_memory, connected, peak_memory
 
-GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LARGE = 20 * 1024 * 1024
 """More than the kernel takes of an answer that nobody reads."""
 

@@ -59,6 +59,12 @@ def test_a_token_that_is_not_taken_has_its_remedy(status: int) -> None:
     assert "--token" in verdict.remedy
 
 
+def test_a_host_name_that_is_not_known_has_its_remedy() -> None:
+    verdict = judge(421, {}, body(), 1)
+    assert isinstance(verdict, Never)
+    assert "ALLOWED_HOSTS" in verdict.remedy
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [

@@ -637,10 +637,11 @@ def allowed(answer: httpx.Response) -> str | None:
     return origin
 
 
+@pytest.mark.parametrize("given", [{"cors_allow_origins": "*"}, {"host": "0.0.0.0"}])
 async def test_browsers_of_any_origin_may_read_by_default_and_never_with_credentials(
-    valkey: Valkey,
+    valkey: Valkey, given: dict[str, str]
 ) -> None:
-    async with distributing(valkey) as service:
+    async with distributing(valkey, **given) as service:
         for path, headers in (
             ("/events", {}),
             ("/events", {"Cookie": "a=b"}),

@@ -145,7 +145,7 @@ def accepts(port: int) -> bool:
         contextlib.suppress(OSError),
         socket.create_connection(("127.0.0.1", port), timeout=2) as connection,
     ):
-        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: t\r\n\r\n")
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         return connection.recv(1) != b""
     return False
 

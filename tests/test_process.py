@@ -275,7 +275,7 @@ async def test_what_is_no_number_of_partitions_ends_the_start(tmp_path: Path, co
         ("collector", {}, ["INGEST_TOKENS"]),
         ("distributor", {}, ["READ_TOKENS"]),
         (BOTH, {}, ["INGEST_TOKENS", "READ_TOKENS"]),
-        (BOTH, {"INGEST_TOKENS": "x", "READ_TOKENS": "y"}, []),
+        (BOTH, {"INGEST_TOKENS": "x" * 16, "READ_TOKENS": "y" * 16}, []),
     ],
 )
 async def test_who_listens_beyond_this_machine_without_tokens_is_warned_once(
@@ -288,6 +288,27 @@ async def test_who_listens_beyond_this_machine_without_tokens_is_warned_once(
     assert len(warnings) == (1 if named else 0)
     for name in ("INGEST_TOKENS", "READ_TOKENS"):
         assert (name in "".join(warnings)) is (name in named)
+
+
+async def test_a_token_that_can_be_guessed_is_warned_of_by_its_setting(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    tokens = {"INGEST_TOKENS": "x" * 16, "READ_TOKENS": f"{'y' * 20},fifteen-letters"}
+    async with spawned(tmp_path, REDIS_ADDR=valkey.url, **tokens) as process:
+        await process.ready()
+        (warning,) = [line["message"] for line in lines_of(process) if line["level"] == "WARN"]
+        assert warning.startswith("READ_TOKENS: tokens of fewer than 16 characters")
+        assert "fifteen-letters" not in process.log.read_text()
+
+
+async def test_beyond_this_machine_open_metrics_are_logged(valkey: Valkey, tmp_path: Path) -> None:
+    tokens = {"INGEST_TOKENS": "x" * 16, "READ_TOKENS": "y" * 16}
+    for admin, count in ({}, 1), ({"ADMIN_TOKENS": "z" * 16}, 0):
+        environ = {"REDIS_ADDR": valkey.url, "HOST": "0.0.0.0", **tokens, **admin}
+        async with spawned(tmp_path, **environ) as process:
+            await process.ready()
+            lines = [line["message"] for line in lines_of(process)]
+            assert len([line for line in lines if "can see /metrics" in line]) == count
 
 
 async def test_on_this_machine_alone_nobody_is_warned(valkey: Valkey, tmp_path: Path) -> None:

@@ -217,14 +217,26 @@ def test_secrets_are_shown_as_set_or_not_set() -> None:
 
 
 def test_every_setting_is_there_with_the_value_in_force() -> None:
-    given = shown_settings(load({"role": "collector", "cors_allow_origins": "a, b"}, {}))
+    given = shown_settings(load({"role": "collector", "cors_allow_origins": "a://b, c://d"}, {}))
     assert list(given) == [field.variable for field in fields()]
     assert given["PORT"] == "8081"
-    assert given["CORS_ALLOW_ORIGINS"] == "a, b"
-    assert shown_settings(load({"cors_allow_origins": ""}, {}))["CORS_ALLOW_ORIGINS"] == "none"
+    assert given["CORS_ALLOW_ORIGINS"] == "a://b, c://d"
     assert given["DATA_DIR"].endswith("logpipe")
     rows = {row.variable: row for row in settings_in_force(load({"block_ms": 5000}, {}))}
     assert (rows["BLOCK_MS"].given, rows["BATCH_COUNT"].given) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({}, "none but its own"),
+        ({"host": "0.0.0.0"}, "*"),
+        ({"read_tokens": "r", "ingest_tokens": "w"}, "*"),
+        ({"read_tokens": "r"}, "none but its own to send, * to read"),
+    ],
+)
+def test_the_origins_in_force_are_shown(given: dict[str, str], shown: str) -> None:
+    assert shown_settings(load(given, {}))["CORS_ALLOW_ORIGINS"] == shown
 
 
 @pytest.mark.parametrize(

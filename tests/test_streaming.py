@@ -391,10 +391,10 @@ async def test_streams_of_a_revoked_token_come_back_in_turns() -> None:
 
 async def test_a_client_that_leaves_as_its_token_is_revoked_ends_the_response_too() -> None:
     source, browser = Source([HELLO]), Browser()
-    ends: list[Callable[[], None]] = []
+    ends: list[Callable[[str], None]] = []
 
     @contextlib.contextmanager
-    def revoking(end: Callable[[], None]) -> Iterator[None]:
+    def revoking(end: Callable[[str], None]) -> Iterator[None]:
         ends.append(end)
         yield
 
@@ -403,7 +403,7 @@ async def test_a_client_that_leaves_as_its_token_is_revoked_ends_the_response_to
     task = asyncio.create_task(response(scope, browser.receive, browser.send))
     await wait_until(lambda: source.asked == 2, "it waits for more")
     browser.left.set()
-    ends[0]()
+    ends[0]("revoked")
     await asyncio.wait_for(task, 10)
     assert source.inside == 0
 

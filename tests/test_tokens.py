@@ -19,6 +19,7 @@ from logpipe.client.log import RemoteLog
 from logpipe.fanout.history import page_of
 from logpipe.filters import EVERYTHING
 from logpipe.ids import START
+from logpipe.parts import Durations
 from logpipe.problems import Problem
 from logpipe.settings import load
 from logpipe.tokens import Tokens, Words
@@ -63,7 +64,8 @@ async def status_of(http: httpx.AsyncClient, route: str, token: str | None) -> i
 
 async def test_each_scope_opens_its_routes_and_no_others(valkey: Valkey) -> None:
     """401 without a token, 403 with one of another scope; the page of a browser leads to /login."""
-    async with serving(redis_addr=valkey.url, **TOKENS) as service:
+    durations = Durations(attempt_s=1e-6)
+    async with serving(redis_addr=valkey.url, durations=durations, **TOKENS) as service:
         for route, scopes in ROUTES.items():
             for scope, token in (("none", None), ("unknown", "x"), *SCOPES.items()):
                 status = await status_of(service.http, route, token)

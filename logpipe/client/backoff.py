@@ -7,6 +7,9 @@ LAST_RETRY_S = 3.0
 """The pause between two attempts doubles from the first to the last, with jitter."""
 
 NOT_NOW = (408, 425, 429)
+MISDIRECTED = 421
+"""A process on loopback does not know the host name by which it was asked."""
+MISDIRECTED_REMEDY = "ask it by an address or localhost, or add the name to its ALLOWED_HOSTS"
 """Client errors that ask to come again."""
 
 

@@ -15,7 +15,7 @@ import httpx
 import msgspec
 
 from logpipe import sse
-from logpipe.client.backoff import NOT_NOW, Backoff
+from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY, NOT_NOW, Backoff
 from logpipe.client.connection import CONNECT_TIMEOUT_S, bearer, shown
 from logpipe.client.items import items_of
 from logpipe.continuity import Gap
@@ -333,6 +333,8 @@ def _trouble(error: Exception) -> str:
     if isinstance(error, Refused):
         if error.status in (401, 403):
             return f"the distributor refuses this page's token ({error.status}): READ_TOKENS"
+        if error.status == MISDIRECTED:
+            return f"the distributor answers {error.status}: {MISDIRECTED_REMEDY}"
         if error.status < 400:
             return "what answers there is no distributor"
         return f"the distributor answers {error.status}"

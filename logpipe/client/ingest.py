@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import httpx
 import msgspec
 
-from logpipe.client.backoff import NOT_NOW
+from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY, NOT_NOW
 from logpipe.client.connection import CONNECT_TIMEOUT_S, bearer, shown, trusted
 from logpipe.event import NOT_DECODED
 
@@ -136,6 +136,8 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, events: int) -> 
         return TooLarge(reason) if events > 1 else Taken(0, 1, [Refused(0, reason)])
     if problem and status in (400, 422):
         return Taken(0, events, [Refused(0, problem.detail)])
+    if status == MISDIRECTED:
+        return Never(f"answers {status}", MISDIRECTED_REMEDY)
     if location := headers.get("location"):
         return Never(f"{told}, and points to {location}", "give that as --url")
     return Never(told if status != 202 else "is no collector")

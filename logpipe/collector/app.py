@@ -6,15 +6,13 @@ a third more requests go through without either.
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 
 import msgspec
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from logpipe import auth
 from logpipe.collector.answer import Answer, give, problem_answer
 from logpipe.collector.body import read_body, too_large
 from logpipe.collector.inflight import Held
@@ -32,6 +30,7 @@ from logpipe.collector.receivers import table as receivers
 from logpipe.collector.receivers.generic import PARAMETERS as GENERIC_PARAMETERS
 from logpipe.collector.receivers.intake import Process
 from logpipe.limits import sender_of
+from logpipe.origins import allowed_origins
 from logpipe.parameters import MAX_NAME_SHOWN, nearest_parameter
 from logpipe.problems import FAULT, Problem, bad_parameter
 from logpipe.request_ids import Identified
@@ -83,7 +82,7 @@ def create(process: Process) -> ASGIApp:
     """The collector's sub-app over the process's appender."""
     ingest = Ingest(process)
     cors = {
-        "allow_origins": process.settings.cors_allow_origins,
+        "allow_origins": allowed_origins(process.settings, "send"),
         "allow_methods": ("POST",),
         "allow_headers": (*HEADERS_ALLOWED, *receivers.HEADERS),
     }
@@ -97,27 +96,9 @@ def create(process: Process) -> ASGIApp:
             if "origin" not in headers:
                 await ingest.answer(scope, headers, receive, send, wire_of(scope))
                 return
-        if scope["method"] == "POST" and _is_foreign(scope, process.settings.cors_allow_origins):
-            answer = problem_answer(FOREIGN)
-            await give(answer, receive, Identified(send), body_read=False)
-            return
         await around(scope, receive, send)
 
     return collector
-
-
-FOREIGN = Problem(403, "This origin is not among CORS_ALLOW_ORIGINS.")
-
-
-def _is_foreign(scope: Scope, allowed: Sequence[str]) -> bool:
-    """Whether a browser sends this from a site that may not. To leave it to CORS would be to store
-    it first: a browser asks before it sends JSON, but not before it sends text."""
-    if "*" in allowed:
-        return False
-    headers = Headers(scope=scope)
-    origin = headers.get("origin")
-    own = (origin or "").partition("://")[2].lower() == headers.get("host", "").lower()
-    return not (origin is None or origin in allowed or own)
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -173,17 +154,17 @@ class Ingest:
         held = sender = None
         try:
             authorization = headers.get("authorization")
-            auth.require(authorization, self._tokens.ingest)
+            token = self._tokens.require(scope, NAME, authorization, self._tokens.ingest)
             if scope["query_string"]:
                 _reject_parameters(scope["query_string"])
-            sender = self._begun(scope, authorization)
+            sender = self._begun(scope, token)
             whole = wire.body() if wire is not None and "content-encoding" not in headers else None
             if whole is not None and len(whole) <= TINY_BYTES:
                 body_read = True
-                intake = self._read(headers, whole, self._bounds)
+                intake = self._read(headers, token, whole, self._bounds)
             else:
                 held = Held(self._appender.inflight)
-                intake = await self._received(headers, whole, receive, held)
+                intake = await self._received(headers, token, whole, receive, held)
             answer = await self._store(intake, sender)
         except ClientDisconnect:
             return
@@ -206,21 +187,22 @@ class Ingest:
         else:
             await give(Answer(202, "application/json", answer), receive, send)
 
-    def _begun(self, scope: Scope, authorization: str | None) -> str | None:
+    def _begun(self, scope: Scope, token: str | None) -> str | None:
         """Whose rate this counts for; None where there is no rate. Raises a 429 `Problem` for a
         sender that has to wait."""
         if self._rates is None:
             return None
-        sender = sender_of(scope, self._token(authorization))
+        sender = sender_of(scope, token)
         self._rates.begin(sender)
         return sender
 
-    def _token(self, authorization: str | None) -> str | None:
-        """The token that was admitted; None where none is needed."""
-        return (authorization or "").partition(" ")[2].strip() if self._tokens.ingest else None
-
     async def _received(
-        self, headers: dict[str, str], whole: bytes | None, receive: Receive, held: Held
+        self,
+        headers: dict[str, str],
+        token: str | None,
+        whole: bytes | None,
+        receive: Receive,
+        held: Held,
     ) -> Intake:
         """What is in a body: `whole`, or one that has still to come, or to be unpacked."""
         with held:
@@ -238,14 +220,16 @@ class Ingest:
             if len(body) <= LARGE_BYTES:
                 with contextlib.suppress(_ManyEventsError):
                     if len(body) <= SMALL_BYTES:
-                        return self._read(headers, body, self._small)
+                        return self._read(headers, token, body, self._small)
                     async with held.seat:
                         await asyncio.sleep(0)
-                        return self._read(headers, body, self._medium)
+                        return self._read(headers, token, body, self._medium)
             async with self._appender.inflight.reading:
-                return await in_thread(lambda: self._read(headers, body, self._bounds))
+                return await in_thread(lambda: self._read(headers, token, body, self._bounds))
 
-    def _read(self, headers: dict[str, str], body: bytes, bounds: Bounds) -> Intake:
+    def _read(
+        self, headers: dict[str, str], token: str | None, body: bytes, bounds: Bounds
+    ) -> Intake:
         """Raises a `Problem`, and `_ManyEventsError` for more events than are read at once."""
         if len(body) > self._settings.max_body_bytes:
             raise too_large(self._settings.max_body_bytes)
@@ -262,7 +246,7 @@ class Ingest:
         if key is None:
             return intake
         require_length(key)
-        scope = scope_of(NAME, self._token(headers.get("authorization")))
+        scope = scope_of(NAME, token)
         return msgspec.structs.replace(intake, once=Once(scope + key, digest_of(body)))
 
     async def _store(self, intake: Intake, sender: str | None) -> bytes:

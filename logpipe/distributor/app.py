@@ -3,19 +3,22 @@ history."""
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from logpipe import auth
 from logpipe.answers import Answers, StreamedResponse
+from logpipe.auth import is_known
 from logpipe.continuity import Cursor
 from logpipe.distributor.ack import Acknowledged, Bodies, reading
+from logpipe.event import NOT_DECODED
 from logpipe.fanout.history import PAGE_BYTES, History
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.streaming import HEADERS, StreamResponse, encoder_for
@@ -35,6 +38,7 @@ from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId, parse_id
 from logpipe.limits import FairSeats, Seats, requester_of
 from logpipe.messages import Start, Subscription, full
+from logpipe.origins import allowed_origins, require_known_origin
 from logpipe.parameters import (
     ACK,
     EVENTS,
@@ -54,7 +58,7 @@ from logpipe.problems import Problem, Unavailable, bad_parameter
 from logpipe.settings import Settings
 from logpipe.subapp import sub_app
 from logpipe.subscribers import Listed, subscribers
-from logpipe.tokens import Tokens
+from logpipe.tokens import NO_LONGER_ALLOWED, Tokens
 
 MAX_GROUP_NAME = 128
 
@@ -63,6 +67,16 @@ ACKS_AT_ONCE = 2
 
 FUTURE_MS = 60_000
 """How far ahead a client's clock may be before its `since` is refused."""
+
+SIGNED_OUT = "/signed-out"
+MAX_SIGN_OUT_BYTES = 65_536
+"""Of a request with sessions that were signed out: a thousand of them."""
+MAX_SIGN_OUT_S = 86_400
+"""How far ahead the end of a session may be."""
+
+_sessions = msgspec.json.Decoder(
+    dict[Annotated[str, Meta(pattern="^[0-9a-f]{32}$")], Annotated[int, Meta(ge=0)]]
+)
 
 HEADERS_ALLOWED = ("Authorization", "Last-Event-ID", "Cache-Control", "X-Request-ID")
 """What a browser on another origin may send besides the headers that need no permission."""
@@ -78,9 +92,10 @@ def create(
         Route("/ack", endpoints.ack, methods=["POST"]),
         Route("/events", endpoints.events),
         Route("/subscribers", endpoints.subscribers),
+        Route(SIGNED_OUT, endpoints.signed_out, methods=["POST"]),
     ]
     cors = {
-        "allow_origins": settings.cors_allow_origins,
+        "allow_origins": allowed_origins(settings, "read"),
         "allow_methods": ("GET", "POST"),
         "allow_headers": HEADERS_ALLOWED,
     }
@@ -108,14 +123,15 @@ class _Distributor:
 
     async def subscribe(self, request: Request) -> Response:
         """The stream, as SSE or NDJSON."""
-        authorization = request.headers.get("authorization")
-        auth.require(authorization, self._tokens.readers)
+        token = self._require("subscribe", request, self._tokens.readers)
         query = request.query_params
         reject_unknown(query, SUBSCRIBE, "/subscribe")
         chosen = await chosen_filter(query, self._seats.parsing_for(request.scope))
         encoder = encoder_for(request.headers.get("accept", ""))
         delivery = one_of(query, "delivery", self._settings.delivery, "broadcast", "shared")
         group = self._group(query, delivery)
+        if group is not None:
+            require_known_origin(request.scope, self._settings.cors_allow_origins)
         resumed = last_event_id(query, request.headers.get("last-event-id"))
         start = chosen_start(query, resumed)
         if not resumed:
@@ -137,13 +153,13 @@ class _Distributor:
                     headers=HEADERS,
                     media_type=encoder.media_type,
                 )
-        allowed = partial(self._may_read, auth.kept(authorization, self._tokens.readers))
+        allowed = partial(self._may_read, token)
         return StreamResponse(
             subscription,
             encoder,
             self._hub.metrics,
             self._seats,
-            partial(self._tokens.revoking, allowed),
+            lambda end: self._tokens.revoking(allowed, partial(end, NO_LONGER_ALLOWED)),
         )
 
     async def _admitted(
@@ -175,7 +191,8 @@ class _Distributor:
 
     async def ack(self, request: Request) -> Response:
         """Acknowledges what a member of a consumer group holds, at whatever replica it is."""
-        auth.require(request.headers.get("authorization"), self._tokens.readers)
+        require_known_origin(request.scope, self._settings.cors_allow_origins)
+        self._require("ack", request, self._tokens.readers)
         query = request.query_params
         reject_unknown(query, ACK, "/ack")
         group, member = self._group(query, "shared"), query.get("member", "")
@@ -198,11 +215,12 @@ class _Distributor:
             media_type="application/json",
         )
 
-    def _may_read(self, authorization: str | None) -> bool:
-        with contextlib.suppress(Problem):
-            auth.require(authorization, self._tokens.readers)
-            return True
-        return False
+    def _require(self, route: str, request: Request, allowed: Sequence[str]) -> str | None:
+        authorization = request.headers.get("authorization")
+        return self._tokens.require(request.scope, route, authorization, allowed)
+
+    def _may_read(self, token: str | None) -> bool:
+        return token is None or is_known(token, self._tokens.readers)
 
     async def _require_known(self, start: Start) -> None:
         """Raises a 400 `Problem` for a parameter that names what this stream never had.
@@ -227,10 +245,32 @@ class _Distributor:
 
     async def subscribers(self, request: Request) -> Response:
         """Who reads from this process."""
-        auth.require(request.headers.get("authorization"), self._tokens.operators)
+        self._require("subscribers", request, self._tokens.operators)
         listed = await subscribers(self._hub, self._groups)
         return Response(
             msgspec.json.encode(Listed(listed)),
+            headers={"Cache-Control": "no-store"},
+            media_type="application/json",
+        )
+
+    async def signed_out(self, request: Request) -> Response:
+        """Takes sessions that were signed out at a page which runs alone, and returns all."""
+        self._require("signed-out", request, self._tokens.readers)
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_SIGN_OUT_BYTES:
+                raise Problem(413, f"The body has more than {MAX_SIGN_OUT_BYTES} bytes.")
+        try:
+            sessions = _sessions.decode(bytes(body))
+        except NOT_DECODED as error:
+            raise Problem(400, f"The body must be sessions and their ends: {error}") from None
+        latest = time.time() + MAX_SIGN_OUT_S
+        if any(until > latest for until in sessions.values()):
+            raise Problem(400, f"A session ends within {MAX_SIGN_OUT_S} s.")
+        known = await self._hub.stream.sign_outs.exchange(sessions)
+        return Response(
+            msgspec.json.encode(known),
             headers={"Cache-Control": "no-store"},
             media_type="application/json",
         )
@@ -263,7 +303,7 @@ class _Distributor:
 
     async def events(self, request: Request) -> Response:
         """A page of the history as JSON."""
-        auth.require(request.headers.get("authorization"), self._tokens.readers)
+        self._require("events", request, self._tokens.readers)
         query = request.query_params
         reject_unknown(query, EVENTS, "/events")
         chosen = await chosen_filter(query, self._seats.parsing_for(request.scope))

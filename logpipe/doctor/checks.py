@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY
 from logpipe.doctor.look import KEPT, Answer, Facts
 from logpipe.doctor.senders import SENDERS
 
@@ -78,12 +79,14 @@ def _way(facts: Facts, way: str, setting: str, option: str) -> Judged:
     own, none, wrong = (facts.ways[way, name] for name in ("own", "none", "wrong"))
     if own.status in REFUSED:
         return "wrong", f"to {way}: refused ({own.status})", f"{option} with one of {setting}"
+    if own.status == MISDIRECTED:
+        return "wrong", f"to {way}: {own}", MISDIRECTED_REMEDY
     if not 200 <= own.status < 300 and own.status != 400:
         remedy = f"is the {'collector' if way == 'send' else 'distributor'} there?"
         return "wrong", f"to {way}: {own}", remedy
     if none.status not in REFUSED:
         return "warning", f"to {way}: none is asked for", f"set {setting} where others may come"
-    if (none.status, wrong.status) != (401, 403):
+    if none.status != 401 or wrong.status not in (403, 429):  # 429: after many wrong ones
         detail = f"to {way}: {none.status} without one, {wrong.status} with a wrong one"
         return "warning", detail, "a proxy answers in logpipe's place: 401 and 403 are wanted"
     return _ok(f"to {way}: taken; 401 without, 403 with a wrong one")
@@ -94,7 +97,7 @@ def probes(facts: Facts) -> Iterator[Judged]:
     not. What the token alone stands in the way of says nothing."""
     bad: dict[str, list[str]] = {}
     for probe, answer in facts.probes.items():
-        if answer.status in REFUSED and _refused(facts, "send"):
+        if answer.status in (*REFUSED, MISDIRECTED) and _refused(facts, "send"):
             continue
         failed = bad.setdefault(probe.protocol, [])
         if answer.status != probe.status:
@@ -107,9 +110,9 @@ def probes(facts: Facts) -> Iterator[Judged]:
 
 
 def _refused(facts: Facts, way: str) -> bool:
-    """Whether it fails for the token, which is told once."""
+    """Whether it fails for the token or the host name, which is told once."""
     answer = facts.ways.get((way, "own"))
-    return answer is not None and answer.status in REFUSED
+    return answer is not None and answer.status in (*REFUSED, MISDIRECTED)
 
 
 def stream(facts: Facts) -> Iterator[Judged]:

@@ -36,7 +36,7 @@ from logpipe.messages import (
 from logpipe.metrics import Metrics
 from logpipe.wire import LATER, Rest, Wire, wire_of
 
-Revoking = Callable[[Callable[[], None]], AbstractContextManager[None]]
+Revoking = Callable[[Callable[[str], None]], AbstractContextManager[None]]
 """Given how to end a stream: a context in which that is called once it is no longer allowed."""
 
 SHARED_SEND_BUFFER = 128 * 1024
@@ -47,7 +47,6 @@ CONFIRMATION_S = (0.0005, 0.02)
 """The shortest and the longest pause between two looks at what a client's kernel has confirmed.
 Linux delays a confirmation for 40 ms at the most."""
 
-REVOKED = "this token is no longer allowed"
 
 HEADERS = {
     "Cache-Control": "no-cache, no-transform",
@@ -157,7 +156,7 @@ class StreamResponse(Response):
         self._metrics = metrics
         self._seats = seats
         self._revoking = revoking
-        self._revoked = False
+        self._revoked = ""
         self._wire: Wire | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -201,20 +200,20 @@ class StreamResponse(Response):
                 await self._pump(send)
             except asyncio.CancelledError:
                 left = leaving.done() and not leaving.cancelled()
-                expected = left + self._revoked
+                expected = left + bool(self._revoked)
                 if task.cancelling() != expected:
                     raise  # it was not the client and its token alone
                 for _ in range(expected):
                     task.uncancel()
                 if self._revoked and not left:
-                    told = self._encoded(Bye(REVOKED))
+                    told = self._encoded(Bye(self._revoked))
                     await send({"type": "http.response.body", "body": told})
             finally:
                 leaving.cancel()
 
-    def _revoke(self, pump: asyncio.Task[None]) -> None:
+    def _revoke(self, pump: asyncio.Task[None], why: str) -> None:
         if not self._revoked:
-            self._revoked = True
+            self._revoked = why
             pump.cancel()
 
     @property

@@ -22,6 +22,9 @@ log = logging.getLogger("logpipe")
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
 
+SHORT_TOKEN = 16
+"""Characters of a token that nobody guesses: as random letters and digits, 95 bits."""
+
 MOMENT_S = 0.1
 """What closing a resource may take when the process is asked a second time to end."""
 
@@ -150,6 +153,31 @@ def introduce(settings: Settings, port: int) -> None:
             " and ".join(open_to.values()),
             " and ".join(open_to),
         )
+    elif settings.exposed and not settings.admin_tokens:
+        log.info(
+            "%s listens beyond this machine, and anyone who reaches it can see /metrics: set"
+            " ADMIN_TOKENS",
+            settings.host,
+        )
+    if short := _short_tokens(settings):
+        log.warning(
+            "%s: tokens of fewer than %d characters can be guessed; `openssl rand -hex 32` makes"
+            " one that cannot",
+            ", ".join(short),
+            SHORT_TOKEN,
+        )
+
+
+def _short_tokens(settings: Settings) -> list[str]:
+    """The settings with a token that can be guessed."""
+    scopes = {
+        "INGEST_TOKENS": settings.ingest_tokens,
+        "READ_TOKENS": settings.read_tokens,
+        "ADMIN_TOKENS": settings.admin_tokens,
+    }
+    return [
+        name for name, tokens in scopes.items() if any(len(token) < SHORT_TOKEN for token in tokens)
+    ]
 
 
 def _open_to_all(settings: Settings) -> dict[str, str]:

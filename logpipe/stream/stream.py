@@ -39,6 +39,7 @@ from logpipe.stream.once import KEY_LIMITS, KeyLimits
 from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas
 from logpipe.stream.secret import StreamSecret
+from logpipe.stream.sign_outs import SignOuts
 from logpipe.stream.trimming import StreamTrimming
 from logpipe.turns import Turns
 
@@ -100,6 +101,7 @@ class Stream:
         self.groups = StreamGroups(self._redis, name, self._turns)
         self.trimming = StreamTrimming(self._redis, name)
         self.secret = StreamSecret(self._redis, name)
+        self.sign_outs = SignOuts(self._redis, name)
 
     @property
     def health(self) -> RedisHealth:

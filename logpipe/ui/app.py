@@ -19,6 +19,7 @@ from logpipe.metrics import Metrics
 from logpipe.parameters import chosen_filter, chosen_start, last_event_id, parsed_filter, span
 from logpipe.problems import Problem
 from logpipe.settings import Settings
+from logpipe.signed_out import SignedOut
 from logpipe.subapp import sub_app
 from logpipe.tokens import Tokens
 from logpipe.ui import reading
@@ -28,7 +29,7 @@ from logpipe.ui.feed import FeedResponse
 from logpipe.ui.log import Log
 from logpipe.ui.security import require_same_origin, secured
 from logpipe.ui.sending import COUNTS, errors_by_field, events_of, form_of
-from logpipe.ui.session import Session, refusal, sign_out
+from logpipe.ui.session import LIFE_S, Session, refusal, with_cookies
 from logpipe.ui.status import Status
 from logpipe.watch import Watch
 
@@ -68,7 +69,7 @@ def create(page: "Page") -> ASGIApp:
         Route("/ui/logout", page.sign_out, methods=["POST"]),
         Mount("/static", page.assets),
     ]
-    return secured(sub_app(routes), page.settings)
+    return secured(with_cookies(sub_app(routes)), page.settings)
 
 
 class Said(NamedTuple):
@@ -94,10 +95,12 @@ class Page:
         watch: Watch,
         seats: Seats,
         answers: Answers,
+        signed_out: SignedOut,
+        session_s: float = LIFE_S,
     ) -> None:
         self.assets = Assets()
         self.settings = settings
-        self._session = Session(tokens)
+        self._session = Session(tokens, signed_out, session_s)
         self.status = Status(settings, self._session, self._html, watch)
         self._log = log
         self._submit = submit
@@ -251,28 +254,31 @@ class Page:
         require_same_origin(request.headers)
         form = dict(await form_of(request, self.settings.max_message_bytes))
         token = form.get("token", "").strip()
-        if not self._session.is_token(token):
+        try:
+            known = self._session.passes(request, token)
+        except Problem as problem:
+            again = self._login(request, problem.detail, problem.status)
+            again.headers.update(problem.headers)
+            return again
+        if not known:
             return self._login(request, "This token is not known here.", 403)
         onward = RedirectResponse(_after_login(request.query_params), 303)
-        access = self._session.sign_in(request, onward, token)
+        access = self._session.sign_in(request, token)
         to_status = _is_for_status(request.query_params)
         if access.operate if to_status else access.read:
             return onward
         wanted = "see the status" if to_status else "read"
-        again = self._login(request, f"This token is known. To {wanted} needs another.", 403)
-        self._session.sign_in(request, again, token)
-        return again
+        return self._login(request, f"This token is known. To {wanted} needs another.", 403)
 
     def _login(self, request: Request, error: str, status: int = 200) -> Response:
         action = _with_query("/login", request.query_params)
         return self._html("login.html", status, error=error, action=action)
 
     async def sign_out(self, request: Request) -> Response:
-        """Forgets the browser's tokens."""
+        """Ends the browser's session, in all processes."""
         require_same_origin(request.headers)
-        response = RedirectResponse("/", 303)
-        sign_out(response)
-        return response
+        self._session.sign_out(request)
+        return RedirectResponse("/", 303)
 
 
 def _templates(**shared: Any) -> jinja2.Environment:

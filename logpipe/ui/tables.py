@@ -5,6 +5,7 @@ import time
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from logpipe.origins import Right, allowed_origins
 from logpipe.samples import STARTED, changes, rate
 from logpipe.settings import Settings, fields, without_credentials
 from logpipe.subscribers import Subscriber
@@ -147,8 +148,18 @@ def _shown(settings: Settings, name: str, *, secret: bool) -> str:
         case "trim_maxbytes":
             size, percent = settings.stream_bytes
             return f"{percent}%" if percent else str(size)
+        case "cors_allow_origins":
+            return _origins_in_force(settings)
         case "collector_url" | "distributor_url":
             return without_credentials(value)
     if secret:
         return "set" if value else "not set"
     return (", ".join(value) if isinstance(value, tuple) else str(value)) or "none"
+
+
+def _origins_in_force(settings: Settings) -> str:
+    rights: tuple[Right, ...] = ("send", "read")
+    send, read = (
+        ", ".join(allowed_origins(settings, right)) or "none but its own" for right in rights
+    )
+    return send if send == read else f"{send} to send, {read} to read"

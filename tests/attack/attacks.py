@@ -122,7 +122,7 @@ def _client_hello() -> bytes:
 async def slow_head(turn: Turn) -> None:
     """A head of which a byte comes now and then."""
     async with turn.target.connected() as connection:
-        await turn.target.send(connection, b"GET /livez HTTP/1.1\r\nHost: x\r\n", 1)
+        await turn.target.send(connection, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n", 1)
         for _ in range(120):
             await asyncio.sleep(0.5)
             await turn.target.send(connection, b"X")

@@ -215,7 +215,7 @@ async def uploading(
     before = inflight.bytes
     lines = [line for line in (f"Content-Length: {length}", head) if line]
     async with connected(service.url) as connection:
-        start = "\r\n".join(["POST /ingest HTTP/1.1", "Host: test", *lines, "", ""])
+        start = "\r\n".join(["POST /ingest HTTP/1.1", "Host: localhost", *lines, "", ""])
         await connection.send(start.encode() + data)
         await wait_until(lambda: inflight.bytes >= before + len(data), "it is counted")
         yield connection
@@ -295,7 +295,9 @@ async def test_large_bodies_are_read_a_few_at_a_time_and_all_of_them_are_taken(
 async def upload(connection: Connection, pieces: int) -> "asyncio.Task[Answer]":
     """Sends as many pieces of a body that has no end, fewer where an answer comes before; the
     answer, which may still be to come."""
-    await connection.send(b"POST /ingest HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await connection.send(
+        b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
     piece = b"%x\r\n%b\r\n" % (256 * KIB, b" " * (256 * KIB))
     answer = asyncio.create_task(connection.answer(timeout=50))
     for _ in range(pieces):

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from logpipe.doctor.checks import Finding, Judged, clock, compression, redis, stream, tokens
+from logpipe.doctor.checks import Finding, Judged, clock, compression, probes, redis, stream, tokens
 from logpipe.doctor.look import Answer, Facts, Sent, Target
 from logpipe.doctor.report import MAX_DETAIL, lines, sound
+from logpipe.doctor.senders import Probe
 from logpipe.samples import read_sample
 
 HERE = "http://127.0.0.1:8080"
@@ -58,6 +59,20 @@ def test_a_proxy_that_answers_for_tokens_is_told() -> None:
     assert next(tokens(found))[0] == "warning"
     found.ways["send", "own"] = Answer(502)
     assert next(tokens(found))[:2] == ("wrong", "to send: status 502")
+
+
+def test_an_unknown_host_name_is_shown_once_with_its_remedy() -> None:
+    found = facts()
+    found.ways["send", "own"] = found.ways["read", "own"] = Answer(421)
+    assert ["ALLOWED_HOSTS" in remedy for *_, remedy in tokens(found)] == [True, True]
+    found.probes = {Probe("loki", "GET", "/ready", 200): Answer(421)}
+    assert list(probes(found)) == []
+
+
+def test_a_wrong_token_that_has_to_wait_is_refused_as_well() -> None:
+    found = facts()
+    found.ways["read", "wrong"] = Answer(429)
+    assert [state for state, *_ in tokens(found)] == ["ok", "ok"]
 
 
 def test_a_body_that_is_refused_says_what_limits_it() -> None:

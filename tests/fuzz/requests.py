@@ -25,7 +25,7 @@ class Request(NamedTuple):
 
     def on_the_wire(self) -> bytes:
         """Its bytes; with `chunks`, the body comes in chunks of so many."""
-        lines = [f"{self.method} {self.target} HTTP/1.1".encode("latin-1"), b"Host: test"]
+        lines = [f"{self.method} {self.target} HTTP/1.1".encode("latin-1"), b"Host: localhost"]
         lines += [b"%b: %b" % (name.encode(), value) for name, value in self.headers]
         if self.chunks:
             lines.append(b"Transfer-Encoding: chunked")

@@ -111,19 +111,19 @@ _VALUES = (
 )  # fmt: skip
 
 
-_UNREADABLE = b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n"
+_UNREADABLE = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n"
 
 
 def _event(name: str) -> bytes:
     body = b'{"source":"fuzz","message":"%b"}' % name.encode()
-    return b"POST /ingest HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%b" % (
+    return b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (
         len(body),
         body,
     )
 
 
 def _head(*lines: str, start: str = "POST /ingest HTTP/1.1") -> bytes:
-    return "\r\n".join([start, "Host: test", *lines, "", ""]).encode("latin-1")
+    return "\r\n".join([start, "Host: localhost", *lines, "", ""]).encode("latin-1")
 
 
 def _query(random: Random) -> str:
@@ -137,13 +137,13 @@ def _request_line(random: Random) -> Stream:
     method, version = random.choice(_METHODS), random.choice((*_VERSIONS, *["HTTP/1.1"] * 12))
     line = random.choice((" ", " ", " ", "  ", "\t")).join((method, target, version))
     end = random.choice((*_ENDS, *["\r\n"] * 12))
-    return Stream("request line", [f"{line}{end}Host: test{end}{end}".encode("latin-1")])
+    return Stream("request line", [f"{line}{end}Host: localhost{end}{end}".encode("latin-1")])
 
 
 def _header_lines(random: Random) -> Stream:
     lines = [random.choice(_LINES) for _ in range(random.choice((1, 1, 2, 4, 12)))]
     start = f"{random.choice(_METHODS[:6])} {random.choice(_PATHS)} HTTP/1.1"
-    data = "\r\n".join([start, *lines, *["Host: test"] * (random.random() < 0.7), "", ""])
+    data = "\r\n".join([start, *lines, *["Host: localhost"] * (random.random() < 0.7), "", ""])
     body = random.choice((b"", b"{}", b"x" * 70_000))
     return Stream("header lines", [data.encode("latin-1") + body], random.choice(("wait", "half")))
 
@@ -199,7 +199,7 @@ def _oversized(random: Random) -> Stream:
     )
     line = f"{name}: ".encode() + b"x" * random.choice((8_000, 60_000, 66_000, 140_000))
     pieces = [
-        b"GET /livez HTTP/1.1\r\nHost: test\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n",
         *[line[at : at + 9_000] for at in range(0, len(line), 9_000)],
     ]
     return Stream("oversized", [*pieces, b"\r\n\r\n"] if random.random() < 0.5 else pieces)

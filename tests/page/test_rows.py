@@ -6,7 +6,7 @@ from playwright.async_api import Browser
 
 from tests.helpers import wait_until
 from tests.page.window import BROWSER, Window, send, window
-from tests.servers import Service
+from tests.servers import Service, Valkey, serving
 
 pytestmark = BROWSER
 
@@ -121,10 +121,13 @@ async def test_a_value_is_copied(service: Service, shown: Window) -> None:
 
 
 async def test_over_plain_http_from_another_machine_a_value_is_copied_too(
-    service: Service, browser: Browser
+    valkey: Valkey, browser: Browser
 ) -> None:
-    await service.post({"source": "api", "message": "m", "metadata": METADATA})
-    async with window(browser, service.url.replace("127.0.0.1", "logs.test")) as shown:
+    async with (
+        serving(redis_addr=valkey.url, allowed_hosts="logs.test") as service,
+        window(browser, service.url.replace("127.0.0.1", "logs.test")) as shown,
+    ):
+        await service.post({"source": "api", "message": "m", "metadata": METADATA})
         await shown["#rows > .row"].wait_for()
         details = await shown.open_details()
         await details.get_by_label("Copy the value of metadata.region").click()

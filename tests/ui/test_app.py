@@ -52,10 +52,13 @@ def routes() -> Iterator[str]:
     unused: Any = None
     made: list[Starlette] = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_app, "with_cookies", lambda app: app)
         patch.setattr(page_app, "secured", lambda app, _: made.append(app))
         settings = load({}, {})
         tokens = Tokens(settings)
-        page = page_app.Page(settings, tokens, _Named(), unused, Metrics(), unused, unused, unused)
+        page = page_app.Page(
+            settings, tokens, _Named(), unused, Metrics(), unused, unused, unused, unused
+        )
         page_app.create(page)
     for route in made[0].routes:
         if isinstance(route, Mount):
@@ -109,7 +112,7 @@ async def test_without_its_token_a_route_gives_nothing(valkey: Valkey, route: st
 
 @pytest.mark.parametrize("route", [route for route in GUARDS if route.startswith("POST")])
 async def test_what_changes_something_is_refused_to_other_sites(valkey: Valkey, route: str) -> None:
-    async with serving(redis_addr=valkey.url) as service:
+    async with serving(redis_addr=valkey.url, host="0.0.0.0") as service:
         for headers in ({"Origin": "http://evil.example"}, {"Sec_Fetch_Site": "cross-site"}):
             answer = await ask(service, route, **headers)
             assert (answer.status_code == 403) is GUARDS[route].own_origin

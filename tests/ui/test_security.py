@@ -3,19 +3,21 @@
 import pytest
 from starlette.datastructures import Headers
 
+from logpipe.origins import is_own_host, machine_name
 from logpipe.problems import Problem
-from logpipe.ui.security import HEADERS, is_own, require_same_origin
+from logpipe.ui.security import require_same_origin
 from tests.raw import connected, request
 from tests.servers import Valkey, serving
 from tests.ui.pieces import FORM, stored
 
 OWN = (
-    "", ":8080", "localhost", "LOCALHOST:8080", "localhost.", "logs", "logs:80", "127.0.0.1",
+    "", ":8080", "localhost", "LOCALHOST:8080", "localhost.", "127.0.0.1",
     "127.0.0.1:8080", "192.168.1.5", "10.0.0.1.", "[::1]", "[::1]:8080", "[FE80::1]:80",
-    "[fe80::1%25eth0]:80", "[::ffff:127.0.0.1]", "a.localhost", "logs.local", "Logs.INTERNAL:1",
-    "x.home.arpa", "nas.lan.", "it.test",
+    "[fe80::1%25eth0]:80", "[::ffff:127.0.0.1]", machine_name(), f"{machine_name()}:80",
 )  # fmt: skip
+PRIVATE = ("a.localhost", "Logs.INTERNAL:1", "x.home.arpa.", "it.test")
 STRANGE = (
+    "logs", "logs:80", "evil.local", "nas.lan.", "evil.local:8080",
     "evil.example", "evil.example:8080", "EVIL.example.", "localhost.evil.example",
     "127.0.0.1.evil.example", "127.0.0.1.nip.io", "evil.example.127", "[evil.example]",
     "[evil.example]:80", "local.evil", "evillocal.example", "127.0.0.1@evil.example",
@@ -25,16 +27,22 @@ STRANGE = (
 
 
 @pytest.mark.parametrize("host", OWN)
-def test_addresses_and_names_that_nobody_can_own_are_the_pages(host: str) -> None:
-    assert is_own(host, ())
-    assert is_own(host, ("other.example",))
+def test_addresses_and_this_machines_name_are_its_own(host: str) -> None:
+    assert is_own_host(host, ())
+    assert is_own_host(host, ("other.example",))
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_names_that_nobody_can_own_are_the_pages(host: str) -> None:
+    assert is_own_host(host, (), private=True)
+    assert not is_own_host(host, ())
 
 
 @pytest.mark.parametrize("host", STRANGE)
 def test_any_other_name_may_be_somebody_elses(host: str) -> None:
-    assert not is_own(host, ())
-    assert not is_own(host, ("other.example",))
-    assert is_own(host, ("*",))
+    assert not is_own_host(host, (), private=True)
+    assert not is_own_host(host, ("other.example",), private=True)
+    assert is_own_host(host, ("*",))
 
 
 @pytest.mark.parametrize(
@@ -53,20 +61,25 @@ def test_any_other_name_may_be_somebody_elses(host: str) -> None:
 def test_a_name_that_is_allowed_is_the_pages_however_it_is_written(
     allowed: str, host: str, own: bool
 ) -> None:
-    assert is_own(host, ("b.example", allowed)) is own
+    assert is_own_host(host, ("b.example", allowed)) is own
 
 
 PATHS = ("/", "/ui/stream", "/ui/rows", "/ui/download", "/static/page.css", "/ui/nothing", "/login")
 
 
+@pytest.mark.parametrize("listening", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_name_that_was_pointed_here_gets_nothing(valkey: Valkey, path: str) -> None:
-    async with serving(redis_addr=valkey.url, allowed_hosts="logs.example") as service:
+async def test_a_name_that_was_pointed_here_gets_nothing(
+    valkey: Valkey, path: str, listening: str
+) -> None:
+    async with serving(
+        redis_addr=valkey.url, allowed_hosts="logs.example", host=listening
+    ) as service:
         answer = await service.http.get(path, headers={"Host": "evil.example"})
         assert answer.status_code == 421
         assert "ALLOWED_HOSTS" in answer.json()["detail"]
-        for name, value in HEADERS.items():
-            assert answer.headers[name] == value
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         sent = await service.http.post("/ui/send", data=FORM, headers={"Host": "evil.example"})
         assert sent.status_code == 421
         assert stored(valkey) == []
@@ -91,7 +104,9 @@ async def test_tokens_to_send_do_not_make_a_strange_name_the_pages(valkey: Valke
 
 async def test_the_host_of_an_absolute_target_is_not_trusted(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url) as service, connected(service.url) as connection:
-        line = request(start="GET http://localhost/ HTTP/1.1").replace(b"test", b"evil.example")
+        line = request(start="GET http://localhost/ HTTP/1.1").replace(
+            b"localhost\r\nC", b"evil.example\r\nC"
+        )
         await connection.send(line)
         assert (await connection.answer()).status == 421
 

@@ -262,7 +262,7 @@ async def test_a_form_that_is_cut_off_leaves_nothing_behind(
         port = int(service.url.rpartition(":")[2])
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(
-            b"POST /ui/send HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
+            b"POST /ui/send HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
             b"Content-Type: application/x-www-form-urlencoded\r\n\r\nsource=a&message=b"
         )
         await writer.drain()

@@ -1,11 +1,39 @@
 """Who may use the page: tokens, the cookie for them, and what has neither."""
 
+import asyncio
+import time
+from http.cookies import SimpleCookie
+from typing import Any
+
 import httpx
 import pytest
+from starlette.requests import Request
 
-from logpipe.ui.session import COOKIE, proof
-from tests.servers import Service, Valkey, serving
+from logpipe.attempts import ATTEMPTS
+from logpipe.parts import Durations
+from logpipe.settings import load
+from logpipe.signed_out import SignedOut
+from logpipe.tokens import Tokens
+from logpipe.ui.session import LIFE_S, Session, cookie_for, cookie_in, cookie_name
+from tests.helpers import wait_until
+from tests.servers import Service, Valkey, serving, subscribed
 from tests.ui.pieces import FORM, stored
+
+ID = "a" * 22
+
+
+def name_at(service: Service) -> str:
+    return f"logpipe-{service.url.rpartition(':')[2]}"
+
+
+def cookie_of(answer: httpx.Response) -> Any:
+    """The one cookie that an answer sets."""
+    (cookie,) = SimpleCookie(answer.headers["set-cookie"]).values()
+    return cookie
+
+
+def with_cookie(service: Service, value: str) -> dict[str, str]:
+    return {"Cookie": f"{name_at(service)}={value}"}
 
 
 async def signed_in(service: Service, *tokens: str) -> httpx.Response:
@@ -76,34 +104,68 @@ async def test_the_cookie_is_strict_and_holds_no_token(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url, read_tokens="secret-token") as service:
         answer = await service.http.post("/login?level=ERROR", data={"token": " secret-token "})
         assert (answer.status_code, answer.headers["location"]) == (303, "/?level=ERROR")
-        cookie = answer.headers["set-cookie"]
-        assert "HttpOnly" in cookie
-        assert "samesite=strict" in cookie.lower()
-        assert "path=/" in cookie.lower()
-        assert "secret-token" not in cookie
-        assert proof("secret-token") in cookie
-        assert proof("secret-token") != proof("secret-tokem")
+        cookie = cookie_of(answer)
+        assert cookie.key == name_at(service)
+        assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "strict", "/")
+        assert cookie["max-age"] == str(12 * 3600)
+        assert not cookie["domain"]
+        assert "secret-token" not in answer.headers["set-cookie"]
+        held = cookie_in(cookie.value)
+        assert held is not None
+        assert held == cookie_for(["secret-token"], held.id, held.end)
+        assert held != cookie_for(["secret-tokem"], held.id, held.end)
 
 
 async def test_a_token_taken_off_the_list_ends_its_cookie(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url, read_tokens="new") as service:
-        service.http.cookies.set(COOKIE, proof("old"))
-        assert (await service.http.get("/")).status_code == 303
-        assert (await service.http.get("/ui/stream")).status_code == 403
+        old = with_cookie(service, cookie_for(["old"], ID, int(time.time()) + 60).text)
+        page = await service.http.get("/", headers=old)
+        assert page.status_code == 303
+        assert cookie_of(page)["max-age"] == "0"  # so that the browser no longer sends it
+        assert (await service.http.get("/ui/stream", headers=old)).status_code == 403
 
 
-@pytest.mark.parametrize("cookie", ["", ".", "....", "x" * 4000, "new", "r.r.r.r.r"])
+@pytest.mark.parametrize(
+    "cookie",
+    ["", ".", "....", "x" * 4000, "new", "r.r.r.r.r", f"{ID}.1", f"{ID}.1.{'0' * 64}",
+     f"{ID}.{10**11}.{'0' * 64}", f"{ID}.9999999999999.{'0' * 64}", f"{ID}.1.{'0' * 63}g"],
+)  # fmt: skip
 async def test_a_made_up_cookie_opens_nothing(valkey: Valkey, cookie: str) -> None:
     async with serving(redis_addr=valkey.url, read_tokens="r") as service:
-        answer = await service.http.get("/", headers={"Cookie": f"{COOKIE}={cookie}"})
+        answer = await service.http.get("/", headers=with_cookie(service, cookie))
         assert answer.status_code == 303
+
+
+@pytest.mark.parametrize("after_s", [-1, LIFE_S + 1000])
+async def test_nobody_chooses_the_end_of_a_session(valkey: Valkey, after_s: float) -> None:
+    """Not even who has the token, as after it was copied from a backup."""
+    async with serving(redis_addr=valkey.url, read_tokens="r") as service:
+        given = cookie_for(["r"], ID, int(time.time() + after_s))
+        answer = await service.http.get("/", headers=with_cookie(service, given.text))
+        assert answer.status_code == 303
+        right = cookie_for(["r"], ID, int(time.time()) + 100)
+        later = right._replace(end=right.end + 100)
+        assert (await service.http.get("/", headers=with_cookie(service, right.text))).is_success
+        answer = await service.http.get("/", headers=with_cookie(service, later.text))
+        assert answer.status_code == 303
+
+
+async def test_guessing_by_cookies_is_as_slow_as_by_tokens(valkey: Valkey) -> None:
+    durations = Durations(attempt_s=3600)
+    async with serving(redis_addr=valkey.url, read_tokens="r", durations=durations) as service:
+        end = int(time.time()) + 60
+        for number in range(ATTEMPTS + 1):
+            guess = cookie_for([f"guess-{number}"], ID, end).text
+            answer = await service.http.get("/ui/rows", headers=with_cookie(service, guess))
+        assert answer.status_code == 429
 
 
 async def test_a_proof_is_no_token(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url, read_tokens="r") as service:
-        bearer = {"Authorization": f"Bearer {proof('r')}"}
+        (proof,) = cookie_for(["r"], ID, 1).proofs
+        bearer = {"Authorization": f"Bearer {proof}"}
         assert (await service.http.get("/ui/stream", headers=bearer)).status_code == 403
-        assert (await service.http.post("/login", data={"token": proof("r")})).status_code == 403
+        assert (await service.http.post("/login", data={"token": proof})).status_code == 403
 
 
 @pytest.mark.parametrize("token", ["", "wrong-token", "<script>alert(1)</script>", "r,w", "\x00"])
@@ -139,5 +201,174 @@ async def test_the_cookie_stays_small_however_often_one_signs_in(valkey: Valkey)
     tokens = [f"t{n}" for n in range(10)]
     async with serving(redis_addr=valkey.url, read_tokens=",".join(tokens)) as service:
         await signed_in(service, *tokens, *tokens)
-        assert len(service.http.cookies[COOKIE]) < 300
+        assert len(service.http.cookies[name_at(service)]) < 300
         assert (await service.http.get("/")).status_code == 200
+
+
+# -- how long a session lasts -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme", "name"),
+    [
+        ("localhost:8080", "http", "logpipe-8080"),
+        ("localhost:9090", "http", "logpipe-9090"),
+        ("[::1]:8080", "http", "logpipe-8080"),
+        ("logs.example", "http", "logpipe-80"),
+        ("logs.example", "https", "__Host-logpipe-443"),
+        ("logs.example:8443", "https", "__Host-logpipe-8443"),
+        ("[::1]", "http", "logpipe-80"),
+        ("a:1;b=2", "http", "logpipe-80"),
+    ],
+)
+def test_the_cookie_has_a_name_of_its_own_at_each_port(host: str, scheme: str, name: str) -> None:
+    headers = [(b"host", host.encode())]
+    scope = {"type": "http", "scheme": scheme, "path": "/", "headers": headers, "server": ("s", 1)}
+    assert cookie_name(request_of(scope)) == name
+
+
+def request_of(scope: dict[str, Any]) -> Request:
+    return Request(scope)
+
+
+async def test_over_https_the_cookie_is_of_this_host_alone(valkey: Valkey) -> None:
+    async with serving(
+        redis_addr=valkey.url, read_tokens="r", forwarded_allow_ips="127.0.0.1"
+    ) as service:
+        by_https = {"X-Forwarded-Proto": "https", "Host": "logs.example"}
+        answer = await service.http.post("/login", data={"token": "r"}, headers=by_https)
+        cookie = cookie_of(answer)
+        assert (cookie.key, cookie["secure"], cookie["path"]) == ("__Host-logpipe-443", True, "/")
+        held = {**by_https, "Cookie": f"{cookie.key}={cookie.value}"}
+        assert (await service.http.get("/ui/rows", headers=held)).status_code == 200
+        out = cookie_of(await service.http.post("/ui/logout", headers=held))
+        assert (out.key, out["secure"], out["max-age"]) == (cookie.key, True, "0")
+
+
+async def test_a_session_that_is_used_is_renewed_and_another_ends(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, read_tokens="r", ingest_tokens="w") as service:
+        now = int(time.time())
+        fresh = cookie_for(["r"], ID, now + int(LIFE_S) - 60)
+        used = cookie_for(["r"], ID, now + 60)
+        for path in (
+            "/",
+            "/ui/rows",
+            "/ui/filter",
+            "/ui/volume",
+            "/ui/status",
+            "/ui/stream?once=1",
+        ):
+            answer = await service.http.get(path, headers=with_cookie(service, fresh.text))
+            assert answer.status_code == 200
+            assert "set-cookie" not in answer.headers, path
+            answer = await service.http.get(path, headers=with_cookie(service, used.text))
+            renewed = cookie_in(cookie_of(answer).value)
+            assert renewed is not None
+            assert renewed.id == ID, path
+            assert renewed.end >= now + LIFE_S, path
+            assert renewed == cookie_for(["r"], ID, renewed.end)
+
+
+def test_a_session_ends_when_it_was_not_used_for_its_life() -> None:
+    clock = [1_000_000.0]
+    tokens = Tokens(load({"read_tokens": "r"}, {}))
+    session = Session(tokens, SignedOut(), 100.0, lambda: clock[0])
+    text = cookie_for(["r"], ID, 1_000_100).text
+    scope: dict[str, Any] = {"type": "http", "scheme": "http", "path": "/", "server": ("s", 80)}
+    scope["headers"] = [(b"host", b"localhost"), (b"cookie", f"logpipe-80={text}".encode())]
+    assert session.access(request_of(scope)).read
+    clock[0] += 99
+    assert session.access(request_of(scope)).read
+    clock[0] += 1
+    assert not session.access(request_of(scope)).read
+
+
+async def test_a_stream_ends_in_time_for_its_session_to_be_renewed(valkey: Valkey) -> None:
+    durations = Durations(session_s=6.0)
+    async with serving(redis_addr=valkey.url, read_tokens="r", durations=durations) as service:
+        await signed_in(service, "r")
+        answer = await service.http.get("/ui/stream")
+        assert "event: bye" in answer.text
+        assert "the page's session is renewed" in answer.text
+        assert (await service.http.get("/ui/rows")).status_code == 200
+
+
+# -- signing out ------------------------------------------------------------------------------
+
+
+async def test_signing_out_ends_copies_of_the_cookie_and_open_streams(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, read_tokens="r") as service:
+        await signed_in(service, "r")
+        held = with_cookie(service, service.http.cookies[name_at(service)])
+        service.http.cookies.clear()
+        await service.http.post("/login", data={"token": "r"})
+        other = with_cookie(service, service.http.cookies[name_at(service)])
+        service.http.cookies.clear()
+        async with service.http.stream("GET", "/ui/stream", headers=held) as stream:
+            assert (await service.http.post("/ui/logout", headers=held)).status_code == 303
+            async with asyncio.timeout(10):
+                text = "".join([part async for part in stream.aiter_text()])
+        assert "this token is no longer allowed" in text
+        assert (await service.http.get("/ui/rows", headers=held)).status_code == 403
+        assert (await service.http.get("/ui/rows", headers=other)).status_code == 200
+
+
+async def signed_out_soon(service: Service, held: dict[str, str]) -> None:
+    async def is_out() -> bool:
+        return (await service.http.get("/ui/rows", headers=held)).status_code == 403
+
+    await wait_until(is_out, "the session has ended there as well")
+
+
+async def test_signing_out_ends_the_session_in_every_process(valkey: Valkey) -> None:
+    durations = Durations(exchange_s=0.05)
+    given: dict[str, Any] = {"read_tokens": "r", "durations": durations}
+    async with (
+        serving(redis_addr=valkey.url, **given) as one,
+        serving(redis_addr=valkey.url, **given) as two,
+        serving(role="ui", distributor_url=two.url, collector_url=two.url, **given) as three,
+        serving(role="ui", distributor_url=one.url, collector_url=one.url, **given) as four,
+    ):
+        services = (one, two, three, four)
+        for leaving in (one, four):
+            id_ = str(services.index(leaving)) * 22
+            text = cookie_for(["r"], id_, int(time.time()) + 1000).text
+            for service in services:
+                held = with_cookie(service, text)
+                assert (await service.http.get("/ui/rows", headers=held)).status_code == 200
+            await leaving.http.post("/ui/logout", headers=with_cookie(leaving, text))
+            held = with_cookie(leaving, text)
+            assert (await leaving.http.get("/ui/rows", headers=held)).status_code == 403  # at once
+            for service in services:
+                await signed_out_soon(service, with_cookie(service, text))
+
+
+async def test_who_signs_out_without_a_session_is_not_remembered(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, read_tokens="r") as service:
+        guess = cookie_for(["guess"], ID, int(time.time()) + 1000).text
+        answer = await service.http.post("/ui/logout", headers=with_cookie(service, guess))
+        assert answer.status_code == 303
+        assert not valkey.client.keys("*signed-out*")
+
+
+async def test_a_page_without_its_distributor_ends_its_own_sessions(valkey: Valkey) -> None:
+    durations = Durations(exchange_s=0.05)
+    away = "http://127.0.0.1:9"
+    async with serving(
+        role="ui", distributor_url=away, collector_url=away, read_tokens="r", durations=durations
+    ) as service:
+        held = with_cookie(service, cookie_for(["r"], ID, int(time.time()) + 1000).text)
+        assert (await service.http.get("/", headers=held)).status_code == 200
+        await service.http.post("/ui/logout", headers=held)
+        assert (await service.http.get("/", headers=held)).status_code == 303
+
+
+async def test_streams_of_programs_go_on_when_a_session_is_signed_out(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, read_tokens="r") as service:
+        bearer = {"Authorization": "Bearer r"}
+        async with subscribed(service.url, bearer) as reader:
+            await reader.named("hello")
+            await signed_in(service, "r")
+            await service.http.post("/ui/logout")
+            await service.post({"source": "a", "message": "b"})
+            assert len(await reader.until(1)) == 1

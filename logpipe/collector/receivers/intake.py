@@ -24,7 +24,6 @@ from logpipe.collector.receivers.protocol import (
     raise_if_none_taken,
 )
 from logpipe.collector.receivers.rejections import Rejections
-from logpipe.collector.receivers.tokens import token_of
 from logpipe.collector.receivers.unpacking import body_by_its_first_bytes, snappy_body
 from logpipe.event import NOT_DECODED
 from logpipe.limits import Rates, sender_of
@@ -137,7 +136,7 @@ class Receiver:
 
     def _admitted(self, scope: Scope, request: Request) -> _Admitted:
         """Who sends; raises a `Problem` for one who may not now."""
-        token = admit(self._protocol, request, self._tokens.ingest)
+        token = admit(self._name, self._protocol, scope, request, self._tokens)
         if self._rates is None:
             return _Admitted(token, "")
         sender = sender_of(scope, token)
@@ -271,16 +270,17 @@ def _is_failure(outcome: Outcome) -> bool:
     return isinstance(outcome, Problem) and outcome.status >= 500
 
 
-def admit(protocol: Protocol, request: Request, tokens: Sequence[str]) -> str | None:
-    """The token, wherever the protocol has it; None where none is needed. Raises a 401 or 403
+def admit(
+    name: str, protocol: Protocol, scope: Scope, request: Request, tokens: Tokens
+) -> str | None:
+    """The token, wherever the protocol has it; None where none is needed. Raises a 401, 403 or 429
     `Problem`."""
-    if not tokens:
+    if not tokens.ingest:
         return None
-    token = protocol.token(request) or token_of(request.headers)
+    token = protocol.token(request) or auth.token_of(request.headers.get("authorization"))
     if not token:
-        raise Problem(401, "This needs a token.", headers=auth.CHALLENGE)
-    auth.admit(token, tokens)
-    return token
+        raise auth.missing("token")
+    return tokens.admit(scope, name, token, tokens.ingest)
 
 
 def _within(scope: str, once: Once | None) -> Once | None:

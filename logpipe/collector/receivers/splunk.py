@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from logpipe.auth import token_of
 from logpipe.collector.answer import Answer
 from logpipe.collector.receivers import fields, generic
 from logpipe.collector.receivers.protocol import (
@@ -14,7 +15,6 @@ from logpipe.collector.receivers.protocol import (
     Request,
     raise_if_none_taken,
 )
-from logpipe.collector.receivers.tokens import token_of
 from logpipe.event import Event
 from logpipe.problems import Problem
 
@@ -109,7 +109,7 @@ def parse_raw(request: Request) -> Batch:
 
 def token(request: Request) -> str | None:
     """`Splunk TOKEN`, or a parameter."""
-    return token_of(request.headers, "splunk") or request.query.get("token")
+    return token_of(request.headers.get("authorization"), "splunk") or request.query.get("token")
 
 
 def health(*, serves: bool) -> Answer:

@@ -56,7 +56,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         firehose.refused,
         firehose.token,
         firehose.key,
-        holds_more=lambda _: True,
+        holds_more=lambda *_: True,
     ),
     "syslog": Protocol(syslog.PATHS, syslog.parse, syslog.refused),
 }
@@ -99,27 +99,29 @@ def _probes(process: Process) -> Iterator[Row]:
     def unavailable() -> Problem | None:
         return None if serves() else process.appender.health.unavailable()
 
-    def admitted(name: str, request: Request) -> Request:
-        admit(PROTOCOLS[name], request, process.tokens.ingest)
+    def admitted(name: str, scope: Scope, request: Request) -> Request:
+        admit(name, PROTOCOLS[name], scope, request, process.tokens)
         return request
 
     for paths, methods, name, asked in (
-        (loki.READY_PATHS, ("GET",), "loki", lambda _: loki.ready(serves=serves())),
-        (splunk.HEALTH_PATHS, ("GET",), "splunk", lambda _: splunk.health(serves=serves())),
-        (splunk.PATHS, ("OPTIONS",), "splunk", lambda _: Answer(200)),
-        (gelf.PATHS, ("OPTIONS",), "gelf", lambda _: Answer(204)),
-        (generic.PATHS, ("GET",), "json", lambda _: Answer(200)),
+        (loki.READY_PATHS, ("GET",), "loki", lambda *_: loki.ready(serves=serves())),
+        (splunk.HEALTH_PATHS, ("GET",), "splunk", lambda *_: splunk.health(serves=serves())),
+        (splunk.PATHS, ("OPTIONS",), "splunk", lambda *_: Answer(200)),
+        (gelf.PATHS, ("OPTIONS",), "gelf", lambda *_: Answer(204)),
+        (generic.PATHS, ("GET",), "json", lambda *_: Answer(200)),
         (
             datadog.VALIDATE_PATHS,
             ("GET",),
             "datadog",
-            lambda request: datadog.valid(admitted("datadog", request)),
+            lambda scope, request: datadog.valid(admitted("datadog", scope, request)),
         ),
         (
             elasticsearch.OTHER_PATHS,
             ("GET", "PUT", "POST", "DELETE"),
             "elasticsearch",
-            lambda request: elasticsearch.probe(admitted("elasticsearch", request), unavailable()),
+            lambda scope, request: elasticsearch.probe(
+                admitted("elasticsearch", scope, request), unavailable()
+            ),
         ),
     ):
         probe = Probe(asked, PROTOCOLS[name].refused)
@@ -130,7 +132,9 @@ class Probe:
     """An endpoint whose answer needs no body, as an ASGI application."""
 
     def __init__(
-        self, asked: Callable[[Request], Answer], refused: Callable[[Request, Problem], Answer]
+        self,
+        asked: Callable[[Scope, Request], Answer],
+        refused: Callable[[Request, Problem], Answer],
     ) -> None:
         self._asked = asked
         self._refused = refused
@@ -139,7 +143,7 @@ class Probe:
         """Answers; a body that comes along is thrown away."""
         request = request_of(scope, 0)
         try:
-            answer = self._asked(request)
+            answer = self._asked(scope, request)
         except Problem as problem:
             answer = self._refused(request, problem)
         if request.method in ("POST", "PUT", "DELETE"):

@@ -41,7 +41,7 @@ async def test_a_sender_that_goes_away_in_the_middle_leaves_nothing(
 ) -> None:
     async with collecting(valkey) as service:
         for sample in SAMPLES.values():
-            head = f"POST {sample.path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+            head = f"POST {sample.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
             async with connected(service.url) as connection:
                 await connection.send(head.encode() + b'{"message":"half"')
         assert (await service.http.get("/livez")).status_code == 200
@@ -52,7 +52,9 @@ async def test_a_sender_that_goes_away_in_the_middle_leaves_nothing(
 async def test_a_refusal_before_the_body_was_read_reaches_the_sender(valkey: Valkey) -> None:
     async with collecting(valkey, ingest_tokens="t") as service:
         for sample in SAMPLES.values():
-            head = f"POST {sample.path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+            head = (
+                f"POST {sample.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+            )
             async with connected(service.url) as connection:
                 await connection.send(head.encode() + b"x" * 1000)
                 answer = await connection.answer()
