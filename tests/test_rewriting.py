@@ -17,6 +17,7 @@ from logpipe.ids import StreamId
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
+from logpipe.settings import StreamBytes
 from logpipe.stream import Append, Stream
 from logpipe.trimmer import Trimmer
 from tests.helpers import wait_until
@@ -46,8 +47,9 @@ class Stage(NamedTuple):
         await self.client.xadd(NAME, {"event": event}, id=id_)
 
     async def trim(self) -> None:
-        given = {"max_bytes": 0, "max_age_ms": AGE_MS}
-        await Trimmer(self.stream.trimming, Metrics(), **given).trim()
+        await Trimmer(
+            self.stream.trimming, Metrics(), max_bytes=StreamBytes(), max_age_ms=AGE_MS
+        ).trim()
 
     async def rewritten(self, rewriting: Rewriting) -> None:
         """Has it rewritten, and waits until that is done."""

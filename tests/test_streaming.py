@@ -368,10 +368,10 @@ async def test_streams_that_end_together_come_back_in_turns(encoder: Encoder) ->
 async def test_streams_of_a_revoked_token_come_back_in_turns() -> None:
     seats = Seats(5)
     seats.returns = Returns(0.1)
-    ends: list[Callable[[], None]] = []
+    ends: list[Callable[[str], None]] = []
 
     @contextlib.contextmanager
-    def revoking(end: Callable[[], None]) -> Iterator[None]:
+    def revoking(end: Callable[[str], None]) -> Iterator[None]:
         ends.append(end)
         yield
 
@@ -384,7 +384,7 @@ async def test_streams_of_a_revoked_token_come_back_in_turns() -> None:
         tasks.append(asyncio.create_task(response(scope, browser.receive, browser.send)))
     await wait_until(lambda: len(ends) == 5, "all are open")
     for end in ends:
-        end()
+        end("no longer allowed")
     await asyncio.wait_for(asyncio.gather(*tasks), 10)
     assert are_turns(sorted(times_to_come_back(browsers, SSE)), 10_000)
 
