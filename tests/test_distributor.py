@@ -2,6 +2,8 @@ import asyncio
 import contextlib
 import datetime
 import json
+import re
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -495,6 +497,42 @@ async def test_what_has_not_left_the_process_is_not_acknowledged(valkey: Valkey)
                 return bool(valkey.client.xpending("logs", "workers")["pending"] == 0)
 
             await wait_until(acknowledged, "it has been written")
+
+
+async def test_what_a_clients_kernel_has_not_confirmed_is_not_acknowledged(
+    valkey: Valkey,
+) -> None:
+    def pending() -> int:
+        groups: Any = valkey.client.xinfo_groups("logs")
+        return sum(group["pending"] for group in groups)
+
+    async with distributing(valkey, pending_idle_ms=60_000) as service:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(10)
+            client.connect(("127.0.0.1", int(service.url.rpartition(":")[2])))
+            head = b"GET /subscribe?delivery=shared HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            await asyncio.to_thread(client.sendall, head)
+            await wait_until(lambda: valkey.client.exists("logs"), "the group is there")
+            add(valkey, 20, message="x" * 5_000 + "event_")  # what this kernel takes at once
+
+            async def written() -> bool:
+                text = (await service.http.get("/metrics")).text
+                found = re.search(r"^logpipe_delivered_bytes_total (\S+)", text, re.MULTILINE)
+                return found is not None and float(found[1]) > 100_000
+
+            await wait_until(written, "all has left the process")
+            for _ in range(20):
+                assert pending() == 20
+                await asyncio.sleep(0.01)
+
+            def read() -> None:
+                body = b""
+                while body.count(b"event_") < 20:
+                    body += client.recv(65_536)
+
+            await asyncio.to_thread(read)
+            await wait_until(lambda: pending() == 0, "all is acknowledged")
 
 
 async def test_head_gets_the_headers_and_no_stream(valkey: Valkey) -> None:

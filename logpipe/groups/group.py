@@ -208,7 +208,11 @@ class Group:
         self._work_wanted.set()
 
     def _give_back(self, share: Share) -> None:
-        self._queue.extendleft(reversed(share.entries))
+        """Queues what a subscriber was given, apart from entries that are its member's in Redis."""
+        held = share.member.held if share.member is not None else {}
+        entries = [entry for entry in share.entries if entry.id not in held]
+        self._in_flight.update(entry.id for entry in entries)
+        self._queue.extendleft(reversed(entries))
         self._losses[:0] = share.losses
 
     async def hello(self, member: Member | None) -> Hello:
@@ -230,7 +234,7 @@ class Group:
         """Gives a subscriber that asks what is queued, and makes the group read and claim more."""
         self._work_wanted.set()
         self._hand_out()
-        if self._takers() and (self._claim_after != START or self._left_behind):
+        if (self._claim_after != START or self._left_behind) and self._has_taker:
             self._round_wanted.set()
 
     def wake_all(self) -> None:
@@ -266,11 +270,9 @@ class Group:
                 if not ids:
                     break
         except (Unavailable, NoGroupError):
-            self._in_flight.update(ids)
             self._give_back(share)
-            share.entries, share.losses = [], []
+            share.losses = []
             await self.stream.health.recovered(RECOVERY_S)
-            return
         share.entries = [entry for entry in share.entries if entry.id in member.held]
 
     async def _flush_written(self) -> None:
@@ -292,17 +294,17 @@ class Group:
         """How many entries a subscriber may be given."""
         return self._terms.batch_count if share.member is None else share.member.room
 
-    def _takers(self) -> list[Share]:
+    def _takers(self) -> Iterator[Share]:
         """The subscribers that wait and may be given entries."""
-        return [
-            share
-            for share in self.shares
-            if share.asking
-            and not share.given
-            and self._suits(share)
-            and not (share.member is not None and share.member.late)
-            and self._room(share)
-        ]
+        for share in self.shares:
+            late = share.member is not None and share.member.late
+            ready = share.asking and not share.given and not late
+            if ready and self._suits(share) and self._room(share):
+                yield share
+
+    @property
+    def _has_taker(self) -> bool:
+        return any(True for _ in self._takers())
 
     def _wanted(self) -> int:
         """How many entries are wanted beyond those that are queued, `BATCH_COUNT` at the most. A
@@ -320,7 +322,9 @@ class Group:
 
     def _hand_out(self) -> None:
         """Splits what is there evenly among the subscribers that wait; the first sends the gaps."""
-        takers = self._takers()
+        if not self._queue and not self._losses:
+            return
+        takers = list(self._takers())
         while takers and (self._queue or self._losses):
             part = -(-len(self._queue) // len(takers))
             share = takers.pop()
@@ -429,7 +433,8 @@ class Group:
         members = [share.member for share in self.shares if share.member is not None]
         if not members:
             return
-        ids = [entry.id for entry in (*self._queue, *self._unjudged)]
+        given = [entry for share in self.shares for entry in share.entries]
+        ids = [entry.id for entry in (*self._queue, *self._unjudged, *given)]
         for member in members:
             ids += member.held
             member.let_go([*member.held])
@@ -509,7 +514,7 @@ class Group:
         consumer = self._terms.consumer
         read_as = ""
         while self.wanted:
-            if not self._takers():
+            if not self._has_taker:
                 self._work_wanted.clear()
                 await self._work_wanted.wait()
                 continue
@@ -595,7 +600,7 @@ class Group:
 
     async def _keep_once(self, consumer: str) -> None:
         # Looked at before the reader, which the same subscriber woke, can give it new entries.
-        claiming = bool(self._takers())
+        claiming = self._has_taker
         if time.monotonic() - self._entered_at > PRESENCE_S / 5:
             await self._enter()
         await self._flush_written()
@@ -609,12 +614,12 @@ class Group:
                 await self._look_after(share, share.member, holdings.get(share.member.id, 0))
         if claiming:
             await self._claim_many(consumer)
-        if self._queue and self._acknowledging and not self._takers():
+        if self._queue and self._acknowledging and not self._has_taker:
             await self._release_queue()
         if time.monotonic() - self._swept > self._terms.pending_idle_ms / 1000:
             self._swept = time.monotonic()
             await self.stream.groups.sweep(self.name, consumer, self._terms.pending_idle_ms)
-        if self._takers():  # another replica, or time, has made room
+        if self._has_taker:  # another replica, or time, has made room
             self._work_wanted.set()
             self._hand_out()
 
@@ -687,7 +692,7 @@ class Group:
         self._in_flight.difference_update(moved)
         self._left_behind = self._left_behind or bool(moved)
         self._lose(trimmed)
-        if self._takers():
+        if self._has_taker:
             self._round_wanted.set()
 
     def _lose(self, trimmed: Sequence[StreamId]) -> None:
