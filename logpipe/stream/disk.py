@@ -45,8 +45,8 @@ class Room(NamedTuple):
 
 
 class Disk:
-    """The disk of a folder; `free` returns its free bytes, `measured` is told them, and how many
-    have to be free."""
+    """The disk of a folder; `free` returns its free bytes, `measured` is called with them and with
+    how many have to be free."""
 
     def __init__(
         self, free: Callable[[], int], measured: Callable[[int, int], None] = lambda *_: None

@@ -39,7 +39,7 @@ end
 
 # KEYS: the stream, the group's losses, its record, the groups that logpipe made, those that have
 # ended. ARGV: group, where it begins ($ or an id), whether all that the stream ever had is the
-# group's, whether the group may end. A group is told how many entries are before it, so that those
+# group's, whether the group may end. The group gets the number of entries before it, so that those
 # that are trimmed before it has read them can be counted. One that has ended goes on where it was;
 # in a stream that was flushed since then, with its first entry.
 CREATE = Script.of(
