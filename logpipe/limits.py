@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -138,6 +138,24 @@ class Rates:
                 raise self._refusal(sender)
             self.spend(sender, events - 1)
 
+    @contextmanager
+    def charged(self, sender: str, events: int, stored: int) -> Iterator[None]:
+        """A context in which so many events of a request are stored. They are charged as by
+        `charge`; the `stored` ones of them are given back where they could not be, for want of room
+        or of Redis: the sender is asked to send them again."""
+        self.charge(sender, events)
+        try:
+            yield
+        except Problem as problem:
+            if problem.status in (413, 503):
+                self.give_back(sender, stored)
+            raise
+
+    def give_back(self, sender: str, events: int) -> None:
+        """Takes back the charge of events that were not stored, apart from the one of `begin`."""
+        if events > 1 and sender in self._paid_at:
+            self._paid_at[sender] -= (events - 1) / self._per_s
+
     def _refusal(self, sender: str) -> Problem:
         return Problem(
             429,
@@ -176,13 +194,19 @@ class Seats:
         self._subscribers = _Lanes()
         self._filters = _Lanes()
 
+    def lacking(self, address: str) -> str:
+        """The name of the limit where there is no seat for a client; empty where there is one."""
+        if self.taken >= self.most:
+            return "subscribers"
+        if 0 < self.most_per_client <= self._of_client[client_of(address)]:
+            return "subscribers_per_client"
+        return ""
+
     def take(self, address: str) -> str:
         """Takes a seat, to be given back by `leave`; the name of the limit where there is none."""
         client = client_of(address)
-        if self.taken >= self.most:
-            return "subscribers"
-        if 0 < self.most_per_client <= self._of_client[client]:
-            return "subscribers_per_client"
+        if limit := self.lacking(address):
+            return limit
         self.taken += 1
         self._of_client[client] += 1
         return ""

@@ -359,16 +359,89 @@ async def pieces(*given: bytes) -> AsyncIterator[bytes]:
 
 async def test_bodies_of_acknowledgements_are_bounded_together() -> None:
     bodies = Bodies(most=100)
-    first, second = bytearray(), bytearray()
-    await bodies.receive(pieces(b"x" * 30, b"x" * 30), first)
-    with pytest.raises(Problem) as refused:
-        await bodies.receive(pieces(b"x" * 30, b"x" * 30), second)
-    assert refused.value.status == 503
-    assert refused.value.headers["Retry-After"] == "1"
-    assert refused.value.hits == {"acks": 1}
-    for body in (first, second):
-        bodies.release(body)
-    assert bodies.held == 0
+    with contextlib.ExitStack() as stack:
+        for client in "abcd":
+            body = stack.enter_context(bodies.body(client))
+            await body.receive(pieces(b"x" * 20, b"x" * 4))
+            assert body.content() == b"x" * 24
+        with bodies.body("e") as late, pytest.raises(Problem) as refused:
+            await late.receive(pieces(b"x" * 10))
+        assert refused.value.status == 503
+        assert refused.value.headers["Retry-After"] == "1"
+        assert refused.value.hits == {"acks": 1}
+    assert not bodies.held
+
+
+async def test_one_client_leaves_room_for_the_acknowledgements_of_others() -> None:
+    bodies = Bodies(most=100)
+    with bodies.body("a") as many, pytest.raises(Problem):
+        await many.receive(pieces(b"x" * 26))
+    with bodies.body("a") as first, bodies.body("b") as other:
+        await first.receive(pieces(b"x" * 25))
+        await other.receive(pieces(b"x" * 25))
+    assert not bodies.held
+
+
+async def test_ids_that_come_too_slowly_are_refused() -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"1-1"
+        await asyncio.Event().wait()
+
+    with Bodies().body("a") as body, pytest.raises(Problem) as refused:
+        await body.receive(never(), 0.01)
+    assert refused.value.status == 408
+
+
+async def test_a_client_that_leaves_with_its_ids_is_no_fault(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with replica(valkey) as one:
+        head = "POST /ack?group=g&member=member-0123456789abcdef HTTP/1.1\r\nHost: localhost\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(one.url.rsplit(":", 1)[1]))
+        writer.write(f"{head}Content-Length: 100\r\n\r\n1-1".encode())
+        await writer.drain()
+        writer.transport.abort()
+        for _ in range(20):
+            assert (await one.http.get("/livez")).status_code == 200
+        del reader
+    assert "Traceback" not in caplog.text
+    assert "Exception" not in caplog.text
+
+
+@pytest.mark.parametrize("trouble", ["destroy", "flush", "delete"])
+async def test_a_member_that_holds_all_it_may_survives_the_end_of_its_group(
+    valkey: Valkey, trouble: str
+) -> None:
+    async with replica(valkey) as one, working(one, max_in_flight=1) as worker:
+        [first] = add(valkey, 1)
+        assert await worker.take(1) == [first]
+        if trouble == "destroy":
+            valkey.client.xgroup_destroy(STREAM, "g")
+        elif trouble == "flush":
+            valkey.client.flushall()
+        else:
+            valkey.client.delete(STREAM)
+        await worker.ack([first])
+        new = add(valkey, 3)
+        for id_ in [first, *new] if trouble == "destroy" else new:
+            assert await worker.take(1) == [id_]
+            await worker.ack([id_])
+
+
+async def test_a_group_made_anew_has_what_all_its_members_hold(valkey: Valkey) -> None:
+    async with (
+        replica(valkey, "one") as one,
+        replica(valkey, "two") as two,
+        working(one) as early,
+    ):
+        older = add(valkey, 3)
+        assert await early.take(3) == older
+        async with working(two) as late:
+            newer = add(valkey, 3)
+            await wait_until(lambda: len(early.got) + len(late.got) >= 6, "all have come")
+            valkey.client.xgroup_destroy(STREAM, "g")
+            wanted = {*older, *newer}
+            await wait_until(lambda: {*early.got[3:], *late.got} >= wanted, "all come again")
 
 
 async def test_as_many_ids_as_a_member_may_hold_fit_into_a_request(valkey: Valkey) -> None:

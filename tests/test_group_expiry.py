@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 from logpipe.filters import EVERYTHING
-from logpipe.groups import MAX_GROUPS_PER_CLIENT
+from logpipe.groups import (
+    MAX_GROUPS_PER_CLIENT,
+    MAX_NEW_GROUPS,
+    NEW_GROUP_S,
+    Founders,
+    TooManyGroupsError,
+)
 from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId
 from logpipe.messages import Bye, Start
@@ -178,6 +184,32 @@ async def test_groups_end_while_logpipe_serves(valkey: Valkey) -> None:
             return valkey.client.xinfo_groups("logs") == []
 
         await wait_until(ended, "the group has ended")
+
+
+def test_a_client_makes_so_many_groups_at_once_and_more_with_time() -> None:
+    clock = [100.0]
+    founders = Founders(lambda: clock[0])
+    for _ in range(MAX_NEW_GROUPS):
+        founders.require("a")
+    with pytest.raises(TooManyGroupsError):
+        founders.require("a")
+    founders.require("b")
+    clock[0] += NEW_GROUP_S
+    founders.require("a")
+    with pytest.raises(TooManyGroupsError):
+        founders.require("a")
+
+
+async def test_consumer_group_never_ends_though_it_was_made_as_another(valkey: Valkey) -> None:
+    async with a_replica(valkey) as before:
+        await visit(before, "a")
+    async with a_replica(valkey, lasting="a") as replica:
+        await replica.groups.end_due(0)
+        assert await names(replica) == {"a"}
+        await visit(replica, "a")
+    async with a_replica(valkey) as other:
+        await other.groups.end_due(0)
+        assert await names(other) == {"a"}
 
 
 async def test_a_client_asks_for_half_of_the_groups_at_most(valkey: Valkey) -> None:

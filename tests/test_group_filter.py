@@ -134,6 +134,8 @@ async def test_the_order_of_terms_makes_no_other_filter() -> None:
         ("a a", "a"),
     ):
         assert text(one) == text(other)
+    for query in ("((NOT (k>3)) OR -((NOT b OR NOT b)))", "-(-(a OR a))", "x (y z) OR (b OR (b))"):
+        assert text(text(query)) == text(query)
     assert text("a OR b") != text("a b")
     assert parse_filter({}).ordered().query == ""
 
@@ -247,3 +249,37 @@ async def test_subscribers_are_listed_with_the_filter_of_the_group(valkey: Valke
     async with replica(valkey) as one, member(one, q="source:a"), member(one):
         listed = (await one.http.get("/subscribers")).json()["subscribers"]
         assert [each["filter"] for each in listed] == ["source:a", "source:a"]
+
+
+async def test_a_redis_without_memory_lets_nobody_change_a_filter(own_valkey: Valkey) -> None:
+    async with replica(own_valkey) as one:
+        async with member(one, q="source:a"):
+            pass
+        own_valkey.client.config_set("maxmemory", "1")
+
+        async def kept() -> bool:
+            query = {"group": "g", "q": "source:b"}
+            async with one.http.stream("GET", "/subscribe", params=query) as answer:
+                return answer.status_code == 409
+
+        assert await kept()
+        async with member(one) as (_, found):
+            assert found == "source:a"
+
+
+async def test_a_subscriber_without_a_seat_changes_no_filter(valkey: Valkey) -> None:
+    async with replica(valkey, max_subscribers=1) as one, member(one, q="source:a") as (first, _):
+        query = {"group": "g", "q": "source:b", "filter": "replace"}
+        answer = await one.http.get("/subscribe", params=query)
+        assert "MAX_SUBSCRIBERS" in answer.text
+        [id_] = add(valkey, "a")
+        assert [event["id"] for event in await first.until(1)] == [id_]
+
+
+async def test_the_record_of_a_group_that_was_never_made_goes(valkey: Valkey) -> None:
+    async with replica(valkey) as one:
+        await one.http.head("/subscribe", params={"group": "never"})
+        assert valkey.client.keys("{logs}:group:*") == []
+        async with member(one):
+            [key] = valkey.client.keys("{logs}:group:*")
+            assert valkey.client.ttl(key) == -1

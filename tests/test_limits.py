@@ -403,6 +403,15 @@ async def test_lines_and_the_page_are_told_in_their_own_words(valkey: Valkey) ->
         assert "MAX_SUBSCRIBERS" in page.text
 
 
+@pytest.mark.parametrize(("status", "wait_s"), [(413, 0.0), (503, 0.0), (422, 99.0)])
+def test_events_that_could_not_be_stored_are_not_charged(status: int, wait_s: float) -> None:
+    rates = Rates(10, lambda: 5.0)
+    rates.begin("a")
+    with pytest.raises(Problem), rates.charged("a", 1_000, 1_000):
+        raise Problem(status, "no")
+    assert round(rates.wait_s("a")) == (round(wait_s - 3.9) if wait_s else 0)
+
+
 @pytest.mark.parametrize("delivery", ["broadcast", "shared"])
 async def test_readers_of_every_kind_share_the_seats(valkey: Valkey, delivery: str) -> None:
     async with (

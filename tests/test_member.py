@@ -40,6 +40,7 @@ def test_entries_are_overdue_once_their_time_has_passed() -> None:
     member.hold(ids(2))
     assert member.overdue() == []
     assert not member.late
+    assert member.next_end_s == 5
     clock.now += 5
     assert member.overdue() == ids(1)
     clock.now += 5

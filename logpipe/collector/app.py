@@ -6,6 +6,7 @@ a third more requests go through without either.
 
 import asyncio
 import contextlib
+from contextlib import AbstractContextManager, nullcontext
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -253,7 +254,11 @@ class Ingest:
         if intake.refusals:
             self._metrics.events_rejected.inc(len(intake.refusals))
             self._metrics.count_limited(hits_of(intake.refusals))
+        stored = len(intake.events)
+        charged: AbstractContextManager[None] = nullcontext()
         if self._rates is not None and sender is not None:
-            self._rates.charge(sender, len(intake.events) + len(intake.refusals))
-        appended = await self._appender.append(append_of(intake))
+            charged = self._rates.charged(sender, stored + len(intake.refusals), stored)
+        with charged:
+            self._appender.require_share(intake.events)
+            appended = await self._appender.append(append_of(intake))
         return answer_of(intake, appended)

@@ -133,6 +133,11 @@ def _no_room() -> Problem:
     )
 
 
+def size_of(events: Sequence[bytes]) -> int:
+    """The bytes of memory that events take while they wait."""
+    return sum(map(len, events)) + EVENT_BYTES * len(events)
+
+
 def _too_much(size: int, most: int) -> Problem:
     return Problem(
         413,
@@ -180,18 +185,22 @@ class Appender:
         """What Redis was like when it was last asked."""
         return self._stream.health
 
+    def require_share(self, events: Sequence[bytes]) -> None:
+        """Raises a 413 `Problem` for the events of one request that would push too much out of the
+        stream; a single event is always accepted."""
+        size = size_of(events)
+        most = self._stream_bytes() / STREAM_SHARE
+        if 0 < most < size and len(events) > 1:
+            raise _too_much(size, int(most))
+
     async def append(self, request: Append) -> Appended:
         """Appends a request's events; returns when Redis has confirmed them.
 
         Raises `Unavailable` when it has not, within two seconds, a 503 `Problem` where there is no
-        room for them or for their key now, a 422 one for a key that is another body's, and a 413
-        one for events that would push too much out of the stream.
+        room for them or for their key now, and a 422 one for a key that is another body's.
         """
         count = len(request.events)
-        size = sum(map(len, request.events)) + EVENT_BYTES * count
-        most = self._stream_bytes() / STREAM_SHARE
-        if 0 < most < size and count > 1:
-            raise _too_much(size, int(most))
+        size = size_of(request.events)
         large = count > LARGE_EVENTS or size > LARGE_BYTES
         self.inflight.require(size, large=large)
         done = self._answers.promise()

@@ -25,5 +25,6 @@ class LocalCollector:
         intake = take_in(events, "application/json", self._bounds)
         if self._rates is not None:
             self._rates.charge(SENDER, len(intake.events) + len(intake.refusals))
+        self._appender.require_share(intake.events)
         appended = await self._appender.append(append_of(intake))
         return Stored(len(intake.events), appended.first, appended.last)

@@ -1,6 +1,9 @@
 """What `/ack` is sent: ids of events that a member of a consumer group has finished with."""
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -10,8 +13,14 @@ from logpipe.problems import RETRY_AFTER_S, Problem
 MAX_ACK_BYTES = 300_000
 """Of the body of one request: as many ids as a member may hold (`member.MAX_IN_FLIGHT`)."""
 
-MAX_ACKS_BYTES = 1024 * 1024
+MAX_ACKS_BYTES = 2 * 1024 * 1024
 """Of the bodies of all requests under way in a process."""
+
+CLIENT_PART = 4
+"""One client may have this part of them."""
+
+ACK_BODY_S = 5.0
+"""In which a body has to come: it is a few packets."""
 
 IDS_AT_ONCE = 256
 """Ids that are read before everything else goes on."""
@@ -29,34 +38,74 @@ class Acknowledged(msgspec.Struct, frozen=True):
 
 
 class Bodies:
-    """The bodies of requests under way, whose bytes are bounded together."""
+    """The bodies of requests under way, whose bytes are bounded together and for each client."""
 
     def __init__(self, most: int = MAX_ACKS_BYTES) -> None:
-        self.held = 0
-        """Bytes."""
+        self.held: Counter[str] = Counter()
+        """Bytes by client."""
         self._most = most
 
-    async def receive(self, pieces: AsyncIterable[bytes], body: bytearray) -> None:
-        """Adds the pieces to a body, which is counted until it is given to `release`. Raises a
-        `Problem`: 413 for a body that is too large, 503 where there is no room for it."""
-        async for piece in pieces:
-            body += piece
-            self.held += len(piece)
-            if len(body) > MAX_ACK_BYTES:
-                raise Problem(
-                    413, f"More than {MAX_ACK_BYTES} bytes of ids: send them in several requests."
-                )
-            if self.held > self._most:
-                raise Problem(
-                    503,
-                    "Too many acknowledgements are under way here; send this one again.",
-                    headers={"Retry-After": str(RETRY_AFTER_S)},
-                    hits={"acks": 1},
-                )
+    @contextmanager
+    def body(self, client: str) -> Iterator["Body"]:
+        """A body of a client, counted until the end of the context."""
+        body = Body(self, client)
+        try:
+            yield body
+        finally:
+            self.add(client, -body.size)
 
-    def release(self, body: bytearray) -> None:
-        """Counts a body no more."""
-        self.held -= len(body)
+    def add(self, client: str, size: int) -> None:
+        """Counts bytes."""
+        self.held[client] += size
+        if not self.held[client]:
+            del self.held[client]
+
+    def full(self, client: str) -> bool:
+        """Whether there is no more room for a client."""
+        return self.held.total() > self._most or self.held[client] > self._most / CLIENT_PART
+
+
+class Body:
+    """One body as it comes."""
+
+    def __init__(self, bodies: Bodies, client: str) -> None:
+        self._bodies = bodies
+        self._client = client
+        self._content = bytearray()
+
+    @property
+    def size(self) -> int:
+        """Bytes that have come."""
+        return len(self._content)
+
+    def content(self) -> bytes:
+        """What has come."""
+        return bytes(self._content)
+
+    async def receive(self, pieces: AsyncIterable[bytes], within_s: float = ACK_BODY_S) -> None:
+        """Takes the pieces of the body. Raises a `Problem`: 413 for a body that is too large, 503
+        where there is no room for it, 408 for one that comes too slowly."""
+        try:
+            async with asyncio.timeout(within_s):
+                async for piece in pieces:
+                    self._take(piece)
+        except TimeoutError:
+            raise Problem(408, f"The ids did not come within {within_s:g} s.") from None
+
+    def _take(self, piece: bytes) -> None:
+        self._content += piece
+        self._bodies.add(self._client, len(piece))
+        if self.size > MAX_ACK_BYTES:
+            raise Problem(
+                413, f"More than {MAX_ACK_BYTES} bytes of ids: send them in several requests."
+            )
+        if self._bodies.full(self._client):
+            raise Problem(
+                503,
+                "Too many acknowledgements are under way here; send this one again.",
+                headers={"Retry-After": str(RETRY_AFTER_S)},
+                hits={"acks": 1},
+            )
 
 
 def reading(body: bytes, found: list[StreamId]) -> Iterator[None]:

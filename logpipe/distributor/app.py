@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -142,9 +142,17 @@ class _Distributor:
         else:
             member = self._member(query)
             shared: Filter | None = None
-            if request.method == "GET":  # HEAD is to change nothing
-                shared = await self._admitted(query, group, chosen)
+            client = requester_of(request.scope)
+            if limit := self._seats.lacking(client):
+                self._hub.metrics.count_limited({limit: 1})
+                return Response(
+                    encoder.message(full(self._seats.why(limit))),
+                    headers=HEADERS,
+                    media_type=encoder.media_type,
+                )
             try:
+                if request.method == "GET":  # HEAD is to change nothing
+                    shared = await self._admitted(query, group, chosen, client)
                 subscription = SharedSubscription(self._groups, group, start, shared, member)
             except TooManyGroupsError as error:
                 self._hub.metrics.count_limited({"groups": 1})
@@ -163,14 +171,14 @@ class _Distributor:
         )
 
     async def _admitted(
-        self, query: Mapping[str, str], group: str, chosen: Filter
+        self, query: Mapping[str, str], group: str, chosen: Filter, client: str
     ) -> Filter | None:
         """The filter of a group for one more member; None where it is not known. Raises a 409
         `Problem` where the member's own is another one."""
         replace = one_of(query, "filter", "", "", "replace") == "replace"
         own = chosen if any(query.get(name) for name in FILTER_PARAMETERS) else None
         try:
-            return await self._groups.admit(group, own, replace=replace)
+            return await self._groups.admit(group, own, replace=replace, client=client)
         except OtherFilterError as error:
             raise Problem(
                 409,
@@ -201,14 +209,15 @@ class _Distributor:
                 "member", "must be the member id that the subscription's hello event has"
             )
         ids: list[StreamId] = []
-        body = bytearray()
-        try:
-            await self._acks.receive(request.stream(), body)
-            await self._seats.parsing_for(request.scope)(reading(bytes(body), ids))
-            async with self._acking.seat(requester_of(request.scope)):
+        client = requester_of(request.scope)
+        with self._acks.body(client) as body:
+            try:
+                await body.receive(request.stream())
+            except ClientDisconnect:
+                return Response(status_code=400)
+            await self._seats.parsing_for(request.scope)(reading(body.content(), ids))
+            async with self._acking.seat(client):
                 done = await self._groups.acknowledge(group or "", member, ids)
-        finally:
-            self._acks.release(body)
         return Response(
             msgspec.json.encode(Acknowledged(done, len(ids) - done)),
             headers={"Cache-Control": "no-store"},

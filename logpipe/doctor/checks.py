@@ -18,6 +18,7 @@ SKEW_MS = 1_000
 MAX_SKEW_MS = 60_000
 """Beyond it `since` with a time of this machine is refused as of the future."""
 REFUSED = (401, 403)
+TOO_MANY = 429
 
 EVICTS = "logpipe_redis_evicts"
 LIMIT = "logpipe_redis_max_memory_bytes"
@@ -81,6 +82,8 @@ def _way(facts: Facts, way: str, setting: str, option: str) -> Judged:
         return "wrong", f"to {way}: refused ({own.status})", f"{option} with one of {setting}"
     if own.status == MISDIRECTED:
         return "wrong", f"to {way}: {own}", MISDIRECTED_REMEDY
+    if own.status == TOO_MANY:
+        return "warning", f"to {way}: {own}", _LATER
     if not 200 <= own.status < 300 and own.status != 400:
         remedy = f"is the {'collector' if way == 'send' else 'distributor'} there?"
         return "wrong", f"to {way}: {own}", remedy
@@ -110,7 +113,7 @@ def probes(facts: Facts) -> Iterator[Judged]:
 
 
 def _refused(facts: Facts, way: str) -> bool:
-    """Whether it fails for the token or the host name, which is told once."""
+    """Whether it fails for the token or the host name, which is reported once."""
     answer = facts.ways.get((way, "own"))
     return answer is not None and answer.status in (*REFUSED, MISDIRECTED)
 
@@ -179,10 +182,13 @@ def _journey(facts: Facts, name: str) -> Judged:
     return "warning", f"taken; {where}; the stream told nothing", remedy
 
 
+_LATER = "the rate of this sender (RATE_PER_TOKEN) is used up, or it sent wrong tokens: try later"
 _ONE_REDIS = "do collector and distributor have the same REDIS_ADDR and STREAM_NAME?"
 
 
 def _unwanted(answer: Answer, wanted: int) -> Judged:
+    if answer.status == TOO_MANY:
+        return "warning", str(answer), _LATER
     remedy = {
         0: "look at the proxy's time limits and the collector's log",
         404: "let the proxy pass the protocol's path on to the collector",

@@ -43,9 +43,9 @@ SHARED_SEND_BUFFER = 128 * 1024
 """Bytes that the kernel keeps for a subscriber of a consumer group (Linux takes twice as many): an
 event in a buffer can go to no other member."""
 
-CONFIRMATION_S = (0.0005, 0.02)
+CONFIRMATION_S = (0.0005, 0.5)
 """The shortest and the longest pause between two looks at what a client's kernel has confirmed.
-Linux delays a confirmation for 40 ms at the most."""
+It doubles, so that a reader that takes nothing costs two looks a second."""
 
 
 HEADERS = {

@@ -74,8 +74,14 @@ class Filter(msgspec.Struct, frozen=True, weakref=True):
 
     def ordered(self) -> "Filter":
         """The filter with its terms in one order: the same for filters that differ in it."""
-        node = parse(self.query)
-        return parse_filter({"q": str(ordered(node))}) if node is not None else self
+        text = self.query
+        for _ in range(MAX_ROUNDS):  # an `Or` of one term, for instance, becomes part of another
+            node = parse(text)
+            again = str(ordered(node)) if node is not None else text
+            if again == text:
+                break
+            text = again
+        return parse_filter({"q": text})
 
     @property
     def highlight(self) -> Highlight | None:
@@ -102,6 +108,10 @@ _IN_USE: WeakValueDictionary[str, Filter] = WeakValueDictionary()
 """The filters that were parsed and are still used, by their text: one instance of each."""
 
 _COMPILED = Compiled(_IN_USE.__contains__)
+
+MAX_ROUNDS = 10
+"""In which the terms of a filter are put in order; two or three are enough for any that was found.
+"""
 
 PARSED = 256
 """Sets of parameters whose filter is kept, each of 20 KB at most."""

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from typing import Any, Self
 
@@ -33,6 +35,14 @@ MAX_RECORDED = 500
 """Groups made by logpipe that Redis keeps, all of which each read has to walk through; beyond it
 those that had no member for longest end early."""
 
+MAX_NEW_GROUPS = 200
+NEW_GROUP_S = 15.0
+"""Groups that one client may make at once, and in how many seconds one more: who makes many would
+end those of others early."""
+
+MAX_FOUNDERS = 10_000
+"""Clients whose new groups are counted; those that made one longest ago are forgotten."""
+
 EXPIRY_S = 60.0
 """The longest time in seconds between two looks for groups that are to end."""
 
@@ -48,6 +58,27 @@ LAST_RELEASE_S = 0.5
 
 class TooManyGroupsError(Exception):
     """This process already reads as many groups as it may."""
+
+
+class Founders:
+    """The clients that have asked for groups that were not there: `MAX_NEW_GROUPS` each, and one
+    more each `NEW_GROUP_S`."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._full_at: OrderedDict[str, float] = OrderedDict()
+        """When a client may make all of its groups again."""
+
+    def require(self, client: str) -> None:
+        """Counts a new group of a client. Raises `TooManyGroupsError`."""
+        now = self._now()
+        full_at = max(self._full_at.get(client, 0.0), now) + NEW_GROUP_S
+        if full_at - now > MAX_NEW_GROUPS * NEW_GROUP_S:
+            raise TooManyGroupsError("this address has asked for many groups that are new")
+        self._full_at[client] = full_at
+        self._full_at.move_to_end(client)
+        if len(self._full_at) > MAX_FOUNDERS:
+            self._full_at.popitem(last=False)
 
 
 class OtherFilterError(Exception):
@@ -92,6 +123,7 @@ class Groups:
             lasting,
         )
         self._groups: dict[str, Group] = {}
+        self._founders = Founders()
         self._made = asyncio.Event()
         """Set when a group is read here that was not before, and may be a new one."""
         self._running: set[str] = set()
@@ -130,14 +162,16 @@ class Groups:
             )
 
     async def admit(
-        self, name: str, chosen: Filter | None, *, replace: bool = False
+        self, name: str, chosen: Filter | None, *, replace: bool = False, client: str = ""
     ) -> Filter | None:
         """The filter of a group for a subscriber that sends `chosen`, None for no filter.
 
         The first member of a group without members sets its filter, and `replace` sets it for all.
         None is returned where the subscriber sends none and Redis cannot be asked. Raises
-        `OtherFilterError`; FilterError for a filter that this version does not understand.
+        `OtherFilterError`; FilterError for a filter that this version does not understand;
+        `TooManyGroupsError` for a group that would be new, or read here as well.
         """
+        self.refuse_more_than_allowed(name, client)
         chosen = chosen.ordered() if chosen is not None else None
         query = chosen.query if chosen is not None else "" if replace else None
         try:
@@ -148,6 +182,8 @@ class Groups:
             return chosen
         if not entered.admitted:
             raise OtherFilterError(entered.filter)
+        if not entered.made and name != self._terms.lasting and name not in self._groups:
+            self._founders.require(client)
         return parse_filter({"q": entered.filter})
 
     async def acknowledge(self, group: str, member: str, ids: Sequence[StreamId]) -> int:
@@ -155,14 +191,17 @@ class Groups:
 
         Raises `Unavailable`.
         """
-        with contextlib.suppress(NoGroupError):
+        here, read_here = self._terms.members.get(member), self._groups.get(group)
+        try:
             done = await self._stream.groups.acknowledge_of(group, member, ids)
-            here, read_here = self._terms.members.get(member), self._groups.get(group)
-            if here is not None and read_here is not None:
-                here.let_go(done)
-                read_here.want_work()
-            return len(done)
-        return 0
+        except NoGroupError:
+            if read_here is not None:
+                read_here.is_gone()
+            return 0
+        if here is not None and read_here is not None:
+            here.let_go(done)
+            read_here.want_work()
+        return len(done)
 
     async def end_unused(self, expiry_ms: int) -> None:
         """Ends the groups that have had no member for long, from now on."""
@@ -179,6 +218,8 @@ class Groups:
         """Ends the groups that are due now. Raises `Unavailable`."""
         records = self._stream.groups.records
         for name in await records.due(expiry_ms, most):
+            if name == self._terms.lasting:
+                continue
             try:
                 if await records.end(name):
                     log.info("the consumer group %r has ended: it had no member for long", name)

@@ -41,6 +41,9 @@ log = logging.getLogger("logpipe.groups")
 KEEPER_S = 1.0
 """The longest time in seconds between two rounds of keeping, acknowledging and claiming."""
 
+PAUSE_S = 0.05
+"""Between two attempts of what has failed while Redis can be reached."""
+
 RECOVERY_S = 1.0
 """How long a group waits for word that Redis is back before it looks for itself."""
 
@@ -52,6 +55,9 @@ of 64 KiB 4 MiB."""
 ACK_ROUND_S = 0.4
 """As `KEEPER_S`, in a group with members that acknowledge for themselves: how long it takes until
 an acknowledgement at another replica makes room."""
+
+OVERDUE_S = 0.1
+"""The shortest time between two looks for entries whose time is over."""
 
 PRESENCE_S = 5.0
 """How long a process counts as one with members of a group; renewed five times as often."""
@@ -176,6 +182,11 @@ class Group:
         self._written: set[StreamId] = set()
         self._departed: list[Member] = []
         """Members that have left, and whose entries are still theirs in Redis."""
+        self._rewound = False
+        """Whether entries that members here hold lie before where the group may have been made anew
+        by another replica."""
+        self._kept_at = -math.inf
+        self._stopping = False
         self._claim_after = START
         self._left_behind = False
         """Whether entries were made idle here, so that looking for such is worth while."""
@@ -215,7 +226,7 @@ class Group:
         self._queue.extendleft(reversed(entries))
         self._losses[:0] = share.losses
 
-    async def hello(self, member: Member | None) -> Hello:
+    async def hello(self, share: Share) -> Hello:
         """The first message to a subscriber; while Redis is away it knows no ids.
 
         The group exists by then, so that what is sent after the hello is the group's.
@@ -226,9 +237,11 @@ class Group:
         except Unavailable:
             bounds = NO_STREAM
         last = bounds.last if bounds.last > START else None
-        chosen = self.filter.query if self.filter is not None else None
-        name = member.id if member is not None else None
-        return Hello(bounds.last, bounds.first, last, "shared", __version__, chosen, name)
+        chosen = share.query
+        if chosen is None and self.filter is not None:
+            chosen = self.filter.query
+        member = share.member.id if share.member is not None else None
+        return Hello(bounds.last, bounds.first, last, "shared", __version__, chosen, member)
 
     def want_work(self) -> None:
         """Gives a subscriber that asks what is queued, and makes the group read and claim more."""
@@ -269,10 +282,13 @@ class Group:
                 ids = sorted({*ids}.difference(moved, trimmed))
                 if not ids:
                     break
-        except (Unavailable, NoGroupError):
+        except NoGroupError:
+            self.is_gone()
+        except Unavailable:
             self._give_back(share)
             share.losses = []
             await self.stream.health.recovered(RECOVERY_S)
+            await asyncio.sleep(PAUSE_S)
         share.entries = [entry for entry in share.entries if entry.id in member.held]
 
     async def _flush_written(self) -> None:
@@ -401,10 +417,15 @@ class Group:
 
     async def run(self) -> None:
         """Reads while there are subscribers."""
+        self._stopping = False
         async with asyncio.TaskGroup() as tasks:
-            keeper = tasks.create_task(self._keep())
+            tasks.create_task(self._keep())
             await self._run()
-            keeper.cancel()
+            # Not cancelled: a claim under way may have been given entries.
+            self._stopping = True
+            self._round_wanted.set()
+        with contextlib.suppress(Unavailable, NoGroupError):
+            await self._release()
         self._metrics.forget()
 
     async def _run(self) -> None:
@@ -415,22 +436,28 @@ class Group:
                 if self._entered_at == -math.inf:
                     await self._enter()
                 await self._read()
-                await self._release()
             except NoGroupError:
-                log.warning("the consumer group %r is gone and made anew", self.name)
-                self._exists, self._gone = False, True
-                self._go_back_for_members()
-                self._in_flight.clear()
-                self._written.clear()
+                self.is_gone()
             except FilterChangedError:
                 self._entered_at = -math.inf
             except Unavailable:
                 await self.stream.health.recovered(RECOVERY_S)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(PAUSE_S)
+
+    def is_gone(self) -> None:
+        """Has the group made anew: Redis does not have it, as after a flush."""
+        if self._exists:
+            log.warning("the consumer group %r is gone and made anew", self.name)
+            self._exists, self._gone = False, True
+            self._go_back_for_members()
+            self._in_flight.clear()
+            self._written.clear()
+        self._work_wanted.set()
 
     def _go_back_for_members(self) -> None:
         """Has a group that is made anew begin before all that its members here hold or wait for."""
         members = [share.member for share in self.shares if share.member is not None]
+        members += self._departed
         if not members:
             return
         given = [entry for share in self.shares for entry in share.entries]
@@ -440,7 +467,9 @@ class Group:
             member.let_go([*member.held])
         self._queue.clear()
         self._unjudged.clear()
-        self._read_until = min([self._read_until, *(id_.before() for id_ in ids)])
+        first = min(ids, default=None)
+        if first is not None and first <= self._read_until:
+            self._read_until, self._rewound = first.before(), True
 
     async def _create(self) -> None:
         """Makes sure that the group exists, and that this process counts among its readers."""
@@ -458,7 +487,9 @@ class Group:
                     first,
                     from_the_first=anew,
                     may_end=self.name != self._terms.lasting,
+                    go_back=self._rewound,
                 )
+                self._rewound = False
             except Unavailable as error:
                 if first is None:
                     # What is sent until Redis is back is new to the group.
@@ -488,6 +519,7 @@ class Group:
         await self.stream.groups.leave(self.name, self._terms.consumer.name)
         if not self.wanted:
             await self.stream.groups.records.exit(self.name, self._terms.consumer.holder)
+            self._entered_at = -math.inf  # a member that comes is entered again
 
     async def _release_queue(self) -> None:
         """Lets any consumer claim at once what is queued here."""
@@ -514,6 +546,8 @@ class Group:
         consumer = self._terms.consumer
         read_as = ""
         while self.wanted:
+            if not self._exists:
+                raise NoGroupError("found by another task")
             if not self._has_taker:
                 self._work_wanted.clear()
                 await self._work_wanted.wait()
@@ -573,17 +607,23 @@ class Group:
 
     async def _keep(self) -> None:
         """Keeps what is in flight, acknowledges late, and claims what others left behind."""
-        while True:
+        while not self._stopping:
             await self._next_round(self._pause_s())
+            wanted = self._round_wanted.is_set()
             self._round_wanted.clear()
-            if not self._terms.consumer.name:
+            if not self._terms.consumer.name or not self._exists:
                 continue
             try:
-                await self._keep_once(self._terms.consumer.name)
+                if wanted or time.monotonic() - self._kept_at >= self._round_s():
+                    await self._keep_once(self._terms.consumer.name)
+                else:
+                    await self._take_back_overdue()
+            except NoGroupError:
+                self.is_gone()
             except FilterChangedError:
                 self._entered_at = -math.inf
                 self._round_wanted.set()
-            except (Unavailable, NoGroupError) as error:
+            except Unavailable as error:
                 log.debug("next round: %s", error)
 
     async def _next_round(self, pause: float) -> None:
@@ -592,15 +632,24 @@ class Group:
             async with asyncio.timeout(pause):
                 await self._round_wanted.wait()
 
+    def _round_s(self) -> float:
+        """Seconds between two rounds of keeping."""
+        members = any(share.member is not None for share in self.shares)
+        longest = ACK_ROUND_S if members else KEEPER_S
+        return min(longest, self._terms.pending_idle_ms / 3000)
+
     def _pause_s(self) -> float:
-        """Seconds until the next round of keeping."""
-        pause = min(KEEPER_S, self._terms.pending_idle_ms / 3000)
-        waits = [s.member.ack_wait_s / 3 for s in self.shares if s.member is not None]
-        return min(pause, ACK_ROUND_S, *waits) if waits else pause
+        """Seconds until the next round, or until the time of an entry is over."""
+        now = time.monotonic()
+        ends = [s.member.next_end_s for s in self.shares if s.member is not None]
+        pause = self._kept_at + self._round_s() - now
+        overdue = max(OVERDUE_S, min(ends)) if ends else pause
+        return max(0.0, min(pause, overdue, self._round_s()))
 
     async def _keep_once(self, consumer: str) -> None:
         # Looked at before the reader, which the same subscriber woke, can give it new entries.
         claiming = self._has_taker
+        self._kept_at = time.monotonic()
         if time.monotonic() - self._entered_at > PRESENCE_S / 5:
             await self._enter()
         await self._flush_written()
@@ -612,6 +661,7 @@ class Group:
         for share in [*self.shares]:
             if share.member is not None:
                 await self._look_after(share, share.member, holdings.get(share.member.id, 0))
+        await self._take_back_overdue()
         if claiming:
             await self._claim_many(consumer)
         if self._queue and self._acknowledging and not self._has_taker:
@@ -663,8 +713,8 @@ class Group:
                 self._departed.remove(member)
 
     async def _look_after(self, share: Share, member: Member, pending: int) -> None:
-        """Makes room for what was acknowledged elsewhere, takes back what is overdue, and keeps the
-        rest from other replicas. `pending` is how many entries the member holds in Redis."""
+        """Makes room for what was acknowledged elsewhere, and keeps the rest from other replicas.
+        `pending` is how many entries the member holds in Redis."""
         groups = self.stream.groups
         if pending != len(member.held):
             before = set(member.held)
@@ -673,15 +723,19 @@ class Group:
             coming = {entry.id for entry in share.entries}
             if strays := held.difference(before, member.held, coming):
                 await self._take_back(member, sorted(strays))
-        if overdue := member.overdue():
-            self._metrics.redelivered(len(overdue))
-            await self._take_back(member, overdue)
         if member.held and time.monotonic() - member.kept_at > self._terms.pending_idle_ms / 3000:
             member.kept_at = time.monotonic()
             ids = list(member.held)
             moved, trimmed = await groups.move(self.name, member.id, member.id, ids)
             member.let_go(set(ids).difference(moved))
             self._lose(trimmed)
+
+    async def _take_back_overdue(self) -> None:
+        """Takes back the entries whose time is over."""
+        for share in [*self.shares]:
+            if share.member is not None and (overdue := share.member.overdue()):
+                self._metrics.redelivered(len(overdue))
+                await self._take_back(share.member, overdue)
 
     async def _take_back(self, member: Member, ids: Sequence[StreamId]) -> None:
         """Makes entries of a member idle, so that any consumer may claim them."""

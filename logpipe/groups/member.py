@@ -1,5 +1,6 @@
 """A subscriber that acknowledges for itself (`ack=client`), and the entries that it holds."""
 
+import math
 import re
 import secrets
 import time
@@ -82,6 +83,12 @@ class Member:
     def _count(self, more: int) -> None:
         if self.all is not None:
             self.all.held += more
+
+    @property
+    def next_end_s(self) -> float:
+        """Seconds until the time of an entry is over; infinite where it holds none."""
+        first = next(iter(self.held.values()), math.inf)
+        return first - self._now()
 
     def overdue(self) -> list[StreamId]:
         """The entries whose time is over; from then on it is `late` for a while."""

@@ -75,7 +75,7 @@ class SharedSubscription:
             return self._end(self._refusal)
         if not self._greeted:
             self._greeted = True
-            return [await self._group.hello(self.share.member)]
+            return [await self._group.hello(self.share)]
         due = time.monotonic() + self._groups.heartbeat_s
         while not self.share.given:
             if not await self._is_given(self._group, due):

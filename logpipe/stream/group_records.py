@@ -8,21 +8,17 @@ Keys, each beside the stream and in its slot:
 - a hash of the groups that have ended: where a member that returns goes on, and with which filter.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from logpipe.ids import START, StreamId, from_wire
 from logpipe.stream.connections import Connections
 from logpipe.stream.scripts import Script, companion_key, companions
 
 NO_GENERATION = "0"
 """The generation of a filter that was never set."""
 
-MAX_ENDED = 10_000
-"""Groups that have ended whose last id is kept: about 2 MB. Beyond it the ones that ended first are
-forgotten."""
-
-UNUSED_MS = 86_400_000
-"""How long the record is kept of a group that was asked for and never made."""
+MAX_ENDED = 1_000
+"""Groups that have ended whose last id and filter are kept: 200 KB, and 4 MB with the longest
+filters. Beyond it the one that ended first is forgotten."""
 
 NOW = """
 local function now_ms()
@@ -40,9 +36,11 @@ end
 FILTER_CHANGED = "FILTERCHANGED"
 """How the error of a script begins that has found another filter."""
 
-# KEYS: the group's record, the groups that logpipe made, those that have ended. ARGV: group,
-# process, how long it counts as a holder of members (ms), take, set or replace, filter. `set` sets
-# the filter of a group without members. A Redis without memory stores nothing; it still answers.
+# KEYS: the group's record, the groups that logpipe made, those that have ended, the stream. ARGV:
+# group, process, how long it counts as a holder of members (ms), take, set or replace, filter.
+# `set` sets the filter of a group without members. A Redis without memory stores nothing; it still
+# answers. The record of a group that was never made is kept as long as a process may be about to
+# make it.
 ENTER = Script.of(
     NOW
     + """
@@ -61,17 +59,27 @@ if not chosen then
   local kept = redis.call('HGET', KEYS[3], ARGV[1])
   chosen = kept and string.match(kept, '^%S+ %S+ %S+ (.*)$') or ''
 end
-if mode == 'set' and members > 0 and wanted ~= chosen then return {0, chosen, generation} end
-if mode ~= 'take' then chosen = wanted end
-if chosen ~= (before or '') then
-  redis.pcall('HSET', KEYS[1], 'filter', chosen)
-  local counted = redis.pcall('HINCRBY', KEYS[1], 'generation', 1)
-  if type(counted) == 'number' then generation = string.format('%.0f', counted) end
+if mode == 'set' and members > 0 and wanted ~= chosen then return {0, chosen, generation, 1} end
+local target = mode == 'take' and chosen or wanted
+if target ~= (before or '') then
+  local stored = redis.pcall('HSET', KEYS[1], 'filter', target)
+  if type(stored) ~= 'number' then
+    if target ~= chosen then return {0, chosen, generation, 1} end
+  else
+    generation = string.format('%.0f', redis.call('HINCRBY', KEYS[1], 'generation', 1))
+  end
+end
+local made = #fields > 0 and redis.call('PTTL', KEYS[1]) == -1
+local groups = made and {} or redis.pcall('XINFO', 'GROUPS', KEYS[4])
+for _, group in ipairs(groups.err and {} or groups) do
+  for i = 1, #group, 2 do
+    if group[i] == 'name' and group[i + 1] == ARGV[1] then made = true end
+  end
 end
 redis.pcall('HSET', KEYS[1], '@' .. ARGV[2], string.format('%.0f', now + ARGV[3]))
-if #fields == 0 then redis.pcall('PEXPIRE', KEYS[1], 86400000) end
+if not made then redis.pcall('PEXPIRE', KEYS[1], 2 * ARGV[3]) end
 redis.pcall('ZADD', KEYS[2], 'XX', now, ARGV[1])
-return {1, chosen, generation}
+return {1, target, generation, made and 1 or 0}
 """
 )
 
@@ -99,24 +107,46 @@ return due
 )
 
 # KEYS: the stream, the group's record, the groups that logpipe made, those that have ended. ARGV:
-# group, the id after which a member that returns goes on, the number of entries up to there or `-`,
-# how many ended groups are kept. 1 unless the group has members.
+# group, how many ended groups are kept. Ends a group unless it has members, and keeps where it was:
+# the id before its oldest pending entry, or the last one that it had read, and how many entries it
+# had read up to there, or `-`. 1 where it has ended.
 END = Script.of(
     NOW
     + """
+local function before(id)
+  local ms, seq = string.match(id, '(%d+)-(%d+)')
+  if seq ~= '0' then
+    return ms .. '-' .. (#seq < 16 and string.format('%.0f', seq - 1) or '0')
+  end
+  return #ms < 16 and string.format('%.0f-18446744073709551615', math.max(ms - 1, 0)) or '0-0'
+end
 local now, chosen = now_ms(), ''
 local fields = redis.call('HGETALL', KEYS[2])
 for i = 1, #fields, 2 do
   if fields[i] == 'filter' then chosen = fields[i + 1]
   elseif fields[i] ~= 'generation' and tonumber(fields[i + 1]) > now then return 0 end
 end
-local kept = ARGV[2] .. ' ' .. ARGV[3] .. ' ' .. string.format('%.0f', now) .. ' ' .. chosen
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])
+if pending.err then return pending end
+local after, read = '0-0', '-'
+if pending[1] > 0 then after = before(pending[2])
+else
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    local about = {}
+    for i = 1, #group, 2 do about[group[i]] = group[i + 1] end
+    if about['name'] == ARGV[1] then
+      after = about['last-delivered-id']
+      read = about['entries-read'] and string.format('%.0f', about['entries-read']) or '-'
+    end
+  end
+end
+local kept = after .. ' ' .. read .. ' ' .. string.format('%.0f', now) .. ' ' .. chosen
 local stored = redis.pcall('HSET', KEYS[4], ARGV[1], kept)
 if type(stored) == 'table' and stored.err then return stored end
 redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])
 redis.call('DEL', KEYS[2])
 redis.call('ZREM', KEYS[3], ARGV[1])
-if redis.call('HLEN', KEYS[4]) > tonumber(ARGV[4]) then
+if redis.call('HLEN', KEYS[4]) > tonumber(ARGV[2]) then
   local oldest, name = false, false
   local ended = redis.call('HGETALL', KEYS[4])
   for i = 1, #ended, 2 do
@@ -137,6 +167,8 @@ class Entered(NamedTuple):
     admitted: bool
     filter: str
     generation: str
+    made: bool
+    """Whether the group was made before, as far as its record says."""
 
 
 class GroupRecords:
@@ -170,12 +202,12 @@ class GroupRecords:
         """
         mode = "replace" if replace else "take" if chosen is None else "set"
         async with self._redis.translated():
-            admitted, found, generation = await ENTER.run(
+            admitted, found, generation, made = await ENTER.run(
                 self._redis.writing,
-                [self.key(group), self.made, self.ended],
+                [self.key(group), self.made, self.ended, self._stream],
                 *(group, process, lease_ms, mode, chosen or ""),
             )
-        return Entered(bool(admitted), found.decode(), generation.decode())
+        return Entered(bool(admitted), found.decode(), generation.decode(), bool(made))
 
     async def exit(self, group: str, process: str) -> None:
         """Notes that a process has no members of a group any more."""
@@ -196,19 +228,10 @@ class GroupRecords:
         read.
         """
         async with self._redis.translated():
-            pending = await self._redis.writing.xpending(self._stream, group)
-            groups = await self._redis.writing.xinfo_groups(self._stream)
-            found = next((one for one in groups if one["name"] == group.encode()), None)
-            after, read = START, "-"
-            if pending["pending"]:
-                after = from_wire(pending["min"]).before()
-            elif found is not None:
-                after = from_wire(found["last-delivered-id"])
-                read = _count(found.get("entries-read"))
             ended = await END.run(
                 self._redis.writing,
                 [self._stream, self.key(group), self.made, self.ended],
-                *(group, str(after), read, MAX_ENDED),
+                *(group, MAX_ENDED),
             )
         return bool(ended)
 
@@ -216,13 +239,3 @@ class GroupRecords:
         """Takes a group that is gone off those that logpipe made."""
         async with self._redis.translated():
             await self._redis.writing.zrem(self.made, group)
-
-    async def after(self, group: str) -> StreamId | None:
-        """After which id a group goes on that has ended; None where that is not kept."""
-        async with self._redis.translated():
-            kept: Any = await self._redis.writing.hget(self.ended, group)
-        return from_wire(kept.split()[0]) if kept else None
-
-
-def _count(read: int | None) -> str:
-    return "-" if read is None else str(read)

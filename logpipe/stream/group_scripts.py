@@ -39,7 +39,8 @@ end
 
 # KEYS: the stream, the group's losses, its record, the groups that logpipe made, those that have
 # ended. ARGV: group, where it begins ($ or an id), whether all that the stream ever had is the
-# group's, whether the group may end. The group gets the number of entries before it, so that those
+# group's, whether the group may end, whether a group that is there already goes back to where it
+# was to begin. The group gets the number of entries before it, so that those
 # that are trimmed before it has read them can be counted. One that has ended goes on where it was;
 # in a stream that was flushed since then, with its first entry.
 CREATE = Script.of(
@@ -78,6 +79,15 @@ if not made.err then
   if ARGV[4] == '1' then redis.pcall('ZADD', KEYS[4], now_ms(), ARGV[1]) end
   redis.call('HDEL', KEYS[5], ARGV[1])
 end
+if made.err and ARGV[5] == '1' then
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    local there = field(group, 'name') == ARGV[1]
+    if there and less(ARGV[2], field(group, 'last-delivered-id')) then
+      redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], ARGV[2])
+    end
+  end
+end
+if ARGV[4] == '0' then redis.call('ZREM', KEYS[4], ARGV[1]) end
 redis.call('PERSIST', KEYS[3])
 return not made.err and lost and {lost} or {}
 """

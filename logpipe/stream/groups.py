@@ -84,6 +84,7 @@ class StreamGroups:
         *,
         from_the_first: bool = False,
         may_end: bool = False,
+        go_back: bool = False,
     ) -> list[str]:
         """Creates a group that begins after an id (None: the newest), unless it exists. A group
         that has ended goes on where it was; where the stream was flushed since then, the record of
@@ -91,7 +92,8 @@ class StreamGroups:
 
         `from_the_first`: after `START` it begins with the first entry that the stream ever had, not
         with the first that is kept; what was trimmed meanwhile is missed. `may_end`: it is noted as
-        made by logpipe, and ends when it has no members for long.
+        made by logpipe, and ends when it has no members for long. `go_back`: a group that is there
+        already and has read further goes back to `after`.
         """
         start = "$" if after is None else str(after)
         records = self.records
@@ -99,7 +101,7 @@ class StreamGroups:
             lost = await CREATE.run(
                 self._redis.writing,
                 [*self._keys(group), records.key(group), records.made, records.ended],
-                *(group, start, int(from_the_first), int(may_end)),
+                *(group, start, int(from_the_first), int(may_end), int(go_back and start != "$")),
             )
         return [record.decode() for record in lost]
 

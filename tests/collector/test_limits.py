@@ -405,6 +405,13 @@ async def test_one_request_has_a_quarter_of_the_stream_s_bytes(
         assert answer.json()["limit"] == 100 * KIB
         assert "(a quarter of TRIM_MAXBYTES)" in answer.json()["detail"]
         assert (await service.post([{**ONE, "message": "x" * 50_000}] * 2)).status_code == 202
+        # Also where each event has a key of its own.
+        lines = [[{"create": {"_id": str(n)}}, large] for n in range(2)]
+        bulk = "".join(f"{json.dumps(line)}\n" for pair in lines for line in pair)
+        answer = await service.http.post(
+            "/elasticsearch/_bulk", content=bulk, headers={"Content-Type": "application/x-ndjson"}
+        )
+        assert answer.status_code == 413, answer.text
     async with collecting(valkey, trim_maxbytes="1kb") as service:
         assert (await service.post(large)).status_code == 202
 

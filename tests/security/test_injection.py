@@ -21,7 +21,7 @@ PIECES = (
     "EVAL", "' .. redis.call('FLUSHALL') .. '", "]]", "--", "{logs}", "}:", "*", "\0", "\x1b", "%s",
     "\U0001f600", "é", " ", "x" * 70, '"', "\\",
 )  # fmt: skip
-KEY = re.compile(rb"logs|canary|\{logs\}:(once:bytes|[a-z]+:[0-9a-f]{64})")
+KEY = re.compile(rb"logs|canary|\{logs\}:(once:bytes|groups|[a-z]+:[0-9a-f]{64})")
 
 
 def texts(seed: int, count: int) -> list[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
 from urllib.parse import parse_qsl
 
@@ -176,9 +177,18 @@ class Receiver:
             return cast(_Read, end.value)
 
     async def _take(self, read: _Read, admitted: _Admitted) -> list[Outcome]:
-        if self._rates is not None:
-            self._rates.charge(admitted.sender, len(read.packed.problems))
-        return await self._store(read, admitted.token)
+        """An outcome for each item. Events that could not be stored for want of room or of Redis
+        are not charged: the sender is asked to send them again."""
+        rates, sender, events = self._rates, admitted.sender, read.packed.events
+        charged: AbstractContextManager[None] = nullcontext()
+        if rates is not None:
+            charged = rates.charged(sender, len(read.packed.problems), len(events))
+        with charged:
+            self._appender.require_share(events)
+            outcomes = await self._store(read, admitted.token)
+        if rates is not None:
+            rates.give_back(sender, sum(map(_is_failure, outcomes)))
+        return outcomes
 
     def _answered(self, request: Request, batch: Batch, outcomes: Sequence[Outcome]) -> Answer:
         """The answer to outcomes, which are counted here, whether or not it refuses the request."""
