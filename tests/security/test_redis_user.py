@@ -148,6 +148,7 @@ async def end_and_return(stream: Stream) -> None:
     groups = stream.groups
     entered = await groups.records.enter("h", "p", 60_000, "source:a")
     await groups.create("h", BEGIN, may_end=True)
+    assert (await groups.records.enter("h", "p", 60_000, None)).made
     read = await groups.read("h", "worker", 2, entered.generation)
     moved = await groups.move("h", "worker", "member", [entry.id for entry in read.entries])
     assert len(moved.moved) == 2
