@@ -3,7 +3,8 @@
 import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import get_args
 
 from prometheus_client import (
@@ -15,7 +16,9 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from logpipe import __version__, limits
 from logpipe.continuity import Reason
@@ -316,8 +319,29 @@ class Metrics:
         if self._folder is None:
             return generate_latest(self.registry)
         together = CollectorRegistry()
-        MultiProcessCollector(together, self._folder)  # type: ignore[no-untyped-call]
+        together.register(_Workers(self._folder))
         return generate_latest(together)
+
+
+class _Workers(Collector):
+    """Adds up what all workers have written into a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def collect(self) -> Iterable[Metric]:
+        files = [str(path) for path in self._folder.glob("*.db") if _is_readable(path)]
+        found: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        return found
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether prometheus-client can read a file: not one that a worker has just made and that is
+    still empty, nor one that was just removed."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 class GroupMetrics:

@@ -6,7 +6,6 @@ It lives on one exit stack, because the lifespan of a mounted app never runs.
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -22,7 +21,7 @@ from logpipe.client.process import RemoteProcess
 from logpipe.client.sign_outs import RemoteSignOuts
 from logpipe.collector.appender import Appender
 from logpipe.collector.inflight import Inflight
-from logpipe.engine import Engine, Rewriting
+from logpipe.embedded import disk_of, start_engine, start_rewriting
 from logpipe.fanout.hub import Hub
 from logpipe.groups import Groups
 from logpipe.limits import Rates, Seats
@@ -30,7 +29,7 @@ from logpipe.metrics import Metrics
 from logpipe.redis_address import RedisAddress
 from logpipe.settings import Settings, StreamBytes
 from logpipe.signed_out import EVERY_S, Exchange, SignedOut
-from logpipe.stream import Disk, Stream, free_bytes
+from logpipe.stream import Stream
 from logpipe.tokens import Tokens
 from logpipe.trimmer import Trimmer
 from logpipe.ui.session import LIFE_S
@@ -78,13 +77,12 @@ async def open_stream(
     trouble: Callable[[], str | None] = lambda: None  # noqa: E731
     engine = None
     if address.embedded is not None:
-        engine = started = Engine(settings.engine_dir, settings.engine_bytes)
-        await engine.start()
-        stack.push_async_callback(engine.stop)
-        background.start("engine", engine.supervise())
+        engine = started = await start_engine(settings, stack, background)
         address = engine.address
         trouble = lambda: started.trouble  # noqa: E731
-    disk = Disk(free_bytes(Path(address.disk)), metrics.disk) if address.disk else None
+    disk = None
+    if address.disk:
+        disk = disk_of(settings, address.disk, metrics.disk)
     stream = Stream(
         address,
         settings.stream_name,
@@ -98,14 +96,7 @@ async def open_stream(
     stack.push_async_callback(stream.aclose)
     background.start("monitor", stream.monitor())
     if engine is not None and settings.trim_maxage_ms:
-        rewriting = Rewriting(
-            settings.engine_dir,
-            engine.socket,
-            stream.left,
-            partial(stream.groups.lose_trimmed, settings.pending_idle_ms),
-            max_age_ms=settings.trim_maxage_ms,
-        )
-        background.start("rewriting", rewriting.run())
+        start_rewriting(settings, engine, stream, background)
     return stream
 
 

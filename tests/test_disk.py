@@ -10,10 +10,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis.asyncio
 
+from logpipe.engine import Engine
 from logpipe.problems import Unavailable
 from logpipe.stream import Append, Disk, Stream, free_bytes
-from logpipe.stream.disk import AGAIN, RESERVE_BYTES, WORTH_BYTES, Use, needed_bytes, use_of
+from logpipe.stream.disk import (
+    AGAIN,
+    COMMAND_BYTES,
+    RESERVE_BYTES,
+    WORTH_BYTES,
+    Use,
+    needed_bytes,
+    use_of,
+)
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, serving, spawned, subscribed
 from tests.streams import NAME, address_of, events, stream_at
@@ -36,6 +46,7 @@ ONE = {"source": "a", "message": "m"}
         (Use(8 * MIB, 64 * MIB), 136 * MIB),
         (Use(8 * MIB, 0), 264 * MIB),
         (Use(), 256 * MIB),
+        (Use(10 * MIB, GIB, entries=MIB), 346 * MIB),  # of commands, 80 bytes for each
     ],
 )
 def test_what_has_to_be_free_is_a_reserve_and_a_rewrite(use: Use, needed: int) -> None:
@@ -64,6 +75,7 @@ def test_events_are_refused_until_a_tenth_more_is_free() -> None:
         (Use(10 * MIB, GIB, appended=WORTH_BYTES - 1), False),
         (Use(10 * MIB, GIB, rewriting=True, appended=GIB), False),
         (Use(100 * MIB, GIB, appended=GIB), False),  # it would fill the disk
+        (Use(90 * MIB, GIB, appended=GIB, entries=MIB), False),  # as commands
         (Use(10 * MIB, GIB), False),
     ],
 )
@@ -119,6 +131,49 @@ async def test_without_room_only_appends_are_refused(
         free[0] = GIB
         await wait_until(lambda: stream.health.kind == "ok", "it recovers by itself")
         await stream.append([Append(events(1))])
+
+
+async def test_commands_need_more_room_than_a_snapshot(valkey: Valkey) -> None:
+    pipe = valkey.client.pipeline(transaction=True)
+    for _ in range(20_000):
+        pipe.xadd(NAME, {"event": "x"})
+    pipe.execute()
+    needed: dict[bool, int] = {}
+    for as_commands in (False, True):
+
+        def measured(_: int, least: int, as_commands: bool = as_commands) -> None:
+            needed[as_commands] = least
+
+        async with on_disk(valkey, Disk(lambda: GIB, measured, as_commands=as_commands)) as stream:
+            assert stream.no_room == ""
+    more = 20_000 * COMMAND_BYTES
+    assert needed[True] - needed[False] == pytest.approx(more, abs=more / 3)  # and connections
+
+
+async def test_a_file_of_commands_is_no_larger_than_is_counted_on(tmp_path: Path) -> None:
+    """Of the smallest events, of which it is larger than the memory that they use."""
+    engine = Engine(tmp_path, as_commands=True)
+    await engine.start()
+    try:
+        async with redis.asyncio.Redis(unix_socket_path=str(engine.socket)) as client:
+            for _ in range(10):
+                async with client.pipeline(transaction=True) as pipe:
+                    for _ in range(1_000):
+                        pipe.xadd(NAME, {"event": '{"source":"a","message":"m"}'})
+                    await pipe.execute()
+            await client.bgrewriteaof()
+
+            async def done() -> bool:
+                info = await client.info("persistence")
+                return not info["aof_rewrite_in_progress"] and info["aof_base_size"] > MIB // 2
+
+            await wait_until(done, "it is rewritten")
+            info = await client.info()
+            stream_bytes = await client.memory_usage(NAME, samples=0)
+    finally:
+        await engine.stop()
+    assert stream_bytes is not None
+    assert stream_bytes < info["aof_base_size"] < Use(stream_bytes, entries=10_000).rewritten
 
 
 async def test_a_folder_that_cannot_be_asked_refuses_nothing(valkey: Valkey) -> None:
@@ -216,3 +271,25 @@ async def test_several_workers_look_at_the_disk_of_their_engine(
             return False
 
         await wait_until(refused, "it is refused", timeout=45)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_trimmed_text_stays_on_a_disk_without_room_for_a_rewrite(
+    small_disk: Path, tmp_path: Path, workers: str
+) -> None:
+    """A rewrite that finds the disk full would end the engine, too."""
+    given = {"DATA_DIR": str(small_disk), "WORKERS": workers, "TRIM_MAXAGE": "1h"}
+    async with spawned(tmp_path, **given) as process:
+
+        def base() -> list[Path]:
+            return list(small_disk.glob("appendonlydir/*.base.aof"))
+
+        await wait_until(base, "the engine has begun", timeout=45)
+        first = base()
+        os.utime(first[0], (0, 0))
+
+        def put_off() -> bool:
+            return "text that has left the stream stays on the disk" in process.log.read_text()
+
+        await wait_until(put_off, "it is put off", timeout=45)
+        assert base() == first

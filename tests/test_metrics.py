@@ -1,7 +1,12 @@
 """What Prometheus scrapes."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from logpipe import __version__
@@ -13,6 +18,28 @@ def test_every_metric_has_the_prefix_and_a_help_text() -> None:
     for family in text_string_to_metric_families(Metrics().exposition().decode()):
         assert family.name.startswith("logpipe_"), family.name
         assert family.documentation, family.name
+
+
+@pytest.mark.parametrize("state", ["empty", "gone"])
+def test_a_file_that_a_worker_has_just_made_or_removed_is_skipped(
+    tmp_path: Path, state: str
+) -> None:
+    """Among the files of other workers, which are added up."""
+    new = tmp_path / "counter_1.db"
+    new.touch()
+    if state == "gone":
+        new.unlink()
+        new.symlink_to("gone")  # which the folder lists, and which is not there
+    code = "from logpipe.metrics import Metrics; m = Metrics(); m.body_bytes.inc(7); "
+    code += "print(m.exposition().decode())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "logpipe_ingest_bytes_total 7" in done.stdout
 
 
 def test_the_version_is_a_label_of_the_build() -> None:

@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import redis.asyncio
 
 from logpipe.engine import Engine, Rewriting
-from logpipe.engine.rewriting import AS_COMMANDS, PATIENCE_S, REWRITE
+from logpipe.engine.rewriting import MAX_PATIENCE_S, PATIENCE_S, REWRITE
 from logpipe.ids import StreamId
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
@@ -21,7 +23,7 @@ from logpipe.settings import StreamBytes
 from logpipe.stream import Append, Stream
 from logpipe.trimmer import Trimmer
 from tests.helpers import wait_until
-from tests.servers import serving
+from tests.servers import serving, spawned
 from tests.streams import NAME, stream_at
 
 SECRET = "ada3@example.org"
@@ -37,8 +39,11 @@ class Stage(NamedTuple):
 
     def rewriting(self, **given: Any) -> Rewriting:
         before = given.pop("before", lambda: self.stream.groups.lose_trimmed(0))
+        no_room = given.pop("no_room", lambda: "")
         others = {"max_age_ms": AGE_MS, "every_s": 0, **given}
-        return Rewriting(self.folder, self.engine.socket, self.stream.left, before, **others)
+        return Rewriting(
+            self.folder, self.engine.socket, self.stream.left, before, no_room, **others
+        )
 
     async def add(self, text: str, age_ms: int = 0) -> None:
         """Adds an event that came so long ago."""
@@ -67,17 +72,22 @@ class Stage(NamedTuple):
 
     def on_disk(self, text: str = SECRET) -> list[str]:
         """The files that hold a text."""
-        found = []
-        for path in self.folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # the engine removes old ones meanwhile
-                if path.is_file() and text.encode() in path.read_bytes():
-                    found.append(path.name)
-        return found
+        return on_disk(self.folder, text)
+
+
+def on_disk(folder: Path, text: str = SECRET) -> list[str]:
+    """The files in a folder that hold a text."""
+    found = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # the engine removes old ones meanwhile
+            if path.is_file() and text.encode() in path.read_bytes():
+                found.append(path.name)
+    return found
 
 
 @contextlib.asynccontextmanager
-async def stage(folder: Path) -> AsyncIterator[Stage]:
-    engine = Engine(folder)
+async def stage(folder: Path, *, as_commands: bool = True) -> AsyncIterator[Stage]:
+    engine = Engine(folder, as_commands=as_commands)
     await engine.start()
     try:
         address = RedisAddress(socket=str(engine.socket))
@@ -120,6 +130,90 @@ async def test_text_that_left_the_stream_otherwise_is_in_no_file(
         await on.client.execute_command(*how)
         await on.rewritten(rewriting)
         await wait_until(lambda: not on.on_disk(), "old files are removed")
+
+
+@pytest.mark.parametrize("how", ["by itself", "for the disk's sake"])
+async def test_text_is_in_no_file_that_the_engine_rewrites_otherwise(
+    tmp_path: Path, how: str
+) -> None:
+    """Such a file is young, so that the hourly rewriting is put off by an hour."""
+    async with stage(tmp_path) as on:
+        before = on.base
+        await on.add(SECRET, age_ms=AGE_MS + 1_000)
+        await on.add("kept")
+        await on.trim()
+        if how == "by itself":
+            await on.client.config_set("auto-aof-rewrite-min-size", "1kb")
+            await on.add("x" * 2_000)
+        else:
+            await on.client.bgrewriteaof()
+        await wait_until(lambda: on.base != before, "it is rewritten")
+        await wait_until(lambda: not on.on_disk(), "old files are removed")
+        assert on.on_disk("kept")
+        rewritten = on.base
+        await on.rewriting(every_s=3600).look()
+        await asyncio.sleep(0.1)
+        assert on.base == rewritten
+
+
+async def test_a_snapshot_of_an_engine_without_an_age_is_rewritten_at_once(tmp_path: Path) -> None:
+    async with stage(tmp_path, as_commands=False) as on:
+        await on.client.config_set("rdbcompression", "no")
+        before = on.base
+        await on.add(SECRET, age_ms=AGE_MS + 1_000)
+        await on.add("kept")
+        await on.trim()
+        await on.client.bgrewriteaof()
+        await wait_until(lambda: on.base != before, "it is rewritten")
+        assert on.on_disk()
+    async with stage(tmp_path) as on:
+        await on.rewritten(on.rewriting(every_s=3600))
+        await wait_until(lambda: not on.on_disk(), "old files are removed")
+        assert on.on_disk("kept")
+
+
+async def test_workers_rewrite_the_file_of_their_engine(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    torn = data / "torn.aof"
+    torn.write_text(SECRET)
+    os.utime(torn, (0, 0))
+    given = {"WORKERS": "2", "TRIM_MAXAGE": "3s", "DATA_DIR": str(data)}
+    async with (
+        spawned(tmp_path, **given) as process,
+        httpx.AsyncClient(base_url=process.url, trust_env=False) as http,
+    ):
+        await process.ready()
+        event = {"source": "a", "message": SECRET}
+        assert (await http.post("/ingest", json=event)).status_code == 202
+        assert on_disk(data)
+
+        async def trimmed() -> bool:
+            return not (await http.get("/events")).json()["events"]
+
+        await wait_until(trimmed, "it is trimmed")
+        for path in data.glob("appendonlydir/*.base.*"):
+            os.utime(path, (time.time() - 7_200,) * 2)
+        await wait_until(lambda: not on_disk(data), "it is in no file", timeout=45)
+        assert not torn.exists()
+        process.popen.terminate()
+        assert await process.exit_status() == 0
+
+
+async def test_without_room_on_the_disk_it_is_not_rewritten(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    why = "the disk is small"
+    async with stage(tmp_path) as on:
+        rewriting = on.rewriting(no_room=lambda: why)
+        before = on.base
+        for _ in range(3):
+            await rewriting.look()
+            await asyncio.sleep(0.05)
+        assert on.base == before
+        assert caplog.text.count("the disk is small; text that has left the stream stays") == 1
+        why = ""
+        await on.rewritten(rewriting)
 
 
 async def test_it_is_rewritten_after_something_was_trimmed_and_else_not(tmp_path: Path) -> None:
@@ -201,7 +295,7 @@ async def idle_engine(path: Path) -> AsyncIterator[list[bytes]]:
     [
         (None, []),  # the engine is just replacing it
         ("file appendonly.aof.1.base.aof seq 1 type b\n", []),  # or that file
-        ("file appendonly.aof.1.incr.aof seq 1 type i\n", [AS_COMMANDS, REWRITE]),
+        ("file appendonly.aof.1.incr.aof seq 1 type i\n", [REWRITE]),
     ],
 )
 async def test_only_a_manifest_says_what_is_in_use(
@@ -215,7 +309,10 @@ async def test_only_a_manifest_says_what_is_in_use(
         (tmp_path / "appendonlydir/appendonly.aof.manifest").write_text(manifest)
     async with idle_engine(tmp_path / "idle.sock") as commands:
         idle = tmp_path / "idle.sock"
-        await Rewriting(tmp_path, idle, nothing, nothing, max_age_ms=AGE_MS, every_s=60).look()
+        rewriting = Rewriting(
+            tmp_path, idle, nothing, nothing, lambda: "", max_age_ms=AGE_MS, every_s=60
+        )
+        await rewriting.look()
     assert commands == asked
 
 
@@ -254,6 +351,29 @@ async def test_a_rewriting_that_fails_is_logged_and_asked_for_again(
     assert "not rewritten yet" in caplog.text
 
 
+async def test_after_each_failure_the_next_rewriting_is_later(tmp_path: Path) -> None:
+    now_s = start_s = time.time()
+    idle = tmp_path / "idle.sock"
+    asked: list[float] = []
+    async with stage(tmp_path) as on, idle_engine(idle) as commands:
+        rewriting = on.rewriting(now=lambda: now_s)
+        rewriting._socket = idle  # of an engine that does nothing
+        while len(asked) < 7:
+            await rewriting.look()
+            if len(commands) > len(asked):
+                asked.append(now_s - start_s)
+            now_s += PATIENCE_S
+        pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
+        most = MAX_PATIENCE_S
+        expected = [PATIENCE_S, 2 * PATIENCE_S, 4 * PATIENCE_S, 8 * PATIENCE_S, most, most]
+        assert pauses == pytest.approx(expected)
+        rewriting._socket = on.engine.socket
+        now_s += most
+        await on.rewritten(rewriting)
+        await rewriting.look()
+        assert rewriting._failures == 0
+
+
 async def test_the_copy_of_a_torn_file_goes_once_it_is_too_old(tmp_path: Path) -> None:
     torn = tmp_path / "torn.aof"
     async with stage(tmp_path) as on:
@@ -288,6 +408,25 @@ async def test_what_was_trimmed_while_pending_stays_a_loss(tmp_path: Path) -> No
         await on.stream.groups.read("g", "dead", 1)
         await on.trim()
         await on.rewritten(rewriting)
+    async with stage(tmp_path) as on:
+        claimed = await on.stream.groups.claim("g", "c", 0, 10)
+        assert len(claimed.losses) == 1
+
+
+async def test_what_was_trimmed_while_pending_is_a_loss_before_any_rewriting(
+    tmp_path: Path,
+) -> None:
+    """The engine may rewrite its file by itself at any time."""
+    async with stage(tmp_path) as on:
+        await on.add("old", age_ms=AGE_MS + 60_000)
+        await on.add("kept")
+        await on.stream.groups.create("g", StreamId(0, 0))
+        await on.stream.groups.read("g", "dead", 1)
+        await on.trim()
+        before = on.base
+        await on.rewriting(every_s=3600).look()
+        await on.client.bgrewriteaof()
+        await wait_until(lambda: on.base != before, "it is rewritten")
     async with stage(tmp_path) as on:
         claimed = await on.stream.groups.claim("g", "c", 0, 10)
         assert len(claimed.losses) == 1

@@ -51,7 +51,9 @@ LOG_PREFIX = re.compile(r"^\d+:(\w \d+ \w+ \d+ [\d:.]+ [*#.-]|signal-handler \(\
 
 class Engine:
     """The engine of one folder, whose data may take so many bytes of `memory` (None: as many as
-    `default_memory` says). `start`, then `supervise` beside the work, then `stop`.
+    `default_memory` says). With `as_commands` its append-only file, whenever it is rewritten, holds
+    only entries that are in the stream; a start from such a file takes longer than from a snapshot.
+    `start`, then `supervise` beside the work, then `stop`.
 
     To be used in the main thread: where the thread that started it ends, so does the engine.
     """
@@ -61,8 +63,11 @@ class Engine:
         folder: Path,
         memory: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        as_commands: bool = False,
     ) -> None:
         self._now = clock
+        self._as_commands = as_commands
         self._memory = memory or default_memory()
         self._data = DataFolder(folder)
         self._folder = self._data.path
@@ -159,7 +164,14 @@ class Engine:
             raise EngineError(self._full())
         self._remove_left_over()
         lock = self._data.engine_lock
-        words = command(self._folder, self.socket, lock, self._memory, cut_torn_end=cut_torn_end)
+        words = command(
+            self._folder,
+            self.socket,
+            lock,
+            self._memory,
+            as_commands=self._as_commands,
+            cut_torn_end=cut_torn_end,
+        )
         with self._open_log() as out:
             self._process = await asyncio.create_subprocess_exec(
                 *words,

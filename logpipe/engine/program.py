@@ -32,14 +32,13 @@ except OSError as error:
 the lock (uvloop hands on more). A `preexec_fn` could do it, in a fork of a process with threads."""
 
 
-def command(folder: Path, socket: Path, lock: int, memory: int, *, cut_torn_end: bool) -> list[str]:
+def command(
+    folder: Path, socket: Path, lock: int, memory: int, *, as_commands: bool, cut_torn_end: bool
+) -> list[str]:
     """The command line that becomes the engine of a folder, whose data may take so many bytes of
-    `memory`; `lock` is the file to inherit."""
+    `memory`; `lock` is the file to inherit, `as_commands` whether its append-only file is rewritten
+    as commands."""
     launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid()), str(lock)]
-    return [*launcher, find_binary(), *_options(folder, socket, memory, cut_torn_end=cut_torn_end)]
-
-
-def _options(folder: Path, socket: Path, memory: int, *, cut_torn_end: bool) -> list[str]:
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -49,11 +48,13 @@ def _options(folder: Path, socket: Path, memory: int, *, cut_torn_end: bool) -> 
         "appendonly": "yes",
         "appendfsync": "always",
         "aof-load-truncated": "yes" if cut_torn_end else "no",
+        "aof-use-rdb-preamble": "no" if as_commands else "yes",
         "save": "",
         "maxmemory": str(memory),
         "maxmemory-policy": "noeviction",
     }
-    return [word for name, value in options.items() for word in (f"--{name}", value)]
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return [*launcher, find_binary(), *words]
 
 
 def find_binary() -> str:

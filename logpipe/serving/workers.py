@@ -3,7 +3,7 @@
 Each has a listening socket of its own (SO_REUSEPORT), over which the kernel spreads connections
 evenly; one that dies gets a successor on the same socket, so that no connection that waits is lost.
 This process serves nothing itself: it holds the sockets, and the embedded engine where there is
-one.
+one, whose append-only file it has rewritten.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack
 from urllib.parse import quote
 
 from logpipe.background import Background
-from logpipe.engine import Engine
+from logpipe.embedded import start_engine, start_rewriting_alone
 from logpipe.listening import bind_shared
 from logpipe.serving.process import Signals, introduce
 from logpipe.settings import Settings, environment
@@ -49,10 +49,9 @@ async def supervise_until_stopped(settings: Settings) -> int:
         background = Background()
         environ = environment(settings, os.environ)
         if settings.redis is not None and settings.redis.embedded is not None:
-            engine = Engine(settings.engine_dir, settings.engine_bytes)
-            await engine.start()
-            stack.push_async_callback(engine.stop)
-            background.start("engine", engine.supervise())
+            engine = await start_engine(settings, stack, background)
+            if settings.trim_maxage_ms:
+                start_rewriting_alone(settings, engine, stack, background)
             environ["REDIS_ADDR"] = (
                 f"unix://{engine.socket}?disk={quote(os.fsencode(engine.address.disk))}"
             )

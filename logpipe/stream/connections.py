@@ -220,7 +220,11 @@ class Connections:
             return info
 
     async def _look_at(self, disk: Disk, use: Use) -> None:
-        """Finds out whether the disk has room; has Redis rewrite its file where that gives some."""
+        """Finds out whether the disk has room; has Redis rewrite its file where that gives some.
+        Raises `Unavailable`."""
+        if disk.as_commands:
+            async with self.translated():
+                use = use._replace(entries=await self.upkeep.xlen(self._key))
         room = Room()
         with contextlib.suppress(OSError):  # the folder is gone: the engine's own error says it
             room = disk.look(use)

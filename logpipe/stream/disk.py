@@ -19,6 +19,10 @@ Enough for what is appended between two looks, and for minutes of trimming and a
 AGAIN = 1.1
 """Times the bytes that have to be free: with so many, events are appended again."""
 
+COMMAND_BYTES = 80
+"""What a rewrite as commands takes for an entry beside its event (measured: 67, with a stream name
+of four characters)."""
+
 WORTH_BYTES = 16 * MIB
 """Bytes that a rewrite of the append-only file has to give back at the least, about."""
 
@@ -27,13 +31,20 @@ class Use(NamedTuple):
     """What Redis says of its memory and its append-only file; NaN where it does not say."""
 
     used: float = math.nan
-    """Bytes of memory that it uses, which is more than a rewritten file has."""
+    """Bytes of memory that it uses, which is more than a rewritten file has that is a snapshot."""
     limit: float = math.nan
     """Bytes of memory that it may use."""
     rewriting: bool = False
     """Whether it rewrites the file, and takes the room for it, now."""
     appended: float = math.nan
     """Bytes that were appended to the file since it was rewritten."""
+    entries: int = 0
+    """Of the stream, where the file is rewritten as commands; else 0."""
+
+    @property
+    def rewritten(self) -> float:
+        """Bytes that a rewritten file has at the most, about."""
+        return self.used + COMMAND_BYTES * self.entries
 
 
 class Room(NamedTuple):
@@ -46,11 +57,17 @@ class Room(NamedTuple):
 
 class Disk:
     """The disk of a folder; `free` returns its free bytes, `measured` is called with them and with
-    how many have to be free."""
+    how many have to be free. With `as_commands` Redis rewrites its append-only file as commands,
+    which take more room than a snapshot."""
 
     def __init__(
-        self, free: Callable[[], int], measured: Callable[[int, int], None] = lambda *_: None
+        self,
+        free: Callable[[], int],
+        measured: Callable[[int, int], None] = lambda *_: None,
+        *,
+        as_commands: bool = False,
     ) -> None:
+        self.as_commands = as_commands
         self._free = free
         self._measured = measured
         self._low = False
@@ -67,7 +84,7 @@ class Disk:
         return Room(
             f"the disk of DATA_DIR has {free / MIB:,.0f} MiB free, and {again / MIB:,.0f} MiB are"
             " needed before events are accepted again: delete or move other files",
-            rewrite=worth and use.used < free,
+            rewrite=worth and use.rewritten < free,
         )
 
 
@@ -75,7 +92,7 @@ def needed_bytes(use: Use) -> int:
     """Bytes that have to be free: the reserve, and what a rewrite of the append-only file may take,
     unless it has begun."""
     reserve = min(RESERVE_BYTES, 2 * use.limit) if use.limit > 0 else RESERVE_BYTES
-    rewrite = 0.0 if use.rewriting or math.isnan(use.used) else use.used
+    rewrite = 0.0 if use.rewriting or math.isnan(use.used) else use.rewritten
     return int(reserve + rewrite)
 
 

@@ -118,6 +118,12 @@ class Stream:
         """How Redis keeps what it has, as of the last look at it."""
         return self._redis.keeping
 
+    @property
+    def no_room(self) -> str:
+        """Why the disk that Redis writes to has no room, as of the monitor's last look; empty where
+        it has, or is not known."""
+        return self._redis.no_room
+
     async def monitor(self) -> None:
         """Keeps `health` true, for ever."""
         await self._redis.monitor()
