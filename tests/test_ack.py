@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from logpipe.distributor.ack import MAX_ACK_BYTES, Bodies
 from logpipe.problems import Problem
@@ -368,6 +369,19 @@ async def test_bodies_of_acknowledgements_are_bounded_together() -> None:
     assert refused.value.hits == {"acks": 1}
     for body in (first, second):
         bodies.release(body)
+    assert bodies.held == 0
+
+
+async def test_a_client_that_leaves_is_no_fault_of_the_server() -> None:
+    async def cut() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise ClientDisconnect
+
+    bodies, body = Bodies(), bytearray()
+    with pytest.raises(Problem) as refused:
+        await bodies.receive(cut(), body)
+    assert refused.value.status == 400
+    bodies.release(body)
     assert bodies.held == 0
 
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterable, Iterator
 
 import msgspec
+from starlette.requests import ClientDisconnect
 
 from logpipe.ids import StreamId, parse_id
 from logpipe.problems import RETRY_AFTER_S, Problem
@@ -29,30 +30,40 @@ class Acknowledged(msgspec.Struct, frozen=True):
 
 
 class Bodies:
-    """The bodies of requests under way, whose bytes are bounded together."""
+    """The bodies of requests under way, whose bytes are bounded together: `one` of each, and `most`
+    of all. `limit` is the one of `limits.NAMES` that is counted."""
 
-    def __init__(self, most: int = MAX_ACKS_BYTES) -> None:
+    def __init__(
+        self, most: int = MAX_ACKS_BYTES, one: int = MAX_ACK_BYTES, limit: str = "acks"
+    ) -> None:
         self.held = 0
         """Bytes."""
         self._most = most
+        self._one = one
+        self._limit = limit
 
     async def receive(self, pieces: AsyncIterable[bytes], body: bytearray) -> None:
         """Adds the pieces to a body, which is counted until it is given to `release`. Raises a
-        `Problem`: 413 for a body that is too large, 503 where there is no room for it."""
-        async for piece in pieces:
-            body += piece
-            self.held += len(piece)
-            if len(body) > MAX_ACK_BYTES:
-                raise Problem(
-                    413, f"More than {MAX_ACK_BYTES} bytes of ids: send them in several requests."
-                )
-            if self.held > self._most:
-                raise Problem(
-                    503,
-                    "Too many acknowledgements are under way here; send this one again.",
-                    headers={"Retry-After": str(RETRY_AFTER_S)},
-                    hits={"acks": 1},
-                )
+        `Problem`: 413 for a body that is too large, 503 where there is no room for it, 400 where
+        its client leaves."""
+        try:
+            async for piece in pieces:
+                body += piece
+                self.held += len(piece)
+                self._require_room(body)
+        except ClientDisconnect:
+            raise Problem(400, "The body was cut off.") from None
+
+    def _require_room(self, body: bytearray) -> None:
+        if len(body) > self._one:
+            raise Problem(413, f"More than {self._one} bytes: send several requests.")
+        if self.held > self._most:
+            raise Problem(
+                503,
+                "Too many requests of this kind are under way here; send this one again.",
+                headers={"Retry-After": str(RETRY_AFTER_S)},
+                hits={self._limit: 1},
+            )
 
     def release(self, body: bytearray) -> None:
         """Counts a body no more."""

@@ -70,9 +70,11 @@ FUTURE_MS = 60_000
 
 SIGNED_OUT = "/signed-out"
 MAX_SIGN_OUT_BYTES = 65_536
-"""Of a request with sessions that were signed out: a thousand of them."""
-MAX_SIGN_OUT_S = 86_400
-"""How far ahead the end of a session may be."""
+"""Of a request with sessions that were signed out: 1,300 of them (`signed_out.SENT_AT_ONCE`)."""
+MAX_SIGN_OUTS_BYTES = 524_288
+"""Of the bodies of all such requests under way in a process."""
+SIGN_OUTS_AT_ONCE = 1
+"""Of such requests, that are read, stored and answered at a time, of each client in turn."""
 
 _sessions = msgspec.json.Decoder(
     dict[Annotated[str, Meta(pattern="^[0-9a-f]{32}$")], Annotated[int, Meta(ge=0)]]
@@ -120,6 +122,8 @@ class _Distributor:
         self._answers = answers
         self._acks = Bodies()
         self._acking = FairSeats(ACKS_AT_ONCE)
+        self._sign_outs = Bodies(MAX_SIGN_OUTS_BYTES, MAX_SIGN_OUT_BYTES, "sessions")
+        self._signing_out = FairSeats(SIGN_OUTS_AT_ONCE)
 
     async def subscribe(self, request: Request) -> Response:
         """The stream, as SSE or NDJSON."""
@@ -203,7 +207,7 @@ class _Distributor:
         ids: list[StreamId] = []
         body = bytearray()
         try:
-            await self._acks.receive(request.stream(), body)
+            await self._receive(self._acks, request, body)
             await self._seats.parsing_for(request.scope)(reading(bytes(body), ids))
             async with self._acking.seat(requester_of(request.scope)):
                 done = await self._groups.acknowledge(group or "", member, ids)
@@ -255,25 +259,40 @@ class _Distributor:
 
     async def signed_out(self, request: Request) -> Response:
         """Takes sessions that were signed out at a page which runs alone, and returns all."""
-        self._require("signed-out", request, self._tokens.readers)
+        if not self._tokens.page_tokens:
+            raise Problem(
+                404,
+                "This process has no tokens, and so no sessions: a page that has tokens and runs"
+                " alone needs a distributor that has the same.",
+            )
+        self._require("signed-out", request, self._tokens.page_tokens)
+        # No page of another origin may send this type without asking before.
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise Problem(415, "This takes application/json.")
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_SIGN_OUT_BYTES:
-                raise Problem(413, f"The body has more than {MAX_SIGN_OUT_BYTES} bytes.")
         try:
-            sessions = _sessions.decode(bytes(body))
+            await self._receive(self._sign_outs, request, body)
+            async with self._signing_out.seat(requester_of(request.scope)):
+                known = await self._exchange(bytes(body))
+        finally:
+            self._sign_outs.release(body)
+        return Response(known, headers={"Cache-Control": "no-store"}, media_type="application/json")
+
+    async def _receive(self, bodies: Bodies, request: Request, body: bytearray) -> None:
+        """As `Bodies.receive`; counts the limits that a body is refused for."""
+        try:
+            await bodies.receive(request.stream(), body)
+        except Problem as problem:
+            self._hub.metrics.count_limited(problem.hits)
+            raise
+
+    async def _exchange(self, body: bytes) -> bytes:
+        try:
+            sessions = _sessions.decode(body)
         except NOT_DECODED as error:
             raise Problem(400, f"The body must be sessions and their ends: {error}") from None
-        latest = time.time() + MAX_SIGN_OUT_S
-        if any(until > latest for until in sessions.values()):
-            raise Problem(400, f"A session ends within {MAX_SIGN_OUT_S} s.")
-        known = await self._hub.stream.sign_outs.exchange(sessions)
-        return Response(
-            msgspec.json.encode(known),
-            headers={"Cache-Control": "no-store"},
-            media_type="application/json",
-        )
+        return msgspec.json.encode(await self._hub.stream.sign_outs.exchange(sessions))
 
     def _group(self, query: Mapping[str, str], delivery: str) -> str | None:
         """The consumer group to read; None for broadcast. Raises a 400 `Problem`."""
