@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.types import Scope
 
@@ -84,17 +84,33 @@ class Attempts:
         """
         client = requester_of(scope)
         pair = (client, token)
-        address = self._addresses.get(client)
-        if address is not None and pair not in self._right:
-            self._require_attempt(address, token)
+        if pair not in self._right:
+            self._require_attempt(client, token)
         if is_right():
-            if pair not in self._right:
-                self._remember(pair)
+            self._remember(pair)
             return True
         self._right.pop(pair, None)
         self._spend(client, token)
         self.note(scope, route)
         return False
+
+    def passes_proof(self, scope: Scope, route: str, text: str, tokens: Sequence[str]) -> bool:
+        """Whether a text proves any token, where `tokens` are the right ones that it proves.
+
+        As `passes`; it is accepted at once where one of these tokens was right from its address
+        before, whatever the text is. Any other may be the proof of a guess: a guess that is right
+        makes a text that is right, so that it has to wait as well.
+        """
+        client = requester_of(scope)
+        pairs = [(client, token) for token in tokens]
+        if not any(pair in self._right for pair in pairs):
+            self._require_attempt(client, text)
+        for pair in pairs:
+            self._remember(pair)
+        if not pairs:
+            self._spend(client, text)
+            self.note(scope, route)
+        return bool(pairs)
 
     def note(self, scope: Scope, route: str) -> None:
         """Counts and logs a refusal of a token: a wrong one, or one of another scope."""
@@ -120,7 +136,10 @@ class Attempts:
         self._logged_at = self._now()
         log.warning(words, *values)
 
-    def _require_attempt(self, address: _Address, token: str) -> None:
+    def _require_attempt(self, client: str, token: str) -> None:
+        address = self._addresses.get(client)
+        if address is None:
+            return
         now = self._now()
         address.left = min(float(ATTEMPTS), address.left + (now - address.at) / self._wait_s)
         address.at = now

@@ -26,6 +26,7 @@ NAMES = (
     "connections", "keys", "stream_bytes", "stream_age", "scans", "look_back", "answers",
     "answer_rate", "filter_steps", "pipeline", "idle_connections", "syslog_time", "body_frames",
     "redis_connections", "handshakes", "handshake_time", "heads", "acks", "wrong_tokens",
+    "sessions",
 )  # fmt: skip
 """What `logpipe_limited_total` tells apart."""
 

@@ -18,7 +18,7 @@ TEXT: Schema = {"type": "string"}
 BYTES: Schema = {}
 """Of what is no JSON."""
 
-Guard = Literal["", "ingest", "read", "admin", "operate"]
+Guard = Literal["", "ingest", "read", "admin", "operate", "sessions"]
 
 _OPEN = re.compile(r"\{(\w+)(?::\w+)?\}")
 _REFERENCE = "#/components/schemas/{name}"

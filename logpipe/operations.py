@@ -421,16 +421,22 @@ def _distributor(settings: Settings) -> Iterator[Operation]:
     )
     yield Operation(
         SIGNED_OUT,
-        "For pages that run alone: adds sessions that were signed out, and returns all of them.",
+        "For pages that run alone: adds sessions that were signed out, and returns all that are"
+        " kept.",
         {
             200: Reply("The end of each session, as a unix time in seconds, by digest.", _SESSIONS),
-            **_problems(s400="The body is something else.", s413="The body is too large."),
+            **_problems(
+                s400="The body is something else.",
+                s404="This process has no tokens, and so no sessions.",
+                s413="The body is too large.",
+                s415="The Content-Type is not application/json.",
+            ),
             **_TOKENS,
             **_AWAY,
         },
         ("POST",),
         takes=_SESSIONS,
-        guard="read",
+        guard="sessions",
     )
 
 
@@ -505,6 +511,7 @@ def guarded(settings: Settings) -> dict[Guard, bool]:
         "read": bool(settings.read_tokens),
         "admin": bool(settings.admin_tokens),
         "operate": bool(settings.admin_tokens or settings.read_tokens),
+        "sessions": bool(settings.ingest_tokens or settings.read_tokens or settings.admin_tokens),
     }
 
 

@@ -168,9 +168,11 @@ async def open_parts(
     if "ui" in settings.roles and hub is not None:
         exchange = hub.stream.sign_outs.exchange
     elif http is not None:
-        exchange = RemoteSignOuts(settings.distributor_url, http, tokens.read).exchange
-    signed_out = SignedOut(exchange, tokens.end_streams, every_s=durations.exchange_s)
-    if exchange is not None and (tokens.ingest or tokens.readers or tokens.admin):
+        exchange = RemoteSignOuts(settings.distributor_url, http, tokens).exchange
+    signed_out = SignedOut(
+        exchange, tokens.end_streams, metrics.count_limited, every_s=durations.exchange_s
+    )
+    if exchange is not None and tokens.page_tokens:
         background.start("signed out", signed_out.follow())
     return Parts(
         settings,

@@ -75,6 +75,12 @@ class Tokens:
         those that may read."""
         return tuple(self.admin) or self.readers
 
+    @property
+    def page_tokens(self) -> tuple[str, ...]:
+        """The tokens with which a page that runs alone may exchange its sessions: those that may
+        read, and where reading is open to all any other. None: there are no sessions."""
+        return self.readers or (*self.admin, *self.ingest)
+
     def is_token(self, text: str) -> bool:
         """Whether a text is a token of any scope."""
         return is_known(text, (*self.ingest, *self.read, *self.admin))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from logpipe.distributor.ack import MAX_ACK_BYTES, Bodies
 from logpipe.problems import Problem
@@ -363,7 +364,7 @@ async def test_bodies_of_acknowledgements_are_bounded_together() -> None:
         for client in "abcd":
             body = stack.enter_context(bodies.body(client))
             await body.receive(pieces(b"x" * 20, b"x" * 4))
-            assert body.content() == b"x" * 24
+            assert body.content == b"x" * 24
         with bodies.body("e") as late, pytest.raises(Problem) as refused:
             await late.receive(pieces(b"x" * 10))
         assert refused.value.status == 503
@@ -442,6 +443,19 @@ async def test_a_group_made_anew_has_what_all_its_members_hold(valkey: Valkey) -
             valkey.client.xgroup_destroy(STREAM, "g")
             wanted = {*older, *newer}
             await wait_until(lambda: {*early.got[3:], *late.got} >= wanted, "all come again")
+
+
+async def test_a_client_that_leaves_is_no_fault_of_the_server() -> None:
+    async def cut() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise ClientDisconnect
+
+    bodies, body = Bodies(), bytearray()
+    with pytest.raises(Problem) as refused:
+        await bodies.receive(cut(), body)
+    assert refused.value.status == 400
+    bodies.release(body)
+    assert bodies.held == 0
 
 
 async def test_as_many_ids_as_a_member_may_hold_fit_into_a_request(valkey: Valkey) -> None:

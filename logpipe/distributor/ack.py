@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, Iterator
 from contextlib import contextmanager
 
 import msgspec
+from starlette.requests import ClientDisconnect
 
 from logpipe.ids import StreamId, parse_id
 from logpipe.problems import RETRY_AFTER_S, Problem
@@ -19,7 +20,7 @@ MAX_ACKS_BYTES = 2 * 1024 * 1024
 CLIENT_PART = 4
 """One client may have this part of them."""
 
-ACK_BODY_S = 5.0
+BODY_S = 5.0
 """In which a body has to come: it is a few packets."""
 
 IDS_AT_ONCE = 256
@@ -38,12 +39,17 @@ class Acknowledged(msgspec.Struct, frozen=True):
 
 
 class Bodies:
-    """The bodies of requests under way, whose bytes are bounded together and for each client."""
+    """The bodies of requests under way, whose bytes are bounded: `one` of each, `most` of all, and
+    of one client its part of these. `limit` is the one of `limits.NAMES` that is counted."""
 
-    def __init__(self, most: int = MAX_ACKS_BYTES) -> None:
+    def __init__(
+        self, most: int = MAX_ACKS_BYTES, one: int = MAX_ACK_BYTES, limit: str = "acks"
+    ) -> None:
         self.held: Counter[str] = Counter()
         """Bytes by client."""
         self._most = most
+        self._one = one
+        self._limit = limit
 
     @contextmanager
     def body(self, client: str) -> Iterator["Body"]:
@@ -52,60 +58,48 @@ class Bodies:
         try:
             yield body
         finally:
-            self.add(client, -body.size)
+            self._add(client, -len(body.content))
 
-    def add(self, client: str, size: int) -> None:
-        """Counts bytes."""
+    def take(self, client: str, size: int, more: int) -> None:
+        """Counts more bytes of a body that has `size` by then. Raises a `Problem`: 413 for a body
+        that is too large, 503 where there is no room for it."""
+        self._add(client, more)
+        if size > self._one:
+            raise Problem(413, f"More than {self._one} bytes: send several requests.")
+        if self.held.total() > self._most or self.held[client] > self._most / CLIENT_PART:
+            raise Problem(
+                503,
+                "Too many requests of this kind are under way here; send this one again.",
+                headers={"Retry-After": str(RETRY_AFTER_S)},
+                hits={self._limit: 1},
+            )
+
+    def _add(self, client: str, size: int) -> None:
         self.held[client] += size
         if not self.held[client]:
             del self.held[client]
-
-    def full(self, client: str) -> bool:
-        """Whether there is no more room for a client."""
-        return self.held.total() > self._most or self.held[client] > self._most / CLIENT_PART
 
 
 class Body:
     """One body as it comes."""
 
     def __init__(self, bodies: Bodies, client: str) -> None:
+        self.content = bytearray()
         self._bodies = bodies
         self._client = client
-        self._content = bytearray()
 
-    @property
-    def size(self) -> int:
-        """Bytes that have come."""
-        return len(self._content)
-
-    def content(self) -> bytes:
-        """What has come."""
-        return bytes(self._content)
-
-    async def receive(self, pieces: AsyncIterable[bytes], within_s: float = ACK_BODY_S) -> None:
-        """Takes the pieces of the body. Raises a `Problem`: 413 for a body that is too large, 503
-        where there is no room for it, 408 for one that comes too slowly."""
+    async def receive(self, pieces: AsyncIterable[bytes], within_s: float = BODY_S) -> None:
+        """Takes the pieces of the body. Raises a `Problem` as `Bodies.take`, 408 for a body that
+        comes too slowly, and 400 where its client leaves."""
         try:
             async with asyncio.timeout(within_s):
                 async for piece in pieces:
-                    self._take(piece)
+                    self.content += piece
+                    self._bodies.take(self._client, len(self.content), len(piece))
         except TimeoutError:
-            raise Problem(408, f"The ids did not come within {within_s:g} s.") from None
-
-    def _take(self, piece: bytes) -> None:
-        self._content += piece
-        self._bodies.add(self._client, len(piece))
-        if self.size > MAX_ACK_BYTES:
-            raise Problem(
-                413, f"More than {MAX_ACK_BYTES} bytes of ids: send them in several requests."
-            )
-        if self._bodies.full(self._client):
-            raise Problem(
-                503,
-                "Too many acknowledgements are under way here; send this one again.",
-                headers={"Retry-After": str(RETRY_AFTER_S)},
-                hits={"acks": 1},
-            )
+            raise Problem(408, f"The body did not come within {within_s:g} s.") from None
+        except ClientDisconnect:
+            raise Problem(400, "The body was cut off.") from None
 
 
 def reading(body: bytes, found: list[StreamId]) -> Iterator[None]:

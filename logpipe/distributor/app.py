@@ -3,14 +3,15 @@ history."""
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -70,9 +71,11 @@ FUTURE_MS = 60_000
 
 SIGNED_OUT = "/signed-out"
 MAX_SIGN_OUT_BYTES = 65_536
-"""Of a request with sessions that were signed out: a thousand of them."""
-MAX_SIGN_OUT_S = 86_400
-"""How far ahead the end of a session may be."""
+"""Of a request with sessions that were signed out: 1,300 of them (`signed_out.SENT_AT_ONCE`)."""
+MAX_SIGN_OUTS_BYTES = 524_288
+"""Of the bodies of all such requests under way in a process."""
+SIGN_OUTS_AT_ONCE = 1
+"""Of such requests, that are read, stored and answered at a time, of each client in turn."""
 
 _sessions = msgspec.json.Decoder(
     dict[Annotated[str, Meta(pattern="^[0-9a-f]{32}$")], Annotated[int, Meta(ge=0)]]
@@ -120,6 +123,8 @@ class _Distributor:
         self._answers = answers
         self._acks = Bodies()
         self._acking = FairSeats(ACKS_AT_ONCE)
+        self._sign_outs = Bodies(MAX_SIGN_OUTS_BYTES, MAX_SIGN_OUT_BYTES, "sessions")
+        self._signing_out = FairSeats(SIGN_OUTS_AT_ONCE)
 
     async def subscribe(self, request: Request) -> Response:
         """The stream, as SSE or NDJSON."""
@@ -209,14 +214,9 @@ class _Distributor:
                 "member", "must be the member id that the subscription's hello event has"
             )
         ids: list[StreamId] = []
-        client = requester_of(request.scope)
-        with self._acks.body(client) as body:
-            try:
-                await body.receive(request.stream())
-            except ClientDisconnect:
-                return Response(status_code=400)
-            await self._seats.parsing_for(request.scope)(reading(body.content(), ids))
-            async with self._acking.seat(client):
+        async with self._received(self._acks, request) as body:
+            await self._seats.parsing_for(request.scope)(reading(body, ids))
+            async with self._acking.seat(requester_of(request.scope)):
                 done = await self._groups.acknowledge(group or "", member, ids)
         return Response(
             msgspec.json.encode(Acknowledged(done, len(ids) - done)),
@@ -264,25 +264,42 @@ class _Distributor:
 
     async def signed_out(self, request: Request) -> Response:
         """Takes sessions that were signed out at a page which runs alone, and returns all."""
-        self._require("signed-out", request, self._tokens.readers)
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_SIGN_OUT_BYTES:
-                raise Problem(413, f"The body has more than {MAX_SIGN_OUT_BYTES} bytes.")
+        if not self._tokens.page_tokens:
+            raise Problem(
+                404,
+                "This process has no tokens, and so no sessions: a page that has tokens and runs"
+                " alone needs a distributor that has the same.",
+            )
+        self._require("signed-out", request, self._tokens.page_tokens)
+        # No page of another origin may send this type without asking before.
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise Problem(415, "This takes application/json.")
+        async with (
+            self._received(self._sign_outs, request) as body,
+            self._signing_out.seat(requester_of(request.scope)),
+        ):
+            known = await self._exchange(body)
+        return Response(known, headers={"Cache-Control": "no-store"}, media_type="application/json")
+
+    @asynccontextmanager
+    async def _received(self, bodies: Bodies, request: Request) -> AsyncIterator[bytes]:
+        """The body of a request, counted until the end of the context, as are the limits for which
+        it is refused."""
+        with bodies.body(requester_of(request.scope)) as body:
+            try:
+                await body.receive(request.stream())
+            except Problem as problem:
+                self._hub.metrics.count_limited(problem.hits)
+                raise
+            yield bytes(body.content)
+
+    async def _exchange(self, body: bytes) -> bytes:
         try:
-            sessions = _sessions.decode(bytes(body))
+            sessions = _sessions.decode(body)
         except NOT_DECODED as error:
             raise Problem(400, f"The body must be sessions and their ends: {error}") from None
-        latest = time.time() + MAX_SIGN_OUT_S
-        if any(until > latest for until in sessions.values()):
-            raise Problem(400, f"A session ends within {MAX_SIGN_OUT_S} s.")
-        known = await self._hub.stream.sign_outs.exchange(sessions)
-        return Response(
-            msgspec.json.encode(known),
-            headers={"Cache-Control": "no-store"},
-            media_type="application/json",
-        )
+        return msgspec.json.encode(await self._hub.stream.sign_outs.exchange(sessions))
 
     def _group(self, query: Mapping[str, str], delivery: str) -> str | None:
         """The consumer group to read; None for broadcast. Raises a 400 `Problem`."""

@@ -101,7 +101,7 @@ class Stream:
         self.groups = StreamGroups(self._redis, name, self._turns)
         self.trimming = StreamTrimming(self._redis, name)
         self.secret = StreamSecret(self._redis, name)
-        self.sign_outs = SignOuts(self._redis, name)
+        self.sign_outs = SignOuts(self._redis, name, count_limited)
 
     @property
     def health(self) -> RedisHealth:

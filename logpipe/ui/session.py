@@ -1,13 +1,14 @@
 """Who may use the page: a bearer token in the header, or the cookie that /login gives for one.
 
-The cookie holds no token but proofs of some, HMACs keyed by a token over the session's id and its
-end: it opens the page and nothing else, and ends when it is signed out, when it was not used for
-`LIFE_S`, and when its tokens are taken off the lists.
+The cookie holds no token but proofs of some, HMACs keyed by a token over the session's id, its
+beginning and its end: it opens the page and nothing else, and ends when it is signed out, when it
+was not used for `LIFE_S`, `SESSION_S` after it began, and when its tokens are taken off the lists.
 """
 
 import asyncio
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import time
@@ -28,14 +29,17 @@ from logpipe.tokens import NO_LONGER_ALLOWED, Tokens
 
 LIFE_S = 12 * 3600.0
 """How long a session lasts after its last use."""
+SESSION_S = 7 * 86_400
+"""How long a session lasts at the most, however often it is renewed. It is remembered for as long
+that it was signed out, so that no copy of its cookie, whoever has renewed it, outlasts that."""
 RENEWED_PART = 1 / 12
 """Of its life, after which a session that is used is renewed."""
 STREAM_PART = 1 / 2
 """Of its life, after which a stream ends for the page to connect again, and so to be renewed."""
 SLACK_S = 120
-"""For how long a session that was signed out is remembered beyond its life: another process may
-have renewed it until it knew."""
+"""How far the clocks of processes may differ."""
 RENEWED = "the page's session is renewed"
+ENDED = "the page's session has ended"
 
 PROOF_CHARACTERS = 64
 """Of SHA-256, in hexadecimal."""
@@ -44,7 +48,7 @@ MAX_PROOFS = 4
 that was replaced."""
 
 _COOKIE = re.compile(
-    rf"([\w-]{{22}})\.(\d{{1,12}})((?:\.[0-9a-f]{{{PROOF_CHARACTERS}}}){{1,{MAX_PROOFS}}})",
+    rf"([\w-]{{22}})\.(\d{{1,12}})\.(\d{{1,12}})((?:\.[0-9a-f]{{{PROOF_CHARACTERS}}}){{1,{MAX_PROOFS}}})",
     re.ASCII,
 )
 _CHANGED = "logpipe.session"
@@ -62,16 +66,18 @@ class Access(NamedTuple):
 
 
 class Cookie(NamedTuple):
-    """What a browser holds: the session's id, its end as a unix time in seconds, and proofs."""
+    """What a browser holds: the session's id, when it began and when it ends unless it is renewed,
+    both as unix times in seconds, and proofs."""
 
     id: str
+    begun: int
     end: int
     proofs: tuple[str, ...]
 
     @property
     def text(self) -> str:
         """The cookie's value."""
-        return ".".join((self.id, str(self.end), *self.proofs))
+        return ".".join((self.id, str(self.begun), str(self.end), *self.proofs))
 
     @property
     def digest(self) -> str:
@@ -79,15 +85,18 @@ class Cookie(NamedTuple):
         return hashlib.sha256(self.id.encode()).hexdigest()[:32]
 
 
-def cookie_for(tokens: Sequence[str], id_: str, end: int) -> Cookie:
+def cookie_for(tokens: Sequence[str], id_: str, begun: int, end: int) -> Cookie:
     """The cookie of a session that holds some tokens."""
-    return Cookie(id_, end, tuple(_proof(token, id_, end) for token in tokens[:MAX_PROOFS]))
+    proofs = tuple(_proof(token, id_, begun, end) for token in tokens[:MAX_PROOFS])
+    return Cookie(id_, begun, end, proofs)
 
 
 def cookie_in(text: str) -> Cookie | None:
     """The cookie of a value; None where it is none."""
     found = _COOKIE.fullmatch(text)
-    return Cookie(found[1], int(found[2]), tuple(found[3][1:].split("."))) if found else None
+    if found is None:
+        return None
+    return Cookie(found[1], int(found[2]), int(found[3]), tuple(found[4][1:].split(".")))
 
 
 def cookie_name(request: Request) -> str:
@@ -99,8 +108,9 @@ def cookie_name(request: Request) -> str:
     return f"{'__Host-' if secure else ''}logpipe-{port[1] if port else 443 if secure else 80}"
 
 
-def _proof(token: str, id_: str, end: int) -> str:
-    return hmac.digest(token.encode(), f"logpipe page\n{id_}\n{end}".encode(), "sha256").hex()
+def _proof(token: str, id_: str, begun: int, end: int) -> str:
+    text = f"logpipe page\n{id_}\n{begun}\n{end}"
+    return hmac.digest(token.encode(), text.encode(), "sha256").hex()
 
 
 class _Held(NamedTuple):
@@ -144,8 +154,10 @@ class Session:
                 if held.cookie is None:
                     yield
                     return
-                after = STREAM_PART * max(0.0, held.cookie.end - self._now())
-                timer = asyncio.get_running_loop().call_later(after, end, RENEWED)
+                left = max(0.0, held.cookie.end - self._now())
+                may_be_renewed = held.cookie.end < held.cookie.begun + SESSION_S
+                after, why = (STREAM_PART * left, RENEWED) if may_be_renewed else (left, ENDED)
+                timer = asyncio.get_running_loop().call_later(after, end, why)
                 try:
                     yield
                 finally:
@@ -161,17 +173,21 @@ class Session:
 
     def sign_in(self, request: Request, token: str) -> Access:
         """Adds a token to those that the browser has proofs of; the access that it then has."""
-        held = self._held(request)
+        try:
+            held = self._held(request)
+        except Problem:  # the cookie of before has to wait, and the token was right
+            held = _Held()
         id_ = held.cookie.id if held.cookie else secrets.token_urlsafe(16)
+        begun = held.cookie.begun if held.cookie else int(self._now())
         tokens = (token, *(old for old in held.of_session if old != token))[:MAX_PROOFS]
-        cookie = self._give(request, id_, tokens)
+        cookie = self._give(request, id_, begun, tokens)
         return self._access(_Held(cookie=cookie, of_session=tokens))
 
     def sign_out(self, request: Request) -> None:
         """Ends the session of a request, also that of copies of its cookie, and its streams."""
         held = self._held(request)
         if held.cookie is not None:
-            until = int(self._now() + self._life_s + SLACK_S)
+            until = held.cookie.begun + SESSION_S + SLACK_S  # no copy lasts longer
             self._signed_out.add(held.cookie.digest, until)
         _take_back(request)
 
@@ -188,19 +204,26 @@ class Session:
         if cookie is None:
             return held
         tokens = self._proved(cookie)
-        if not attempts.passes(request.scope, _ROUTE, cookie.text, lambda: bool(tokens)):
+        if not attempts.passes_proof(request.scope, _ROUTE, cookie.text, tokens):
             _take_back(request)
             return held
-        if cookie.end - self._now() < (1 - RENEWED_PART) * self._life_s:
-            cookie = self._give(request, cookie.id, tokens)
+        if self._end(cookie.begun) - cookie.end > RENEWED_PART * self._life_s:
+            cookie = self._give(request, cookie.id, cookie.begun, tokens)
         return held._replace(cookie=cookie, of_session=tokens)
+
+    def _end(self, begun: int) -> int:
+        """When a session ends that is used now."""
+        return min(int(self._now() + self._life_s), begun + SESSION_S)
 
     def _cookie(self, request: Request) -> Cookie | None:
         """The cookie of a session whose end has not come, and which was not signed out."""
         cookie = cookie_in(request.cookies.get(cookie_name(request), ""))
         if cookie is None or cookie.digest in self._signed_out:
             return None
-        return cookie if self._now() < cookie.end <= self._now() + self._life_s + SLACK_S else None
+        now = self._now()
+        lasts = now < cookie.end <= now + self._life_s + SLACK_S
+        is_possible = cookie.end <= cookie.begun + SESSION_S and cookie.begun <= now + SLACK_S
+        return cookie if lasts and is_possible else None
 
     def _proved(self, cookie: Cookie) -> tuple[str, ...]:
         """The tokens of which a cookie has proofs; all are compared, so that the time tells nothing
@@ -209,16 +232,16 @@ class Session:
         return tuple(
             token
             for token in known
-            if is_known(_proof(token, cookie.id, cookie.end), cookie.proofs)
+            if is_known(_proof(token, cookie.id, cookie.begun, cookie.end), cookie.proofs)
         )
 
-    def _give(self, request: Request, id_: str, tokens: Sequence[str]) -> Cookie:
-        cookie = cookie_for(tokens, id_, int(self._now() + self._life_s))
+    def _give(self, request: Request, id_: str, begun: int, tokens: Sequence[str]) -> Cookie:
+        cookie = cookie_for(tokens, id_, begun, self._end(begun))
         response = Response()
         response.set_cookie(
             cookie_name(request),
             cookie.text,
-            max_age=int(self._life_s),
+            max_age=math.ceil(cookie.end - self._now()),
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",

@@ -9,17 +9,33 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from logpipe.attempts import ATTEMPTS
+from logpipe.attempts import ATTEMPTS, Attempts
 from logpipe.parts import Durations
+from logpipe.problems import Problem
 from logpipe.settings import load
 from logpipe.signed_out import SignedOut
+from logpipe.stream.sign_outs import MAX_AHEAD_S
 from logpipe.tokens import Tokens
-from logpipe.ui.session import LIFE_S, Session, cookie_for, cookie_in, cookie_name
+from logpipe.ui import session as sessions
+from logpipe.ui.session import (
+    LIFE_S,
+    SESSION_S,
+    SLACK_S,
+    Cookie,
+    Session,
+    cookie_in,
+    cookie_name,
+)
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, serving, subscribed
 from tests.ui.pieces import FORM, stored
 
 ID = "a" * 22
+
+
+def cookie_for(tokens: list[str], id_: str, end: int, begun: int | None = None) -> Cookie:
+    """A session that began a whole life before its end, unless that is said."""
+    return sessions.cookie_for(tokens, id_, end - int(LIFE_S) if begun is None else begun, end)
 
 
 def name_at(service: Service) -> str:
@@ -112,8 +128,8 @@ async def test_the_cookie_is_strict_and_holds_no_token(valkey: Valkey) -> None:
         assert "secret-token" not in answer.headers["set-cookie"]
         held = cookie_in(cookie.value)
         assert held is not None
-        assert held == cookie_for(["secret-token"], held.id, held.end)
-        assert held != cookie_for(["secret-tokem"], held.id, held.end)
+        assert held == cookie_for(["secret-token"], held.id, held.end, held.begun)
+        assert held != cookie_for(["secret-tokem"], held.id, held.end, held.begun)
 
 
 async def test_a_token_taken_off_the_list_ends_its_cookie(valkey: Valkey) -> None:
@@ -127,8 +143,9 @@ async def test_a_token_taken_off_the_list_ends_its_cookie(valkey: Valkey) -> Non
 
 @pytest.mark.parametrize(
     "cookie",
-    ["", ".", "....", "x" * 4000, "new", "r.r.r.r.r", f"{ID}.1", f"{ID}.1.{'0' * 64}",
-     f"{ID}.{10**11}.{'0' * 64}", f"{ID}.9999999999999.{'0' * 64}", f"{ID}.1.{'0' * 63}g"],
+    ["", ".", "....", "x" * 4000, "new", "r.r.r.r.r", f"{ID}.1", f"{ID}.1.1", f"{ID}.1.{'0' * 64}",
+     f"{ID}.1.1.{'0' * 64}", f"{ID}.1.{10**11}.{'0' * 64}", f"{ID}.1.9999999999999.{'0' * 64}",
+     f"{ID}.9999999999999.1.{'0' * 64}", f"{ID}.1.1.{'0' * 63}g"],
 )  # fmt: skip
 async def test_a_made_up_cookie_opens_nothing(valkey: Valkey, cookie: str) -> None:
     async with serving(redis_addr=valkey.url, read_tokens="r") as service:
@@ -158,6 +175,79 @@ async def test_guessing_by_cookies_is_as_slow_as_by_tokens(valkey: Valkey) -> No
             guess = cookie_for([f"guess-{number}"], ID, end).text
             answer = await service.http.get("/ui/rows", headers=with_cookie(service, guess))
         assert answer.status_code == 429
+
+
+def tried_out(tokens: Tokens, address: str) -> None:
+    """Has an address send wrong tokens until it has to wait."""
+    scope: dict[str, Any] = {"type": "http", "client": (address, 1)}
+    for number in range(ATTEMPTS):
+        assert not tokens.attempts.passes(scope, "events", f"wrong-{number}", lambda: False)
+
+
+class Browser:
+    """One that keeps the cookie that it is given, at a page whose clock stands still."""
+
+    def __init__(self, signed_out: SignedOut, **settings: str) -> None:
+        self.clock = 1_000_000.0
+        self.tokens = Tokens(load(settings, {}), Attempts(wait_s=3600))
+        self.session = Session(self.tokens, signed_out, LIFE_S, lambda: self.clock)
+        self.cookie = ""
+
+    def request(self) -> Request:
+        headers = [(b"host", b"localhost"), (b"cookie", f"logpipe-80={self.cookie}".encode())]
+        scope = {"type": "http", "scheme": "http", "path": "/", "server": ("s", 80)}
+        return request_of({**scope, "headers": headers, "client": ("192.0.2.1", 1)})
+
+    def keep(self, request: Request) -> None:
+        if "logpipe.session" in request.scope:
+            (cookie,) = SimpleCookie(request.scope["logpipe.session"]).values()
+            self.cookie = cookie.value
+
+    def sign_in(self, token: str) -> None:
+        request = self.request()
+        assert self.session.passes(request, token)
+        self.session.sign_in(request, token)
+        self.keep(request)
+
+    def reads(self) -> bool:
+        request = self.request()
+        may = self.session.access(request).read
+        self.keep(request)
+        return may
+
+
+async def test_a_session_that_began_here_is_never_slowed() -> None:
+    browser = Browser(SignedOut(), read_tokens="r,other")
+    browser.sign_in("r")
+    tried_out(browser.tokens, "192.0.2.1")
+    for _ in range(3):
+        before = browser.cookie
+        browser.clock += LIFE_S / 6
+        assert browser.reads()  # and is renewed
+        assert browser.reads()
+        assert browser.cookie != before
+
+
+async def test_a_right_sign_in_is_not_refused_for_the_cookie_of_before() -> None:
+    browser = Browser(SignedOut(), read_tokens="r")
+    browser.sign_in("r")
+    browser.cookie = cookie_for(["old"], ID, int(browser.clock) + 60).text
+    tried_out(browser.tokens, "192.0.2.1")
+    browser.sign_in("r")
+    assert browser.reads()
+    held = cookie_in(browser.cookie)
+    assert held is not None
+    assert held.id != ID
+
+
+async def test_a_cookie_that_proves_a_guess_waits_like_the_guess() -> None:
+    """Else a right guess could be told from wrong ones without waiting."""
+    browser = Browser(SignedOut(), read_tokens="r")
+    browser.cookie = cookie_for(["r"], ID, int(browser.clock) + 60).text
+    tried_out(browser.tokens, "192.0.2.1")
+    with pytest.raises(Problem) as caught:
+        browser.reads()
+    assert caught.value.status == 429
 
 
 async def test_a_proof_is_no_token(valkey: Valkey) -> None:
@@ -201,7 +291,7 @@ async def test_the_cookie_stays_small_however_often_one_signs_in(valkey: Valkey)
     tokens = [f"t{n}" for n in range(10)]
     async with serving(redis_addr=valkey.url, read_tokens=",".join(tokens)) as service:
         await signed_in(service, *tokens, *tokens)
-        assert len(service.http.cookies[name_at(service)]) < 300
+        assert len(service.http.cookies[name_at(service)]) < 320
         assert (await service.http.get("/")).status_code == 200
 
 
@@ -266,7 +356,7 @@ async def test_a_session_that_is_used_is_renewed_and_another_ends(valkey: Valkey
             assert renewed is not None
             assert renewed.id == ID, path
             assert renewed.end >= now + LIFE_S, path
-            assert renewed == cookie_for(["r"], ID, renewed.end)
+            assert renewed == cookie_for(["r"], ID, renewed.end, used.begun)
 
 
 def test_a_session_ends_when_it_was_not_used_for_its_life() -> None:
@@ -291,6 +381,48 @@ async def test_a_stream_ends_in_time_for_its_session_to_be_renewed(valkey: Valke
         assert "event: bye" in answer.text
         assert "the page's session is renewed" in answer.text
         assert (await service.http.get("/ui/rows")).status_code == 200
+
+
+async def test_a_session_ends_a_week_after_it_began_however_it_is_used() -> None:
+    browser = Browser(SignedOut(), read_tokens="r")
+    browser.sign_in("r")
+    begun = browser.clock
+    while browser.clock < begun + SESSION_S:
+        assert browser.reads()
+        held = cookie_in(browser.cookie)
+        assert held is not None
+        assert held.end <= held.begun + SESSION_S
+        browser.clock += LIFE_S / 4
+    assert not browser.reads()
+    browser.sign_in("r")
+    assert browser.reads()
+
+
+async def test_a_session_that_nears_its_end_is_not_renewed_in_vain() -> None:
+    browser = Browser(SignedOut(), read_tokens="r")
+    end = int(browser.clock) + 100
+    browser.cookie = text = cookie_for(["r"], ID, end, end - SESSION_S).text
+    assert browser.reads()
+    assert browser.cookie == text
+
+
+@pytest.mark.parametrize(
+    ("begun", "end"), [(-SESSION_S, 1), (SLACK_S + 1, SLACK_S + 2), (0, SESSION_S + 1)]
+)
+async def test_no_session_is_longer_than_a_week(begun: int, end: int) -> None:
+    browser = Browser(SignedOut(), read_tokens="r")
+    now = int(browser.clock)
+    browser.cookie = sessions.cookie_for(["r"], ID, now + begun, now + end).text
+    assert not browser.reads()
+
+
+async def test_a_stream_ends_with_a_session_that_cannot_be_renewed(valkey: Valkey) -> None:
+    async with serving(redis_addr=valkey.url, read_tokens="r") as service:
+        end = int(time.time()) + 3
+        held = with_cookie(service, cookie_for(["r"], ID, end, end - SESSION_S).text)
+        answer = await service.http.get("/ui/stream", headers=held)
+        assert "the page's session has ended" in answer.text
+        assert (await service.http.get("/ui/rows", headers=held)).status_code == 403
 
 
 # -- signing out ------------------------------------------------------------------------------
@@ -372,3 +504,23 @@ async def test_streams_of_programs_go_on_when_a_session_is_signed_out(valkey: Va
             await service.http.post("/ui/logout")
             await service.post({"source": "a", "message": "b"})
             assert len(await reader.until(1)) == 1
+
+
+def test_a_sign_out_is_kept_as_long_as_a_session_may_last() -> None:
+    assert SESSION_S + SLACK_S <= MAX_AHEAD_S
+
+
+async def test_no_copy_outlasts_the_memory_of_its_sign_out() -> None:
+    """Also where it was renewed by a process that did not know of it."""
+    clock = [1_000_000.0]
+    here, elsewhere = SignedOut(now=lambda: clock[0]), SignedOut(now=lambda: clock[0])
+    leaving, copying = (Browser(each, read_tokens="r") for each in (here, elsewhere))
+    leaving.sign_in("r")
+    copying.cookie = leaving.cookie
+    leaving.session.sign_out(leaving.request())
+    began = clock[0]
+    while copying.reads():
+        clock[0] = copying.clock = copying.clock + LIFE_S / 4
+        leaving.cookie, leaving.clock = copying.cookie, clock[0]
+        assert not leaving.reads()
+        assert clock[0] <= began + SESSION_S
