@@ -343,7 +343,7 @@ async def test_more_bodies_than_there_is_room_for_are_refused(valkey: Valkey) ->
         headers = {**JSON, "Authorization": "Bearer r"}
         waiting = [
             asyncio.create_task(service.http.post("/signed-out", content=begun(), headers=headers))
-            for _ in range(9)
+            for _ in range(3)
         ]
 
         async def one_is_refused() -> bool:
@@ -354,7 +354,7 @@ async def test_more_bodies_than_there_is_room_for_are_refused(valkey: Valkey) ->
         held.set()
         answers = await asyncio.gather(*waiting, return_exceptions=True)
         stored = [each for each in answers if isinstance(each, httpx.Response) and each.is_success]
-        assert len(stored) == 8
+        assert len(stored) == 2  # in the quarter of one client
         assert await status_of(service, b" " * 60_000 + b"{}", "r") == 200
 
 
