@@ -60,7 +60,16 @@ def wire_of(scope: Scope) -> "Wire | None":
 class Wire:
     """One request and its response; stands between uvicorn's cycle and the transport."""
 
-    __slots__ = ("_corked", "_cycle", "_head", "_next", "_transport", "release", "unfinished")
+    __slots__ = (
+        "_corked",
+        "_cycle",
+        "_head",
+        "_left",
+        "_next",
+        "_transport",
+        "release",
+        "unfinished",
+    )
 
     def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
         # The cycle refers to this wire, and lives for as long as its request's task: a reference
@@ -71,6 +80,8 @@ class Wire:
         # The response to HEAD ends with its head.
         self._corked = cycle.scope["method"] != "HEAD"
         self._head = b""
+        self._left: int | None = None
+        """What was not confirmed when the connection ended; None while it goes on."""
         self.release: Callable[[], None] | None = None
         """Ends the counting of the head of the request, where it is counted."""
         self.unfinished = False
@@ -134,15 +145,29 @@ class Wire:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     @property
+    def ended(self) -> bool:
+        """Whether the connection has ended: what is written then is dropped."""
+        return self._left is not None
+
+    def end(self) -> None:
+        """Notes the end of the connection, while its socket can still be asked."""
+        self._left = self.unconfirmed
+
+    @property
     def unconfirmed(self) -> int:
         """Bytes that were written and that the kernel of the client, or of a proxy before it, has
-        not confirmed. Where the system cannot say, those that this kernel has not taken."""
+        not confirmed, or had not when the connection ended. Where the system cannot say, those that
+        this kernel has not taken."""
+        if self._left is not None:
+            return self._left
         waiting = self.waiting
         connection = self._transport.get_extra_info("socket")
-        if SIOCOUTQ is not None and connection is not None and not self._transport.is_closing():
+        if SIOCOUTQ is not None and connection is not None:
             sent = array.array("i", [0])
-            with contextlib.suppress(OSError):
+            try:
                 fcntl.ioctl(connection.fileno(), SIOCOUTQ, sent)
+            except (OSError, ValueError):  # it is closed: nothing more will be confirmed
+                return max(1, waiting)
             waiting += sent[0]
         return waiting
 

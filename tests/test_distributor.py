@@ -709,3 +709,18 @@ async def test_only_browsers_of_the_origins_that_are_set_may_read(valkey: Valkey
             )
             assert allowed(preflight) == shown
             assert (preflight.status_code == 200) is (shown is not None)
+
+
+async def test_a_reader_that_leaves_with_all_that_it_was_sent_has_had_it(valkey: Valkey) -> None:
+    async with distributing(valkey, pending_idle_ms=60_000) as service:
+        for number in range(20):
+            async with subscribed(service.url, delivery="shared") as reader:
+                await reader.named("hello")
+                ids = add(valkey, 3, first=3 * number)
+                assert [event["id"] for event in await reader.until(3)] == ids
+
+        def acknowledged() -> bool:
+            groups: Any = valkey.client.xinfo_groups("logs")
+            return [group["pending"] for group in groups] == [0]
+
+        await wait_until(acknowledged, "all is acknowledged")

@@ -26,6 +26,7 @@ from logpipe.messages import RETRY_MS, Batch, Bye, Encoder, Hello, Item, Notice,
 from logpipe.metrics import Metrics
 from logpipe.stream import Stream
 from logpipe.turns import TURN_S, Turns
+from logpipe.wire import EXTENSION
 from tests.helpers import fair_time, wait_until
 from tests.servers import Valkey
 from tests.streams import add, address_of, stream_at
@@ -204,11 +205,40 @@ class Browser:
         )
 
 
+class SlowWire:
+    """The wire of a client whose kernel has `left` bytes to confirm."""
+
+    idle = False
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.looks = 0
+        self.ended = False
+
+    @property
+    def unconfirmed(self) -> int:
+        self.looks += 1
+        return self.left
+
+    def begin_stream(self) -> None: ...
+
+    def bound_send_buffer(self, size: int) -> None: ...
+
+    def pieces(self, body: bytes) -> list[bytes]:
+        return [body]
+
+
 def respond(
-    source: Any, browser: Browser, encoder: Encoder = SSE, method: str = "GET"
+    source: Any,
+    browser: Browser,
+    encoder: Encoder = SSE,
+    method: str = "GET",
+    wire: SlowWire | None = None,
 ) -> "asyncio.Task[None]":
     response = StreamResponse(source, encoder, Metrics(), Seats(1))
-    scope = {"type": "http", "method": method}
+    scope: dict[str, Any] = {"type": "http", "method": method}
+    if wire is not None:
+        scope["extensions"] = {EXTENSION: wire}
     return asyncio.create_task(response(scope, browser.receive, browser.send))
 
 
@@ -613,6 +643,46 @@ async def test_an_event_given_to_a_client_in_the_moment_it_left_goes_to_another(
             )
             other.left.set()
             await asyncio.wait_for(response, 10)
+
+
+@pytest.mark.parametrize(("confirmed", "pending"), [(True, 0), (False, 1)])
+async def test_a_client_that_leaves_has_had_what_its_kernel_confirmed(
+    valkey: Valkey, confirmed: bool, pending: int
+) -> None:
+    async with (
+        stream_at(address_of(valkey), block_ms=50) as stream,
+        groups_over(stream) as groups,
+    ):
+        browser, wire = Browser(), SlowWire()
+        subscription = SharedSubscription(groups, "g", Start(), EVERYTHING)
+        response = respond(subscription, browser, wire=wire)
+        await wait_until(lambda: subscription.share.asking, "it waits for work")
+        wire.left, wire.looks = 7, 0
+        await add(stream)
+        await wait_until(lambda: wire.looks > 1, "it is written, and its confirmation is awaited")
+        wire.left = 0 if confirmed else 7
+        browser.left.set()
+        await asyncio.wait_for(response, 10)
+        assert await stream.groups.pending("g") == pending
+
+
+async def test_what_is_written_after_the_end_of_a_connection_is_not_acknowledged(
+    valkey: Valkey,
+) -> None:
+    async with (
+        stream_at(address_of(valkey), block_ms=50) as stream,
+        groups_over(stream) as groups,
+    ):
+        browser, wire = Browser(), SlowWire()
+        subscription = SharedSubscription(groups, "g", Start(), EVERYTHING)
+        response = respond(subscription, browser, wire=wire)
+        await wait_until(lambda: subscription.share.asking, "it waits for work")
+        wire.ended = True
+        [id_] = await add(stream)
+        await wait_until(lambda: str(id_).encode() in browser.body, "it is written")
+        browser.left.set()
+        await asyncio.wait_for(response, 10)
+        assert await stream.groups.pending("g") == 1
 
 
 async def test_what_is_given_as_the_client_leaves_is_not_acknowledged(valkey: Valkey) -> None:

@@ -250,11 +250,24 @@ class StreamResponse(Response):
 
     async def _until_confirmed(self) -> None:
         """Waits until the client's kernel has all that was written: what is lost in a network, or
-        still in this kernel when the connection breaks, is given to another member."""
+        still in this kernel when the connection breaks, is given to another member. A client that
+        leaves with all of it has had it."""
+        wire = self._wire
+        if wire is None:
+            # A connection that ended in this very moment has taken nothing: this task is cancelled
+            # here then.
+            await asyncio.sleep(0)
+            return
         pause, longest = CONFIRMATION_S
-        while self._wire is not None and self._wire.unconfirmed:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, longest)
+        dropped = wire.ended
+        try:
+            while dropped or wire.unconfirmed:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, longest)
+        except asyncio.CancelledError:
+            if not dropped and not wire.unconfirmed:
+                await self._subscription.sent()
+            raise
 
     def _pieces(self, body: bytes) -> list[bytes]:
         """What is sent of a body, one after the other.

@@ -172,7 +172,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         for cycle in self._open:
             _leave(cycle)
-            cast("Wire", cycle.transport).no_longer_count()
+            wire = cast("Wire", cycle.transport)
+            wire.no_longer_count()
+            wire.end()
         self._forget_what_comes()
         super().connection_lost(exc)
         # A request refers to its protocol: no reference back, so that the end of its task frees it.
