@@ -119,7 +119,10 @@ async def test_a_flood_of_connections_ends_no_stream_and_does_not_keep_the_proce
         await wait_until(lambda: accepts(port), "it listens", 20)
         async with subscribed(url) as reader, httpx.AsyncClient(trust_env=False) as http:
             await reader.named("hello")
-            post = partial(http.post, f"{url}/ingest", json={"source": "a", "message": "m"})
+            # Each on a connection of its own: one that is kept may be among those that are closed.
+            event = {"source": "a", "message": "m"}
+            closing = {"Connection": "close"}
+            post = partial(http.post, f"{url}/ingest", json=event, headers=closing)
             assert (await post()).status_code == 202
             with contextlib.ExitStack() as stack:
                 flood = [
