@@ -25,7 +25,7 @@ log = logging.getLogger("logpipe")
 ATTEMPTS = 10
 """Wrong tokens that an address may send at once."""
 WAIT_S = 1.0
-"""After that, one each so many seconds: a token of 8 random letters or digits would take 45,000
+"""Seconds for each one after that: a token of 8 random letters or digits would take 45,000
 years to guess."""
 LOG_S = 1.0
 """Between two lines of the log."""

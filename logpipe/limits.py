@@ -34,7 +34,7 @@ BURST_S = 5.0
 """What a sender that was quiet may send at once, as seconds of its rate."""
 
 ALWAYS_EVENTS = 1_000
-"""A batch of up to so many events is accepted however low the rate is: shippers do not know it."""
+"""Events of a batch that is accepted however low the rate is: shippers do not know the rate."""
 
 STREAM_SHARE = 4
 """One request may append this part of what the stream keeps: a quarter of TRIM_MAXLEN's events, and
@@ -141,7 +141,7 @@ class Rates:
 
     @contextmanager
     def charged(self, sender: str, events: int, stored: int) -> Iterator[None]:
-        """A context in which so many events of a request are stored. They are charged as by
+        """A context in which the events of a request are stored. They are charged as by
         `charge`; the `stored` ones of them are given back where they could not be, for want of room
         or of Redis: the sender is asked to send them again."""
         self.charge(sender, events)

@@ -299,7 +299,7 @@ class Metrics:
             self._limited[limit].inc(count)
 
     def disk(self, free: int, needed: int) -> None:
-        """So many bytes are free on the disk of the embedded engine, and so many have to be."""
+        """Sets the free bytes of the disk of the embedded engine, and how many have to be free."""
         self.disk_free_bytes.set(free)
         self.disk_needed_bytes.set(needed)
 
@@ -372,11 +372,11 @@ class GroupMetrics:
         self._lost.inc(count or 0)
 
     def rejected(self, count: int) -> None:
-        """So many were rejected by the group's filter."""
+        """Counts entries that the group's filter rejects."""
         self._rejected.inc(count)
 
     def redelivered(self, count: int) -> None:
-        """So many were not acknowledged in time."""
+        """Counts entries that were not acknowledged in time."""
         self._redelivered.inc(count)
 
     def unreadable(self, count: int) -> None:

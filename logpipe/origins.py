@@ -17,8 +17,8 @@ from logpipe.settings import Settings, Words
 ANY = "*"
 
 PRIVATE_NAMES = (".localhost", ".internal", ".home.arpa", ".test")
-"""Names that nobody can own on the internet, and that no other computer of a local network can give
-itself (RFC 6761, 8375, and ICANN's .internal)."""
+"""Names that no party can own on the internet, and that no other computer of a local network can
+give itself (RFC 6761, 8375, and ICANN's .internal)."""
 
 MAX_HOST = 255
 """Characters of a host name (RFC 1035, 2.3.4); of a Host header twice as many are looked at."""

@@ -149,7 +149,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         setting(
             "How long a group made by logpipe is kept without a member, like 30m, 24h or 7d; never"
-            " CONSUMER_GROUP. 0: for ever.",
+            " CONSUMER_GROUP. 0: without end.",
             min_length=1,
         ),
     ] = "7d"
@@ -278,7 +278,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def group_expiry_ms(self) -> int:
-        """GROUP_EXPIRY; 0 for ever. Raises ValueError where it is no age."""
+        """GROUP_EXPIRY; 0: groups never end. Raises ValueError where it is no age."""
         return _age_ms(self.group_expiry)
 
     @property

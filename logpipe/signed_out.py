@@ -76,7 +76,7 @@ class SignedOut:
         self._wanted.set()
 
     async def follow(self) -> None:
-        """Keeps up with the other processes, for ever."""
+        """Keeps up with the other processes until it is cancelled."""
         failing = False
         while True:
             try:

@@ -138,7 +138,7 @@ class Wire:
                 connection.setsockopt(socket.IPPROTO_TCP, option, size)
 
     def bound_send_buffer(self, size: int) -> None:
-        """Has the kernel keep about so many bytes that the client has not taken."""
+        """Bounds, to about `size` bytes, what the kernel keeps that the client has not taken."""
         connection = self._transport.get_extra_info("socket")
         if connection is not None and not self._transport.is_closing():
             with contextlib.suppress(OSError):  # the client has reset the connection

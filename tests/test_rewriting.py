@@ -413,7 +413,7 @@ async def test_what_was_trimmed_while_pending_stays_a_loss(tmp_path: Path) -> No
         assert len(claimed.losses) == 1
 
 
-async def test_what_was_trimmed_while_pending_is_a_loss_before_any_rewriting(
+async def test_entries_trimmed_while_pending_are_lost_before_a_rewriting(
     tmp_path: Path,
 ) -> None:
     """The engine may rewrite its file by itself at any time."""

@@ -666,9 +666,7 @@ async def test_a_client_that_leaves_has_had_what_its_kernel_confirmed(
         assert await stream.groups.pending("g") == pending
 
 
-async def test_what_is_written_after_the_end_of_a_connection_is_not_acknowledged(
-    valkey: Valkey,
-) -> None:
+async def test_events_written_after_a_connections_end_stay_pending(valkey: Valkey) -> None:
     async with (
         stream_at(address_of(valkey), block_ms=50) as stream,
         groups_over(stream) as groups,

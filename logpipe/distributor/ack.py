@@ -1,4 +1,4 @@
-"""What `/ack` is sent: ids of events that a member of a consumer group has finished with."""
+"""Bodies of requests to a distributor, bounded together, and the ids in those to `/ack`."""
 
 import asyncio
 from collections import Counter
@@ -104,7 +104,7 @@ class Body:
 
 def reading(body: bytes, found: list[StreamId]) -> Iterator[None]:
     """Adds the ids of a JSON array of texts, or of lines, to a list, as work for `Turns`. Raises a
-    400 `Problem`, which names the first one that is none."""
+    400 `Problem`, which names the first one that is not an id."""
     for index, text in enumerate(_texts(body.strip())):
         try:
             found.append(parse_id(text))

@@ -76,7 +76,7 @@ class Rewriting:
         """Whether the last look found no room for a rewriting that was due."""
 
     async def run(self) -> None:
-        """Looks for ever."""
+        """Looks until it is cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)  # first: what is too old at the start is trimmed by then
             await self.look()

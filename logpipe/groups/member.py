@@ -21,7 +21,7 @@ pass: a round of claiming (`group.KEEPER_S`), and a half."""
 
 MAX_HELD = 100_000
 """Entries that the members of a process hold together, 17 MB of ids. Beyond it each of them may
-hold its part of so many, at least one."""
+hold an even part of this number, at least one."""
 
 _ID = re.compile(r"member-[0-9a-f]{16}")
 

@@ -17,7 +17,7 @@ RESERVE_BYTES = 256 * MIB
 Enough for what is appended between two looks, and for minutes of trimming and acknowledging."""
 
 AGAIN = 1.1
-"""Times the bytes that have to be free: with so many, events are appended again."""
+"""Factor on the bytes that have to be free, from which events are appended again."""
 
 COMMAND_BYTES = 80
 """What a rewrite as commands takes for an entry beside its event (measured: 67, with a stream name
