@@ -106,15 +106,16 @@ class Replicated(Deployment):
     def start(  # type: ignore[override]
         self, *, replicas: int = 1, sentinels: int = 3, down_after_ms: int = 1000, heir: int = 0
     ) -> None:
-        """As `Deployment.start`. `heir`: the replica of `data` that Sentinels promote, whatever it
-        lacks; 0: the most advanced."""
+        """As `Deployment.start`. `heir`: the only replica of `data` that Sentinels may promote; to
+        them it must not be cut off for more than 10 times `down_after_ms`. 0: they promote the most
+        advanced replica."""
         primary = self.node("--appendonly", "no", "--repl-diskless-sync-delay", "0")
         self._primary_port = self.entrance(primary)
         to_primary = ("--replicaof", f"127.0.0.1 {self._primary_port}", *self.elsewhere)
         quickly = ("--repl-diskless-sync-delay", "0")
         self.data = [primary]
         for number in range(1, replicas + 1):
-            priority = ("--replica-priority", "1") if number == heir else ()
+            priority = ("--replica-priority", "0") if heir not in {0, number} else ()
             self.data.append(self.node(*to_primary, *quickly, *priority))
         eventually(
             lambda: (

@@ -179,8 +179,9 @@ async def test_in_a_partition_what_a_replica_confirmed_stays_and_the_loss_of_the
 
 @pytest.fixture
 def with_heir() -> Iterator[Divided]:
-    """With two replicas, of which the first is promoted, whatever it lacks."""
-    with Divided.started(replicas=2, down_after_ms=1000, heir=1) as deployment:
+    """With two replicas, of which the first is promoted, whatever it lacks. The time limits of a
+    test that cuts it off add up to 25 s, so `down_after_ms` is more than a tenth of them."""
+    with Divided.started(replicas=2, down_after_ms=3000, heir=1) as deployment:
         yield deployment
 
 
@@ -216,7 +217,7 @@ async def test_a_primary_that_dies_takes_nothing_along_that_all_replicas_have_co
         await wait_until(lambda: sure.refused, "what only one replica has is not acknowledged")
         await unsure.more(50)
         primary.kill()
-        await wait_until(lambda: with_heir.promoted, "another has taken over", timeout=20)
+        await wait_until(lambda: with_heir.promoted, "another has taken over", timeout=30)
         await unsure.more(50)
     assert with_heir.promoted is heir
 
@@ -229,7 +230,7 @@ async def test_a_partition_that_ends_with_the_promotion_costs_nothing_that_all_h
     async with all_and_one(with_heir) as (sure, unsure):
         other.ask("ACL", "SETUSER", "default", "-replicaof", "-slaveof")
         with with_heir.apart() as gate:
-            await wait_until(lambda: with_heir.promoted, "another has taken over", timeout=20)
+            await wait_until(lambda: with_heir.promoted, "another has taken over", timeout=30)
             gate.shut = False
             refused = sure.refused
             await unsure.more(50)
