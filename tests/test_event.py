@@ -1,6 +1,7 @@
 import json
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import msgspec
@@ -414,6 +415,7 @@ tokens = st.lists(
 ).map(b"".join)
 
 
+OPENING, CLOSING = b'{"source":"s","metadata":{"x":[1,', b"]"
 MALFORMED = [
     BROKEN,
     b"plain panic: boom",
@@ -421,10 +423,10 @@ MALFORMED = [
     b"[2024-05-02 10:00:00] {x} boom",
     b"{worker-1} started",
     b'{"source":"s","mes',
-    b'{"source":"s","metadata":{"x":[1,',
+    OPENING,
     b'"x": 1},',
     b"}",
-    b"]",
+    CLOSING,
     GOOD + b"trailing",
     GOOD + b",",
     b"12:00:01 late",
@@ -446,11 +448,20 @@ def test_malformed_lines_between_good_ones_cost_themselves(
         lines.insert(place, (False, bad))
     body = end.join(line for _, line in lines)
     judge(lines, *decode_ndjson(body))
-    if body[:1] != b"[":  # which would be an array
+    # With lines that may follow, these two are one value; a bracket at the start begins an array.
+    one_value = ((False, OPENING), (False, CLOSING)) in pairwise(lines)
+    if body[:1] != b"[" and not one_value:
         events, refusals, _ = decode_json(body)
         judge(lines, events, refusals)
         unread = [each for each in refusals if each.unread_from is not None]
         assert len(unread) == sum(b"{" in line[1:] for good, line in lines if not good)
+
+
+def test_malformed_lines_that_are_one_value_count_once() -> None:
+    value = [OPENING, CLOSING, b'"x": 1},', b"}"]
+    events, [refusal], _ = decode_json(b"\n".join([GOOD, *value, GOOD]))
+    assert len(events) == 2
+    assert refusal.index == 1
 
 
 @settings(max_examples=300)

@@ -39,10 +39,13 @@ Style = tuple[int, str]
 
 def shown(text: str) -> str:
     """Text as HTML that displays it and nothing else; hidden characters as visible escapes."""
+    return _escaped(text.replace("\r\n", "\n"))
+
+
+def _escaped(text: str) -> str:
+    """As `shown`, of text whose line ends are LF alone."""
     html = str(escape(text))
-    if html.isprintable():
-        return html
-    return _HIDDEN.sub(_visible, html.replace("\r\n", "\n"))
+    return html if html.isprintable() else _HIDDEN.sub(_visible, html)
 
 
 def message(text: str, found: Highlight | None = None) -> str:
@@ -53,7 +56,7 @@ def message(text: str, found: Highlight | None = None) -> str:
         text, styles = styled(text)
     spans = found(text) if found is not None else ()
     if not styles and not spans:
-        return shown(text)
+        return _escaped(text)
     return "".join(_pieces(text, styles, spans))
 
 
@@ -69,7 +72,7 @@ def _pieces(text: str, styles: Sequence[Style], spans: Sequence[tuple[int, int]]
     marked = {at for span in spans for at in range(*span)} if spans else frozenset()
     edges = {0, len(text), *starts, *(edge for span in spans for edge in span)}
     for low, high in pairwise(sorted(edges)):
-        html = shown(text[low:high])
+        html = _escaped(text[low:high])
         if at := bisect_right(starts, low):
             classes = styles[at - 1][1]
             html = f'<span class="{classes}">{html}</span>' if classes else html

@@ -42,6 +42,8 @@ def test_what_hides_or_reorders_text_is_never_passed_on(text: str) -> None:
 
 
 @given(coloured, st.sampled_from([None, "a", "b OR é", "/./", '"<" OR "&"']))
+@example("\r\r\n", None)
+@example("\r\x1b[1m\r\n", "/./")
 def test_a_message_keeps_its_text_and_gets_marks_and_known_classes_alone(
     text: str, query: str | None
 ) -> None:
