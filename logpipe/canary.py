@@ -71,7 +71,7 @@ async def send_canaries(
     metrics: Metrics,
     every_s: float,
 ) -> None:
-    """Sends one now and then until it is cancelled, signed with what `secret` returns then.
+    """Sends one every `every_s` seconds until it is cancelled, signed with what `secret` returns.
 
     A number is used up when the append was confirmed: only what was acknowledged can be lost.
     """

@@ -4,8 +4,8 @@ import gc
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self, cast
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Self, cast
 
 import pytest
 
@@ -645,42 +645,53 @@ async def test_an_event_given_to_a_client_in_the_moment_it_left_goes_to_another(
             await asyncio.wait_for(response, 10)
 
 
+class Waiting(NamedTuple):
+    """The only subscriber of the group `g`, which waits for work."""
+
+    stream: Stream
+    browser: Browser
+    wire: SlowWire
+    response: asyncio.Task[None]
+
+    async def leave(self) -> None:
+        self.browser.left.set()
+        await asyncio.wait_for(self.response, 10)
+
+
+@contextlib.asynccontextmanager
+async def waiting(valkey: Valkey) -> AsyncIterator[Waiting]:
+    async with (
+        stream_at(address_of(valkey), block_ms=50) as stream,
+        groups_over(stream) as groups,
+    ):
+        browser, wire = Browser(), SlowWire()
+        subscription = SharedSubscription(groups, "g", Start(), EVERYTHING)
+        response = respond(subscription, browser, wire=wire)
+        await wait_until(lambda: subscription.share.asking, "it waits for work")
+        yield Waiting(stream, browser, wire, response)
+
+
 @pytest.mark.parametrize(("confirmed", "pending"), [(True, 0), (False, 1)])
 async def test_a_client_that_leaves_has_had_what_its_kernel_confirmed(
     valkey: Valkey, confirmed: bool, pending: int
 ) -> None:
-    async with (
-        stream_at(address_of(valkey), block_ms=50) as stream,
-        groups_over(stream) as groups,
-    ):
-        browser, wire = Browser(), SlowWire()
-        subscription = SharedSubscription(groups, "g", Start(), EVERYTHING)
-        response = respond(subscription, browser, wire=wire)
-        await wait_until(lambda: subscription.share.asking, "it waits for work")
+    async with waiting(valkey) as reader:
+        wire = reader.wire
         wire.left, wire.looks = 7, 0
-        await add(stream)
+        await add(reader.stream)
         await wait_until(lambda: wire.looks > 1, "it is written, and its confirmation is awaited")
         wire.left = 0 if confirmed else 7
-        browser.left.set()
-        await asyncio.wait_for(response, 10)
-        assert await stream.groups.pending("g") == pending
+        await reader.leave()
+        assert await reader.stream.groups.pending("g") == pending
 
 
 async def test_events_written_after_a_connections_end_stay_pending(valkey: Valkey) -> None:
-    async with (
-        stream_at(address_of(valkey), block_ms=50) as stream,
-        groups_over(stream) as groups,
-    ):
-        browser, wire = Browser(), SlowWire()
-        subscription = SharedSubscription(groups, "g", Start(), EVERYTHING)
-        response = respond(subscription, browser, wire=wire)
-        await wait_until(lambda: subscription.share.asking, "it waits for work")
-        wire.ended = True
-        [id_] = await add(stream)
-        await wait_until(lambda: str(id_).encode() in browser.body, "it is written")
-        browser.left.set()
-        await asyncio.wait_for(response, 10)
-        assert await stream.groups.pending("g") == 1
+    async with waiting(valkey) as reader:
+        reader.wire.ended = True
+        [id_] = await add(reader.stream)
+        await wait_until(lambda: str(id_).encode() in reader.browser.body, "it is written")
+        await reader.leave()
+        assert await reader.stream.groups.pending("g") == 1
 
 
 async def test_what_is_given_as_the_client_leaves_is_not_acknowledged(valkey: Valkey) -> None:

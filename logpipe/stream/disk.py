@@ -43,7 +43,7 @@ class Use(NamedTuple):
 
     @property
     def rewritten(self) -> float:
-        """Bytes that a rewritten file has at the most, about."""
+        """About the most bytes that a rewritten file has."""
         return self.used + COMMAND_BYTES * self.entries
 
 

@@ -73,7 +73,7 @@ class SignOuts:
 
     async def exchange(self, sessions: Mapping[str, int]) -> Mapping[str, int]:
         """Adds sessions, as far as there is room for them; returns all that are kept and whose time
-        has not ended, `MAX_SESSIONS` at the most.
+        has not ended, at most `MAX_SESSIONS`.
 
         Raises `Unavailable`. Where the Redis user may not use the key, it is logged once and there
         are none: a session then ends in one process alone.

@@ -30,8 +30,8 @@ from logpipe.tokens import NO_LONGER_ALLOWED, Tokens
 LIFE_S = 12 * 3600.0
 """How long a session lasts after its last use."""
 SESSION_S = 7 * 86_400
-"""How long a session lasts at the most, however often it is renewed. It is remembered for as long
-that it was signed out, so that no copy of its cookie, whoever has renewed it, outlasts that."""
+"""The longest life of a session, however often it is renewed. That it was signed out is remembered
+for as long, so that no copy of its cookie outlasts that."""
 RENEWED_PART = 1 / 12
 """Of its life, after which a session that is used is renewed."""
 STREAM_PART = 1 / 2

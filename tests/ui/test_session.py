@@ -241,7 +241,7 @@ async def test_a_right_sign_in_is_not_refused_for_the_cookie_of_before() -> None
 
 
 async def test_a_cookie_that_proves_a_guess_waits_like_the_guess() -> None:
-    """Else a right guess could be told from wrong ones without waiting."""
+    """Else an answer at once would show that a guess is right."""
     browser = Browser(SignedOut(), read_tokens="r")
     browser.cookie = cookie_for(["r"], ID, int(browser.clock) + 60).text
     tried_out(browser.tokens, "192.0.2.1")
