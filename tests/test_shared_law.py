@@ -175,7 +175,8 @@ class SharedWork(Schedule):
     """Two replicas, sometimes under one name, and workers that come, stall and go."""
 
     patience = 5.0
-    """Seconds within which another entry has to be received or told as lost, while any is not."""
+    """Seconds within which another entry has to be received or reported as lost, while any is
+    missing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,7 +329,7 @@ class SharedWork(Schedule):
         assert self._twice() == [], "twice though nobody had died"
 
     def _fewer(self, most: int) -> bool:
-        """Whether fewer entries are missing than that."""
+        """Whether fewer than `most` entries are missing."""
         for worker in self.workers:
             if worker.task.done():
                 worker.task.result()

@@ -60,7 +60,7 @@ async def test_there_are_enough_hostile_texts() -> None:
 async def _rows(shown: Window, wanted: int) -> None:
     """Scrolls up until at least this many rows are there.
 
-    A page of a search that takes long has fewer rows than others, so how often is not known.
+    A page of a search that takes long has fewer rows than others.
     """
 
     async def there() -> bool:
