@@ -14,6 +14,7 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
+    values,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -23,6 +24,7 @@ from prometheus_client.registry import Collector
 from logpipe import __version__, limits
 from logpipe.continuity import Reason
 from logpipe.filters.predicate import EXCEEDED
+from logpipe.stream.health import Servers
 
 # One series more for each counter, that nobody asks for.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -31,7 +33,26 @@ MAX_LABELS = 64
 """Consumer groups with a series of their own."""
 OTHER_GROUPS = "(other)"
 
+OF_THE_STREAM = frozenset(
+    f"logpipe_{name}"
+    for name in (
+        "feed_events",
+        "unreadable_entries",
+        "redis_failovers",
+        "canary_received",
+        "canary_lost",
+        "canary_latency_seconds",
+    )
+)
+"""What each worker counts of the whole stream: shown as the first worker has counted it."""
+
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+
+def keep_in_files(name: str) -> None:
+    """Has the values of metrics kept in files of this name, in which those of an earlier worker of
+    that name go on. It begins with the worker's number, from 0."""
+    values.ValueClass = values.MultiProcessValue(lambda: name)  # type: ignore[no-untyped-call]
 
 
 class Metrics:
@@ -47,9 +68,21 @@ class Metrics:
             "logpipe_build_info",
             "Always 1.",
             ["version"],
-            multiprocess_mode="max",
+            multiprocess_mode="livemax",
             registry=registry,
         ).labels(__version__).set(1)
+        Gauge(
+            "logpipe_workers",
+            "Processes that serve this port.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        ).set(1)
+        self.workers_wanted = Gauge(
+            "logpipe_workers_wanted",
+            "WORKERS: how many processes are to serve it.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self.redis_up = Gauge(
             "logpipe_redis_up",
             "1 while Redis serves; NaN where none is needed.",
@@ -175,18 +208,32 @@ class Metrics:
         self.window_events = Gauge(
             "logpipe_window_events",
             "Events in the window.",
-            multiprocess_mode="livesum",
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.window_bytes = Gauge(
             "logpipe_window_bytes",
             "Their bytes as JSON, or more where they take over 2.4 times as much memory.",
-            multiprocess_mode="livesum",
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.group_pending = Gauge(
             "logpipe_group_pending",
             "Entries of a group, on all replicas, that are delivered and not acknowledged.",
+            ["group"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.group_in_flight = Gauge(
+            "logpipe_group_in_flight",
+            "Entries that members here were given and that are not acknowledged.",
+            ["group"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.group_in_flight_seconds = Gauge(
+            "logpipe_group_in_flight_seconds",
+            "The longest time for which a member here has had such an entry.",
             ["group"],
             multiprocess_mode="livemax",
             registry=registry,
@@ -238,6 +285,26 @@ class Metrics:
         self.stream_bytes = self._common(
             "logpipe_stream_bytes", "Memory of the stream in Redis, estimated from some entries."
         )
+        self.redis_replicas = self._common(
+            "logpipe_redis_replicas_in_sync", "Replicas that have all, or are a moment behind."
+        )
+        self.redis_sentinels = self._common("logpipe_redis_sentinels", "Sentinels of REDIS_ADDR.")
+        self.redis_sentinels_reachable = self._common(
+            "logpipe_redis_sentinels_reachable", "Sentinels that have answered the last question."
+        )
+        self.redis_primary = Gauge(
+            "logpipe_redis_primary_info",
+            "1 for the node that is the primary, 0 for earlier ones.",
+            ["node"],
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self.redis_failovers = Counter(
+            "logpipe_redis_failovers_total",
+            "How often another node has become the primary.",
+            registry=registry,
+        )
+        self._servers = Servers()
         self.redis_memory_bytes = self._common(
             "logpipe_redis_memory_bytes", "Memory that Redis uses, for everything in it."
         )
@@ -298,6 +365,20 @@ class Metrics:
         for limit, count in hits.items():
             self._limited[limit].inc(count)
 
+    def servers(self, servers: Servers) -> None:
+        """Sets what is known of the servers behind the address of Redis."""
+        before, self._servers = self._servers, servers
+        in_sync = servers.replicas_in_sync
+        self.redis_replicas.set(math.nan if in_sync is None else in_sync)
+        if servers.sentinels:
+            self.redis_sentinels.set(servers.sentinels)
+            self.redis_sentinels_reachable.set(servers.sentinels_reachable)
+        self.redis_failovers.inc(servers.failovers - before.failovers)
+        if before.primary and before.primary != servers.primary:
+            self.redis_primary.labels(before.primary).set(0)
+        if servers.primary:
+            self.redis_primary.labels(servers.primary).set(1)
+
     def disk(self, free: int, needed: int) -> None:
         """Sets the free bytes of the disk of the embedded engine, and how many have to be free."""
         self.disk_free_bytes.set(free)
@@ -330,8 +411,13 @@ class _Workers(Collector):
         self._folder = Path(folder)
 
     def collect(self) -> Iterable[Metric]:
-        files = [str(path) for path in self._folder.glob("*.db") if _is_readable(path)]
-        found: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        first = {metric.name: metric for metric in self._of("*_0?.db")}
+        for metric in self._of("*.db"):
+            yield first.get(metric.name, metric) if metric.name in OF_THE_STREAM else metric
+
+    def _of(self, files: str) -> Iterable[Metric]:
+        paths = [str(path) for path in self._folder.glob(files) if _is_readable(path)]
+        found: Iterable[Metric] = MultiProcessCollector.merge(paths)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -359,6 +445,11 @@ class GroupMetrics:
         """So many entries are pending."""
         self._metrics.group_pending.labels(self._label).set(count)
 
+    def in_flight(self, count: int, seconds: float) -> None:
+        """Sets how many entries members here were given, and how long one has had its first."""
+        self._metrics.group_in_flight.labels(self._label).set(count)
+        self._metrics.group_in_flight_seconds.labels(self._label).set(seconds)
+
     def lag(self, count: int | None) -> None:
         """So many are not read yet, where that is known."""
         self._metrics.group_lag.labels(self._label).set(math.nan if count is None else count)
@@ -385,8 +476,12 @@ class GroupMetrics:
 
     def forget(self) -> None:
         """The group is no longer read here: what is pending is no longer known."""
-        for gauge in (self._metrics.group_pending, self._metrics.group_lag):
-            if self._metrics.shared:
+        metrics = self._metrics
+        for gauge in (
+            *(metrics.group_pending, metrics.group_lag),
+            *(metrics.group_in_flight, metrics.group_in_flight_seconds),
+        ):
+            if metrics.shared:
                 gauge.labels(self._label).set(0)  # files of several processes forget nothing
             else:
                 with contextlib.suppress(KeyError):

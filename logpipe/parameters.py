@@ -142,8 +142,11 @@ def last_event_id(query: Mapping[str, str], header: str | None) -> str | None:
     return value
 
 
-def chosen_start(query: Mapping[str, str], last_event_id: str | None) -> Start:
-    """Where a subscription begins. Raises a 400 `Problem` for a bad parameter.
+def chosen_start(
+    query: Mapping[str, str], last_event_id: str | None, now_ms: int | None = None
+) -> Start:
+    """Where a subscription begins; `now_ms` as for `moment`. Raises a 400 `Problem` for a bad
+    parameter.
 
     A bad Last-Event-ID *header* is no error: any status but 200 would end an EventSource for good,
     so it is answered by a gap.
@@ -163,30 +166,34 @@ def chosen_start(query: Mapping[str, str], last_event_id: str | None) -> Start:
     return Start(
         resume=resume,
         unknown=unknown,
-        since=moment(query, "since"),
+        since=moment(query, "since", now_ms),
         tail=number(query, "tail", None, 0, MAX_TAIL),
         on_lag="skip" if on_lag == "skip" else "catchup",
     )
 
 
-def moment(query: Mapping[str, str], name: str) -> StreamId | None:
-    """The least id that a time parameter names; None for `latest` and for no parameter."""
+def moment(query: Mapping[str, str], name: str, now_ms: int | None = None) -> StreamId | None:
+    """The least id that a time parameter names; None for `latest` and for no parameter. Ages like
+    `10m` count back from `now_ms`, by default the time of this machine. Raises a 400 `Problem`."""
     text = query.get(name)
     if not text:
         return None
     try:
-        return parse_since(text.strip(), time.time_ns() // 1_000_000)
+        now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+        return parse_since(text.strip(), now_ms)
     except ValueError as error:
         raise bad_parameter(name, str(error)) from None
 
 
-def span(query: Mapping[str, str], start: str = "from") -> tuple[StreamId, StreamId]:
+def span(
+    query: Mapping[str, str], start: str = "from", now_ms: int | None = None
+) -> tuple[StreamId, StreamId]:
     """The first and the last id of `from` and `to`; a `to` in milliseconds takes all of them.
 
-    `start` is the name that `from` has, where it has another.
+    `start` is the name that `from` has, where it has another; `now_ms` as for `moment`.
     """
-    low = moment(query, start) or (END if query.get(start) else START)
-    high = moment(query, "to") or END
+    low = moment(query, start, now_ms) or (END if query.get(start) else START)
+    high = moment(query, "to", now_ms) or END
     if high != END and not _FULL_ID.fullmatch(query["to"].strip()):
         high = StreamId(high.ms, END.seq)
     return low, high

@@ -93,6 +93,7 @@ async def open_stream(
         disk=disk,
         count_limited=metrics.count_limited,
     )
+    stream.health.on_servers = metrics.servers
     stack.push_async_callback(stream.aclose)
     background.start("monitor", stream.monitor())
     if engine is not None and settings.trim_maxage_ms:

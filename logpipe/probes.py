@@ -36,6 +36,8 @@ def health_of(
     def trouble() -> str:
         if background.failure:
             return background.failure
+        if background.draining:
+            return "draining: the process ends soon"
         if redis is not None and not redis.serves(writes=writes):
             return f"Redis: {redis.detail}"
         return ""
@@ -43,7 +45,16 @@ def health_of(
     def state() -> Health:
         wrong = trouble()
         kind = redis.kind if redis else "not used"
-        return Health("unavailable" if wrong else "ok", [*roles], kind, __version__, wrong)
+        status = "unavailable" if wrong else "ok"
+        health = Health(status, [*roles], kind, __version__, wrong)
+        if redis is None:
+            return health
+        servers = redis.servers
+        return msgspec.structs.replace(
+            health,
+            replicas_in_sync=servers.replicas_in_sync,
+            sentinels_reachable=servers.sentinels_reachable if servers.sentinels else None,
+        )
 
     return state
 

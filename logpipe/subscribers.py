@@ -19,6 +19,8 @@ class Subscriber(msgspec.Struct, frozen=True):
     `cursor` is the id up to which it was written, None before it has begun. `lag` counts the
     entries that are newer, with `shared` those that its group has not read yet; `lag_s` is the time
     in seconds between its cursor and the newest entry. Both are None where that is not known.
+    `in_flight` counts the entries that a shared subscriber was given and that are not acknowledged,
+    and `in_flight_s` is for how many seconds it has had the first of them.
     """
 
     client: str
@@ -29,6 +31,8 @@ class Subscriber(msgspec.Struct, frozen=True):
     cursor: str | None
     lag: int | None
     lag_s: float | None
+    in_flight: int | None
+    in_flight_s: float | None
     connected_at: str
 
 
@@ -49,11 +53,15 @@ def _listed(subscription: Subscription, newest: Bounds) -> Subscriber:
     group: str | None = None
     cursor: StreamId | None = None
     lag: int | None = None
+    in_flight: int | None = None
+    in_flight_s: float | None = None
     chosen = subscription.filter
     match subscription:
         case SharedSubscription():
             group, cursor, lag = subscription.name, subscription.cursor, subscription.lag
             chosen = subscription.chosen
+            in_flight = subscription.share.in_flight
+            in_flight_s = round(subscription.share.in_flight_s, 3)
         case HubSubscription():
             cursor, lag = subscription.reached, subscription.behind(newest)
     return Subscriber(
@@ -65,6 +73,8 @@ def _listed(subscription: Subscription, newest: Bounds) -> Subscriber:
         cursor=str(cursor) if cursor else None,
         lag=lag,
         lag_s=_lag_s(cursor, lag, newest),
+        in_flight=in_flight,
+        in_flight_s=in_flight_s,
         connected_at=datetime.fromtimestamp(subscription.connected_ms / 1000, UTC).isoformat(),
     )
 

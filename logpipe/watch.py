@@ -35,6 +35,10 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     redis: str
     version: str
     detail: str = ""
+    replicas_in_sync: int | None = None
+    """Of Redis, where it says so."""
+    sentinels_reachable: int | None = None
+    """Where the address names any."""
 
 
 class Seen(NamedTuple):

@@ -20,6 +20,14 @@ from tests.servers import Valkey, free_port
 
 MASTER = "logs-master"
 
+REDIS = "/usr/bin/redis-server"
+
+
+class Redis(Valkey):
+    """Debian's Redis 7.0."""
+
+    binary = REDIS
+
 
 class Node(Valkey):
     """A Valkey that also listens on a port."""
@@ -34,6 +42,19 @@ class Node(Valkey):
         """Host and port."""
         return f"127.0.0.1:{self.port}"
 
+    def follow(self, primary: "Node") -> None:
+        """Replicates another one; returns once it has all."""
+        self.ask("REPLICAOF", "127.0.0.1", primary.port)
+        eventually(lambda: self.has_all_of(primary), "the replica has all")
+
+    def has_all_of(self, primary: "Node") -> bool:
+        mine, its = (node.client.info("replication") for node in (self, primary))
+        return bool(
+            mine["master_link_status"] == "up"
+            and mine["master_replid"] == its["master_replid"]
+            and mine["slave_repl_offset"] == its["master_repl_offset"]
+        )
+
     def ask(self, *command: Any) -> Any:
         """The answer to a command."""
         return self.client.execute_command(*command)  # type: ignore[no-untyped-call]
@@ -44,6 +65,10 @@ class Node(Valkey):
         return str(self.ask("ROLE")[0].decode())
 
 
+class RedisNode(Node, Redis):
+    """A Redis 7.0 that also listens on a port."""
+
+
 class Deployment:
     """Several servers in a folder of their own."""
 
@@ -51,11 +76,11 @@ class Deployment:
         self.folder = Path(tempfile.mkdtemp(prefix="logpipe-test-"))
         self.nodes: list[Node] = []
 
-    def node(self, *options: str) -> Node:
+    def node(self, *options: str, kind: type[Node] = Node) -> Node:
         """Starts one more server."""
         folder = self.folder / str(len(self.nodes))
         folder.mkdir()
-        node = Node(folder, *options)
+        node = kind(folder, *options)
         self.nodes.append(node)
         node.start()
         return node

@@ -36,6 +36,11 @@ class Log:
         """The newest id; `START` where there was none yet."""
         return self.all[-1].id if self.all else START
 
+    @property
+    def last_kept(self) -> StreamId:
+        """The newest id that is kept; `START` where none is."""
+        return self.kept[-1].id if self.kept else START
+
     def append(self, new: list[Written]) -> None:
         """Takes note of entries."""
         assert not self.all or self.last < new[0].id
@@ -44,7 +49,18 @@ class Log:
 
     def trim(self, keep: int) -> None:
         """Only the newest are kept."""
-        self.kept = self.kept[len(self.kept) - keep :] if keep else []
+        self.kept = self.kept[max(0, len(self.kept) - keep) :]
+
+    def lose(self, count: int) -> None:
+        """Of all that was ever appended, only what the first `count` were is still there."""
+        lost = set(self.all[count:])
+        self.kept = [written for written in self.kept if written not in lost]
+
+    def keep(self, ids: set[StreamId]) -> None:
+        """Only these are still there: all that a server has that takes over."""
+        kept = [written for written in self.kept if written.id in ids]
+        assert len(kept) == len(ids), "a server has what the one before did not keep"
+        self.kept = kept
 
     def flush(self) -> None:
         """The stream is gone; the next entry begins another."""
@@ -112,7 +128,7 @@ class Reader:
 
     def told_gap(self, gap: Gap) -> None:
         """Checks what a gap says against the log as it is now."""
-        assert gap.after < gap.before
+        assert gap.after < gap.before, gap
         assert not self.received or self.received[-1] < gap.before
         missing = [w for w in self.log.all[self._since :] if gap.after < w.id < gap.before]
         if gap.count is not None:

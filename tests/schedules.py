@@ -80,10 +80,10 @@ def run(machine: type[Schedule], profile: settings = PROFILE) -> None:
     run_state_machine_as_test(machine, settings=profile)
 
 
-def fails(machine: type[Schedule]) -> bool:
+def fails(machine: type[Schedule], profile: settings = FIRST_FAILURE) -> bool:
     """Whether some schedule breaks the law."""
     try:
-        run(machine, FIRST_FAILURE)
+        run(machine, profile)
     except (AssertionError, Flaky):
         return True
     return False

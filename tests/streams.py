@@ -45,7 +45,9 @@ async def running(stream: Stream, **more: Any) -> AsyncIterator[Hub]:
     tasks = [asyncio.create_task(each) for each in (hub.run(), hub.beat(), stream.monitor())]
     try:
         yield hub
-        assert not any(task.done() for task in tasks)
+        for task in tasks:
+            if task.done():
+                task.result()
     finally:
         for task in tasks:
             task.cancel()

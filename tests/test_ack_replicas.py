@@ -100,5 +100,5 @@ def test_a_replica_that_is_silent_or_still_loading_is_not_counted_on() -> None:
     info = {f"slave{i}": {"state": state, "lag": lag} for i, (state, lag) in enumerate(states)}
     info["connected_slaves"] = 3  # type: ignore[assignment]
     assert Replicas(1).missing(info) is None
-    assert Replicas(2).missing(info) == "1 of 2 replicas (ACK_REPLICAS) are there"
-    assert Replicas(1).missing({}) == "0 of 1 replicas (ACK_REPLICAS) are there"
+    assert Replicas(2).missing(info) == "1 of 2 replicas (ACK_REPLICAS) are in sync"
+    assert Replicas(1).missing({}) == "0 of 1 replicas (ACK_REPLICAS) are in sync"

@@ -20,10 +20,11 @@ from logpipe.ids import END, START
 from logpipe.problems import Unavailable
 from logpipe.redis_address import Node, RedisAddress
 from logpipe.stream import Append, Stream
-from logpipe.stream.connections import MAX_CONNECTIONS, WRITE_TIMEOUT_S, Connections, _client
+from logpipe.stream.connections import MAX_CONNECTIONS, WRITE_TIMEOUT_S, Connections, client
 from logpipe.stream.direct import Direct
+from logpipe.stream.failovers import Failovers
 from logpipe.stream.health import HeldUp
-from logpipe.stream.primary import Primary
+from logpipe.stream.primary import Found, Primary
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, free_port, serving
 from tests.streams import NAME, add, address_of, event, once, stream_at
@@ -87,25 +88,29 @@ def listening_on(valkey: Valkey) -> int:
 async def test_no_connection_left_raises_no_doubt_about_the_primary(valkey: Valkey) -> None:
     port = listening_on(valkey)
 
-    async def ask() -> Node:
-        return Node("127.0.0.1", port)
+    async def ask() -> Found:
+        return Found(Node("127.0.0.1", port))
 
     async def aclose() -> None:
         pass
 
-    primary = Primary(ask, aclose, grace_s=0)
-    client = _client(RedisAddress(host="127.0.0.1", port=port), 1.0, primary, 2)
+    async def compare(*_: Node) -> str:
+        return ""
+
+    primary = Primary(ask, aclose, grace_s=0, compare=compare)
+    address = RedisAddress(host="127.0.0.1", port=port)
+    redis = client(address, 1.0, primary, Failovers("logs", "sentinel"), 2)
     try:
-        assert await client.ping()
+        assert await redis.ping()
         before = primary.generation
-        async with all_taken(client):
-            pipe: Any = client.pipeline(transaction=False).type(NAME)
-            told = await asyncio.gather(client.ping(), pipe.execute(), return_exceptions=True)
+        async with all_taken(redis):
+            pipe: Any = redis.pipeline(transaction=False).type(NAME)
+            told = await asyncio.gather(redis.ping(), pipe.execute(), return_exceptions=True)
             assert list(map(str, told)) == ["No connection available."] * 2
         assert primary.generation == before
-        assert await client.ping()
+        assert await redis.ping()
     finally:
-        await client.aclose()
+        await redis.aclose()
         await primary.aclose()
         valkey.client.config_set("port", 0)
 

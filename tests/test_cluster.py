@@ -2,17 +2,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Any
 
 import pytest
 
+from logpipe.continuity import Cursor
 from logpipe.ids import parse_id
+from logpipe.problems import Unavailable
+from logpipe.redis_address import parse_redis_addr
 from logpipe.stream.primary import FOLLOW_S
 from tests.deployments import Cluster, Node, eventually, id_of
 from tests.helpers import fair_time, wait_until
 from tests.load import loaded
 from tests.servers import Service, serving, subscribed
+from tests.streams import add, stream_at
 from tests.test_redis_faults import ANSWERED_S, BOTH, EVENT, health, ready, said, unavailable
 
 TAKEN_OVER_S = 5.0
@@ -162,6 +166,39 @@ async def test_a_request_whose_keys_are_on_two_nodes_for_too_long_is_refused_in_
         for _ in range(2):
             assert (await service.post(EVENT, Idempotency_Key="two nodes")).status_code == 202
         assert target.client.xlen("logs") == before + 2
+
+
+async def test_a_stream_that_has_moved_before_its_slot_is_read(cluster: Cluster) -> None:
+    async with stream_at(parse_redis_addr(cluster.url)) as stream:
+        (first,) = await add(stream)
+        await stream.read(Cursor(first), 10)
+        owner = owner_of(cluster)
+        target = other_than(cluster, owner)
+        migrate_stream(cluster, owner, target)
+        try:
+            assert (await stream.read(Cursor(first), 10)).gap is None
+            assert (await stream.bounds()).last == first
+            assert len(await stream.range(first, first, 1)) == 1
+        finally:
+            await migrate_rest(cluster, owner, target)
+
+
+async def test_a_new_connection_follows_a_slot_that_has_moved(cluster: Cluster) -> None:
+    """Without a monitor, which would notice it as well."""
+    async with stream_at(parse_redis_addr(cluster.url)) as stream:
+        await add(stream)
+        owner = owner_of(cluster)
+        await migrate(cluster, owner, other_than(cluster, owner))
+        owner.client.client_kill_filter(_type="normal", skipme=True)
+        await wait_until(lambda: done(add(stream)), "the connection that was closed is noticed")
+        await add(stream)
+
+
+async def done(attempt: Awaitable[object]) -> bool:
+    with contextlib.suppress(Unavailable):
+        await attempt
+        return True
+    return False
 
 
 @pytest.mark.parametrize("move", [migrate, migrate_key_by_key])

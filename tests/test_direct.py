@@ -40,7 +40,10 @@ class Fake:
         self._open += 1
         with contextlib.closing(writer), contextlib.suppress(ConnectionError):
             while asked := await reader.read(65_536):
-                writer.write(b"+OK\r\n" if b"SETNAME" in asked else self.answer)
+                if b"SETNAME" in asked:
+                    writer.write(b"+OK\r\n")
+                if b"SETNAME" not in asked or b"EVAL" in asked:
+                    writer.write(self.answer)
         self._open -= 1
 
 

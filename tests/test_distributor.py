@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from logpipe import __version__, sse
+from logpipe.stream import connections
 from tests.helpers import wait_until
 from tests.raw import connected, request
 from tests.servers import Service, Valkey, serving, subscribed
@@ -395,6 +396,32 @@ async def test_since_and_tail_say_where_a_subscription_begins(valkey: Valkey) ->
             await reader.named("hello")
             add(valkey, 1, first=10)
             assert [event["message"] for event in await reader.until(1)] == ["10"]
+
+
+@pytest.mark.parametrize("ahead_s", [-7200, 7200])
+async def test_ages_count_by_the_clock_of_redis(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    of_this_machine = connections._clock_ahead_in
+    monkeypatch.setattr(
+        connections, "_clock_ahead_in", lambda info: of_this_machine(info) + ahead_s
+    )
+    now_ms = int((time.time() + ahead_s) * 1000)
+    for number, age_ms in enumerate((900_000, 300_000)):
+        event = json.dumps({"source": "s", "message": str(number)})
+        valkey.client.xadd("logs", {"event": event}, id=now_ms - age_ms)
+    async with serving(redis_addr=valkey.url, role="distributor,ui") as service:
+        async with subscribed(service.url) as reader:
+            await reader.named("hello")
+        shared: dict[str, object] = {"delivery": "shared", "group": f"g{ahead_s}"}
+        for delivery in ({}, shared):
+            async with subscribed(service.url, None, since="10m", **delivery) as reader:
+                assert [event["message"] for event in await reader.until(1)] == ["1"]
+        assert messages(await events(service, from_="10m")) == [1]
+        assert messages(await events(service, to="10m")) == [0]
+        download = await service.http.get("/ui/download", params={"since": "10m"})
+        assert json.loads(download.text)["message"] == "1"
+        assert await refused(service, "/subscribe", since=now_ms + 120_000) == "since"
 
 
 async def test_a_subscription_is_filtered(valkey: Valkey) -> None:

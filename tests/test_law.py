@@ -1,184 +1,45 @@
 """The promise as a law: the real hub and the real stream code against the model, on any schedule.
 
-Hypothesis draws the schedule: what is appended, trimmed and flushed, who connects where, stalls,
-drops and resumes, which replica or Redis dies and comes back.
+Beside what `Tail` draws, Redis dies and comes back: as it was, empty, or without its end.
 """
 
 import asyncio
-import contextlib
-import random
 import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition, rule
 
-from logpipe.continuity import Cursor, Gap
-from logpipe.fanout import hub as hub_module
-from logpipe.fanout import subscription as subscription_module
-from logpipe.fanout.hub import Hub
 from logpipe.fanout.subscription import HubSubscription
-from logpipe.filters import EVERYTHING, Filter
-from logpipe.ids import START, StreamId, parse_id
-from logpipe.messages import Batch, Hello, Item, Notice, Progress, Start
-from logpipe.problems import Unavailable
-from logpipe.stream import Page, Stream, connections
+from logpipe.ids import parse_id
+from logpipe.messages import Item
+from logpipe.redis_address import RedisAddress
 from tests.helpers import wait_until
-from tests.model import Reader, Written
+from tests.model import Written
 from tests.schedules import TIMEOUT_S, Schedule, fails, over, run
 from tests.servers import Valkey
-from tests.streams import NAME, address_of, running
+from tests.streams import NAME, address_of
+from tests.tail import Tail, hurry
 
 
-def taking(source: str | None) -> Filter:
-    """The filter of a source; of none, everything."""
-    return EVERYTHING if source is None else Filter(f"source:{source}")
+class TailOfOne(Tail):
+    """Readers of one Redis, which may die."""
 
+    @property
+    def address(self) -> RedisAddress:
+        """That of the Redis."""
+        return address_of(self.valkey)
 
-class FlakyStream(Stream):
-    """A stream whose reads fail now and then while `trouble` is above zero."""
-
-    trouble = 0.0
-    chance = random.Random(0)
-
-    async def read(
-        self, after: Cursor, count: int, witness: StreamId = START, *, before_reset: bool = False
-    ) -> Page:
-        if self.chance.random() < self.trouble:
-            raise Unavailable("away", "a fault on purpose")
-        page = await super().read(after, count, witness, before_reset=before_reset)
-        if self.chance.random() < self.trouble:
-            raise Unavailable("away", "a fault on purpose, with the answer lost")
-        return page
-
-
-class Replica:
-    """A distributor's hub over a stream of its own, which can die without a farewell."""
-
-    def __init__(self, valkey: Valkey, window: int, batch: int, chance: random.Random) -> None:
-        self.stream = FlakyStream(address_of(valkey), NAME, maxlen=10**6, block_ms=30)
-        self.stream.chance = chance
-        self._options = {"queue_len": window, "batch_count": batch, "heartbeat_s": 0.05}
-        self._stack = contextlib.AsyncExitStack()
-        self.hub: Hub
-
-    async def start(self) -> None:
-        self._stack.push_async_callback(self.stream.aclose)
-        self.hub = await self._stack.enter_async_context(running(self.stream, **self._options))
-
-    async def die(self) -> None:
-        await self._stack.aclose()
-
-
-class Client:
-    """A reader's connections."""
-
-    def __init__(self, reader: Reader, start: Start, chance: random.Random) -> None:
-        self.reader = reader
-        self.replica: Replica | None = None
-        self.flowing = asyncio.Event()
-        self.flowing.set()
-        self._start = start
-        self._chance = chance
-        self._task: asyncio.Task[None] | None = None
-
-    def connect(self, replica: Replica) -> None:
-        """Connects; again, if it had an id, right after that."""
-        start, reader = self._start, self.reader
-        if reader.resume is not None:
-            start = Start(resume=reader.resume, on_lag=start.on_lag)
-        reader.reconnect()
-        self.replica = replica
-        subscription = HubSubscription(replica.hub, start, taking(reader.source))
-        self._task = asyncio.create_task(self._live(subscription))
-
-    async def disconnect(self) -> None:
-        """Goes away, wherever the subscription is just then."""
-        if self._task is None:
-            return
-        task, self._task, self.replica = self._task, None, None
-        task.cancel()
-        await asyncio.wait((task,))
-        if not task.cancelled():
-            task.result()
-
-    def check_alive(self) -> None:
-        """Raises what the reader has found wrong."""
-        if self._task is not None and self._task.done():
-            self._task.result()
-
-    async def _live(self, subscription: HubSubscription) -> None:
-        with subscription:
-            while (items := await subscription.next()) is not None:
-                for item in items:
-                    self._note(item, subscription.filter)
-                for _ in range(self._chance.randrange(4)):
-                    await asyncio.sleep(0)
-                await self.flowing.wait()
-
-    def _note(self, item: Item, chosen: Filter) -> None:
-        match item:
-            case Hello(id=begin):
-                self.reader.told_hello(begin)
-            case Gap():
-                self.reader.told_begin(item.after)
-                self.reader.told_gap(item)
-            case Progress(id=id_):
-                self.reader.told_begin(id_)
-                self.reader.progress(id_)
-            case Batch():
-                self.reader.told_begin(item.start.id)
-                for entry in item.matching(chosen):
-                    self.reader.told_entry(entry.id)
-                self.reader.passed = max(self.reader.passed, item.end.id)
-                if self._chance.random() < 0.3:
-                    self.reader.progress(item.end.id)
-            case Notice():
-                pass
-            case _:
-                raise AssertionError(f"nobody expected {item}")
-
-
-sources = st.sampled_from([None, "a", "nobody"])
-
-
-class Tail(Schedule):
-    """Two replicas, and readers that hop between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clients: list[Client] = []
-        self.replicas: list[Replica] = []
-
-    @initialize(
-        window=st.sampled_from([5, 10, 20]),
-        batch=st.sampled_from([3, 10, 50]),
-        seed=st.integers(0, 2**16),
-        count=st.integers(1, 30),
-    )
-    def begin(self, window: int, batch: int, seed: int, count: int) -> None:
-        self.chance = random.Random(seed)
-        self.options = window, batch
+    async def reset(self) -> None:
+        """As `Tail.reset`."""
         self.valkey.reset()
-        self._append(["a"] * count)
-        self.do(self._start_replicas())
-        self.log.begun = True
+        self._forget_saved()
 
-    async def _start_replicas(self) -> None:
-        for _ in range(2):
-            self.replicas.append(await self._a_replica())
-        await wait_until(lambda: all(r.hub.attached for r in self.replicas), "attached")
-
-    async def _a_replica(self) -> Replica:
-        replica = Replica(self.valkey, *self.options, self.chance)
-        await replica.start()
-        return replica
-
-    # -- the stream ---------------------------------------------------------------------------
-
-    def _append(self, written: Sequence[str]) -> None:
+    async def add(self, written: Sequence[str]) -> None:
+        """As `Tail.add`."""
         with self.valkey.client.pipeline(transaction=True) as pipe:
             for source in written:
                 pipe.xadd(NAME, {"event": b'{"source":"%b","message":""}' % source.encode()})
@@ -187,97 +48,17 @@ class Tail(Schedule):
             [Written(parse_id(i.decode()), s) for i, s in zip(ids, written, strict=True)]
         )
 
-    @rule(written=st.lists(st.sampled_from("ab"), min_size=1, max_size=40))
-    def append(self, written: list[str]) -> None:
-        self._append(written)
-
-    @rule(written=st.lists(st.sampled_from("ab"), min_size=1, max_size=40))
-    def append_and_pause(self, written: list[str]) -> None:
-        self._append(written)
-        self.do(asyncio.sleep(0.004))
-
     @rule(keep=st.integers(0, 30))
     def trim(self, keep: int) -> None:
         self.valkey.client.xtrim(NAME, maxlen=keep, approximate=False)
         self.log.trim(keep)
+        self._forget_saved()
 
     @rule()
     def flush(self) -> None:
         self.valkey.client.flushall()
-        self.log.flush()
+        self._flushed()
         time.sleep(0.002)
-
-    # -- readers ------------------------------------------------------------------------------
-
-    @precondition(lambda self: len(self.clients) < 10)
-    @rule(data=st.data(), source=sources, skip=st.booleans(), where=st.integers(0, 1))
-    def connect(self, data: st.DataObject, source: str | None, skip: bool, where: int) -> None:
-        known = st.sampled_from(self.log.all).map(lambda written: written.id)
-        fields = data.draw(
-            st.one_of(
-                st.just({}),
-                st.just({"since": START}),
-                st.fixed_dictionaries({"tail": st.integers(0, 20)}),
-                st.fixed_dictionaries({"since": known}),
-                st.fixed_dictionaries({"resume": known}),
-            )
-        )
-        start = Start(**fields, on_lag="skip" if skip else "catchup")
-        reader = Reader(self.log, source)
-        reader.resume = start.resume
-        client = Client(reader, start, self.chance)
-        self.clients.append(client)
-        self.do(self._connect(client, where))
-
-    async def _connect(self, client: Client, where: int) -> None:
-        await client.disconnect()
-        client.connect(self.replicas[where])
-
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data(), where=st.integers(0, 1))
-    def resume(self, data: st.DataObject, where: int) -> None:
-        self.do(self._connect(data.draw(st.sampled_from(self.clients)), where))
-
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data())
-    def drop(self, data: st.DataObject) -> None:
-        self.do(data.draw(st.sampled_from(self.clients)).disconnect())
-
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data(), source=sources, where=st.integers(0, 1))
-    def change_filter(self, data: st.DataObject, source: str | None, where: int) -> None:
-        client = data.draw(st.sampled_from(self.clients))
-        self.do(client.disconnect())
-        client.reader.change_filter(source)
-        self.do(self._connect(client, where))
-
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data())
-    def stall_or_go_on(self, data: st.DataObject) -> None:
-        flowing = data.draw(st.sampled_from(self.clients)).flowing
-        (flowing.clear if flowing.is_set() else flowing.set)()
-
-    @rule(turns=st.sampled_from([1, 5, 30]))
-    def pause(self, turns: int) -> None:
-        async def some_turns() -> None:
-            for _ in range(turns):
-                await asyncio.sleep(0)
-
-        self.do(some_turns())
-
-    # -- faults -------------------------------------------------------------------------------
-
-    @rule(where=st.integers(0, 1))
-    def kill_a_replica(self, where: int) -> None:
-        self.do(self._restart(where))
-
-    async def _restart(self, where: int) -> None:
-        dead = self.replicas[where]
-        for client in self.clients:
-            if client.replica is dead:
-                await client.disconnect()
-        await dead.die()
-        self.replicas[where] = await self._a_replica()
 
     @rule()
     def kill_redis(self) -> None:
@@ -291,63 +72,59 @@ class Tail(Schedule):
         shutil.rmtree(self.valkey.folder / "appendonlydir")
         self.do(asyncio.sleep(0.01))
         self.valkey.start()
-        self.log.flush()
+        self._flushed()
 
     @rule()
-    def cut_connections(self) -> None:
-        self.valkey.client.client_kill_filter(_type="normal", skipme=True)
+    def save_redis(self) -> None:
+        """What it has now is what it comes back with when it loses its end."""
+        self._forget_saved()
+        shutil.copytree(self.valkey.folder / "appendonlydir", self.saved)
+        self.saved_count = len(self.log.all)
 
-    @rule(where=st.integers(0, 1), trouble=st.sampled_from([0.0, 0.3]))
-    def trouble(self, where: int, trouble: float) -> None:
-        self.replicas[where].stream.trouble = trouble
+    @precondition(lambda self: self.saved.exists())
+    @rule()
+    def redis_loses_its_end(self) -> None:
+        """As where the last second of its append-only file was not on the disk yet. What no process
+        has seen, none can miss."""
+        self.do(wait_until(self._seen, "a process has seen all"))
+        self.valkey.kill()
+        shutil.rmtree(self.valkey.folder / "appendonlydir")
+        shutil.copytree(self.saved, self.valkey.folder / "appendonlydir")
+        self.valkey.start()
+        self.log.lose(self.saved_count)
+        if not self.log.kept:
+            self._flushed()
+        self.do(wait_until(self._noted, "a process that has seen more has noticed"))
 
-    # -- the law ------------------------------------------------------------------------------
+    def _seen(self) -> bool:
+        return any(r.hub.window.end.id >= self.log.last_kept for r in self.replicas)
 
-    async def heal_and_check(self) -> None:
-        for replica in self.replicas:
-            replica.stream.trouble = 0.0
-        for client in self.clients:
-            client.flowing.set()
-            if client.replica is None:
-                client.connect(self.replicas[0])
-        await wait_until(lambda: all(c.reader.begin for c in self._alive()), "all have begun", 10)
-        self._append(["a", "b"])
-        last = self.log.last
-        await wait_until(
-            lambda: all(c.reader.passed >= last for c in self._alive()), "all are at the end", 10
-        )
-        for client in self.clients:
-            await client.disconnect()
-            client.reader.check()
+    def _noted(self) -> bool:
+        id_ = self.valkey.client.info("replication")["master_replid"].encode()
+        return all(replica.stream.knows_the_past_of(id_) for replica in self.replicas)
 
-    def _alive(self) -> list[Client]:
-        for client in self.clients:
-            client.check_alive()
-        return self.clients
+    def _flushed(self) -> None:
+        self.log.flush()
+        self._forget_saved()
 
-    async def end(self) -> None:
-        for client in self.clients:
-            with contextlib.suppress(AssertionError):
-                await client.disconnect()
-        for replica in self.replicas:
-            await replica.die()
+    def _forget_saved(self) -> None:
+        shutil.rmtree(self.saved, ignore_errors=True)
+
+    @property
+    def saved(self) -> Path:
+        return self.valkey.folder / "saved"
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing here waits for an outage longer than it must."""
-    caplog.set_level("CRITICAL", logger="logpipe")
-    monkeypatch.setattr(connections, "MONITOR_S", 0.02)
-    monkeypatch.setattr(connections, "TROUBLED_S", 0.01)
-    monkeypatch.setattr(hub_module, "OUTAGE_PAUSE_S", 0.003)
-    monkeypatch.setattr(hub_module, "RECOVERY_S", 0.02)
-    monkeypatch.setattr(subscription_module, "RETRY_S", 0.02)
+    hurry(monkeypatch, caplog)
 
 
 @pytest.fixture
 def tail(own_valkey: Valkey) -> type[Schedule]:
     """The machine over a Valkey that may die."""
-    return over(own_valkey, Tail)
+    return over(own_valkey, TailOfOne)
 
 
 @pytest.mark.timeout(TIMEOUT_S)

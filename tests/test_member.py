@@ -47,6 +47,21 @@ def test_entries_are_overdue_once_their_time_has_passed() -> None:
     assert member.overdue() == ids(1, 2)
 
 
+def test_a_member_knows_for_how_long_it_has_held_its_first_entry() -> None:
+    clock = Clock()
+    member = Member(10, now=clock)
+    assert member.held_s == 0
+    member.hold(ids(1))
+    clock.now += 5
+    member.hold(ids(2))
+    clock.now += 5
+    assert member.held_s == 10
+    member.let_go(ids(1))
+    assert member.held_s == 5
+    member.let_go(ids(2))
+    assert member.held_s == 0
+
+
 def test_a_member_that_was_late_comes_last_for_a_while() -> None:
     clock = Clock()
     member = Member(10, now=clock)

@@ -200,6 +200,16 @@ def test_a_moment_is_an_age_a_time_or_an_id() -> None:
     assert moment({}, "since") is None
 
 
+def test_an_age_counts_back_from_the_time_that_is_given() -> None:
+    now_ms = MS.ms + 600_000
+    assert moment({"since": "10m"}, "since", now_ms) == MS
+    assert chosen_start({"since": "10m"}, None, now_ms).since == MS
+    assert span({"from": "10m", "to": "5m"}, now_ms=now_ms) == (
+        MS,
+        StreamId(MS.ms + 300_000, END.seq),
+    )
+
+
 def test_a_span_without_ends_is_everything() -> None:
     assert span({}) == (START, END)
     assert span({"from": "earliest", "to": "latest"}) == (START, END)

@@ -12,7 +12,7 @@ from logpipe.background import Background
 from logpipe.metrics import Metrics
 from logpipe.settings import load
 from logpipe.stream import RedisHealth
-from logpipe.stream.health import Kind
+from logpipe.stream.health import Kind, Servers
 from logpipe.tokens import Tokens
 from tests.servers import Valkey, serving
 
@@ -54,6 +54,45 @@ async def test_a_process_that_is_ready_says_what_it_is() -> None:
                 "version": __version__,
             },
         )
+
+
+async def test_the_servers_behind_the_address_are_counted() -> None:
+    redis, metrics = RedisHealth("redis+sentinel://a,b,c/logs/0"), Metrics()
+    redis.on_servers = metrics.servers
+    redis.report("ok")
+    servers = Servers("10.0.0.1:6379", 1, 2, sentinels=3, sentinels_reachable=0)
+    redis.report_servers(servers)
+    async with probing("collector", redis) as http:
+        _, state = await health(http)
+    assert (state["replicas_in_sync"], state["sentinels_reachable"]) == (2, 0)
+    first = metrics.exposition().decode().splitlines()
+    redis.report_servers(servers._replace(primary="10.0.0.2:6379", failovers=2))
+    second = metrics.exposition().decode().splitlines()
+    for line in (
+        'logpipe_redis_primary_info{node="10.0.0.1:6379"} 1.0',
+        "logpipe_redis_failovers_total 1.0",
+        "logpipe_redis_replicas_in_sync 2.0",
+        "logpipe_redis_sentinels 3.0",
+        "logpipe_redis_sentinels_reachable 0.0",
+    ):
+        assert line in first
+    for line in (
+        'logpipe_redis_primary_info{node="10.0.0.1:6379"} 0.0',
+        'logpipe_redis_primary_info{node="10.0.0.2:6379"} 1.0',
+        "logpipe_redis_failovers_total 2.0",
+    ):
+        assert line in second
+
+
+async def test_what_is_not_known_of_the_servers_is_left_out() -> None:
+    redis = RedisHealth("redis://redis:6379/0")
+    redis.report("ok")
+    async with probing("collector", redis) as http:
+        _, state = await health(http)
+        metrics = (await http.get("/metrics")).text.splitlines()
+    assert not {"replicas_in_sync", "sentinels_reachable"} & state.keys()
+    assert "logpipe_redis_sentinels NaN" in metrics
+    assert not any(line.startswith("logpipe_redis_primary_info") for line in metrics)
 
 
 @pytest.mark.parametrize("kind", KINDS)

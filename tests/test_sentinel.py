@@ -6,9 +6,12 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
+from redis.exceptions import RedisError
 
+from logpipe import watch
+from logpipe.stream import finding
 from logpipe.stream.failovers import Failovers
-from tests.deployments import MASTER, Divided, Replicated, cut_off, eventually
+from tests.deployments import MASTER, Divided, Node, Replicated, cut_off, eventually
 from tests.helpers import wait_until
 from tests.load import Watched, loaded, settled
 from tests.promise import untold
@@ -19,15 +22,22 @@ from tests.test_redis_faults import (
     EVENT,
     Delivered,
     Load,
+    Log,
     following,
     health,
     ready,
     said,
     unavailable,
 )
+from tests.test_status import until_shown
 
 OUTAGE_S = 4.0
 """Three seconds, and what a busy machine adds."""
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Log:
+    return Log(caplog)
 
 
 @pytest.fixture
@@ -69,13 +79,73 @@ async def test_a_primary_that_is_replaced_while_it_lives_is_left_at_once(
         await wait_until(lambda: new.role == "master", "the replica is promoted")
         await wait_until(lambda: new.client.xlen("logs") > old.client.xlen("logs"), "it is used")
         await load.more(200)
-        assert load.outage < 1
+        assert load.outage < OUTAGE_S
         assert old.role == "master"
         old.ask("REPLICAOF", "127.0.0.1", new.port)
         await load.more(200)
         assert load.slowest < ANSWERED_S
     assert [gap["reason"] for gap in delivered.gaps] == ["reset"]
     assert new.client.xlen("logs") >= len(load.acknowledged) / 2
+
+
+async def test_a_coordinated_failover_loses_nothing_and_sends_no_gap(
+    replicated: Replicated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Valkey 9 has the old primary wait until the replica has all."""
+    monkeypatch.setattr(finding, "COMPARE_S", 20)
+    async with loaded(replicated.url) as (_, load, delivered):
+        _, new = replicated.data
+        replicated.sentinels[0].ask("SENTINEL FAILOVER", MASTER, "COORDINATED")
+        await wait_until(lambda: new.role == "master", "the replica is promoted")
+        await load.more(200)
+        assert load.outage < OUTAGE_S
+    assert delivered.gaps == []
+    assert load.acknowledged.keys() <= ids_at(replicated)
+
+
+async def test_a_failover_is_seen_in_log_metrics_and_page(
+    replicated: Replicated, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "EVERY_S", 0.05)
+    old, new = (node.place for node in replicated.data)
+    async with serving(redis_addr=replicated.url) as service:
+        await ready(service)
+        assert f"the primary is {old}" in log.lines
+        tile = "replicas in sync: 1 · Sentinels that answer: 3 of 3 · failovers: 0"
+        assert (await until_shown(service, tile)).tiles["Primary of Redis"][0] == old
+        replicated.sentinels[0].ask("SENTINEL FAILOVER", MASTER)
+        moved = f"the primary is {new} now; it was {old}"
+        await wait_until(lambda: moved in log.lines, "the log names both")
+        document = await until_shown(service, "Sentinels that answer: 3 of 3 · failovers: 1")
+        assert document.tiles["Primary of Redis"][0] == new
+        metrics = (await service.http.get("/metrics")).text.splitlines()
+    assert f'logpipe_redis_primary_info{{node="{new}"}} 1.0' in metrics
+    assert f'logpipe_redis_primary_info{{node="{old}"}} 0.0' in metrics
+    assert "logpipe_redis_failovers_total 1.0" in metrics
+    assert log.lines.count(moved) == 1
+
+
+async def test_sentinels_that_cannot_be_asked_are_warned_of_once(
+    replicated: Replicated, log: Log
+) -> None:
+    def lines(words: str) -> list[str]:
+        return [line for line in log.lines if words in line]
+
+    async with serving(redis_addr=replicated.url, role=BOTH) as service:
+        await ready(service)
+        for sentinel in replicated.sentinels:
+            sentinel.kill()
+        await wait_until(lambda: len(lines("does not say where")) == 3, "each is warned of")
+        assert (await service.post(EVENT)).status_code == 202
+        state = await health(service)
+        assert (state["code"], state["sentinels_reachable"]) == (200, 0)
+        metrics = (await service.http.get("/metrics")).text.splitlines()
+        assert "logpipe_redis_sentinels_reachable 0.0" in metrics
+        for sentinel in replicated.sentinels:
+            sentinel.start()
+        await wait_until(lambda: len(lines("answers again")) == 3, "each is back")
+        assert len(lines("does not say where")) == 3
+        assert all(sentinel.place in log.text for sentinel in replicated.sentinels)
 
 
 async def test_what_is_known_of_a_key_outlives_the_primary(replicated: Replicated) -> None:
@@ -241,6 +311,71 @@ async def test_a_partition_that_ends_with_the_promotion_costs_nothing_that_all_h
         for load in (sure, unsure):
             await load.more(50)
     assert with_heir.promoted is heir
+
+
+@pytest.mark.parametrize("met", [False, True], ids=["by none", "by another process"])
+async def test_two_failovers_send_a_gap_though_one_was_not_met(divided: Divided, met: bool) -> None:
+    """logpipe stays with the old primary until both are over. A connected reader gets a gap and
+    goes on where the streams parted; one that comes later, to another process, gets one, too."""
+    async with (
+        serving(redis_addr=divided.url, role=BOTH) as service,
+        following(service) as delivered,
+    ):
+        await ready(service)
+        load = Load(service)
+        for _ in range(20):
+            await load.send_one()
+        kept = list(load.acknowledged)[-1]
+        await wait_until(lambda: all(last_id(node) == kept for node in divided.data), "replicated")
+        with divided.apart():
+            await wait_until(lambda: divided.primary, "a replica has taken over", timeout=20)
+            first = divided.primary
+            assert first is not None
+            if met:
+                async with serving(redis_addr=divided.url_elsewhere, role="collector") as elsewhere:
+                    await ready(elsewhere)
+            for _ in range(5):
+                await load.send_one()
+            await wait_until(lambda: fails_over(divided), "a second failover is begun", timeout=30)
+            await wait_until(
+                lambda: divided.primary not in (None, first), "another has taken over", timeout=20
+            )
+        second = divided.primary
+        assert second is not None
+
+        async def appended_there() -> bool:
+            await load.send_one()
+            return list(load.acknowledged)[-1] == last_id(second)
+
+        await wait_until(appended_there, "logpipe has met the second")
+        await wait_until(lambda: delivered.ids[-1] == list(load.acknowledged)[-1], "it is received")
+    there = [id_.decode() for id_, _ in second.ask("XRANGE", "logs", "-", "+")]
+    lost = load.acknowledged.keys() - set(there)
+    assert len(lost) >= 5
+    assert set(list(load.acknowledged)[:20]) <= set(there)
+    assert len(delivered.ids) == len(set(delivered.ids))
+    appended = dict.fromkeys([*load.acknowledged, *there[1:]], "")
+    assert untold(appended, delivered.ids, delivered.gaps) == set()
+    async with (
+        serving(redis_addr=divided.url_elsewhere, role="distributor") as another,
+        following(another, last_event_id=there[10]) as late,
+    ):
+        await wait_until(lambda: late.ids[-1:] == there[-1:], "all is received")
+    assert late.ids == there[11:]
+    assert untold(load.acknowledged, there[:11] + late.ids, late.gaps) == set()
+
+
+def last_id(node: Node) -> str:
+    """The newest id of the stream at a server."""
+    return str(node.client.xinfo_stream("logs")["last-generated-id"].decode())
+
+
+def fails_over(deployment: Replicated) -> bool:
+    """Whether a Sentinel has begun a failover."""
+    with contextlib.suppress(RedisError):
+        deployment.sentinels[0].ask("SENTINEL FAILOVER", MASTER)
+        return True
+    return False
 
 
 async def test_what_only_a_demoted_primary_had_is_told_to_who_had_it_and_to_who_had_not(

@@ -402,11 +402,13 @@ async def test_a_group_is_shown_with_what_is_pending_claimed_and_lost(
         async with subscribed(service.url, delivery="shared", group="workers") as worker:
             await worker.until(2)
             document = await until_shown(service, 'data-label="Pending" class="num">3<')
-            assert document.rows("Consumer groups") == [["workers", "1", "3", "0", "0", "0"]]
+            assert document.rows("Consumer groups") == [
+                ["workers", "1", "3", "0", "none", "0", "0", "0"]
+            ]
             assert document.rows("Subscribers")[0][1] == "shared: workers"
         document = await until_shown(service, "Nobody reads.")
         [row] = document.rows("Consumer groups")
-        assert (row[0], row[1], row[4:]) == ("workers", "0", ["0", "0"])
+        assert (row[0], row[1], row[6:]) == ("workers", "0", ["0", "0"])
 
 
 async def test_only_those_furthest_behind_are_listed(

@@ -79,7 +79,7 @@ async def stream(
     if request.param == "fakeredis":
         server = fakeredis.FakeServer()
         monkeypatch.setattr(
-            connections, "_client", lambda *_: fakeredis.FakeAsyncRedis(server=server)
+            connections, "client", lambda *_: fakeredis.FakeAsyncRedis(server=server)
         )
         monkeypatch.setattr(connections, "Direct", lambda *_: FakeDirect(server))
         address = RedisAddress(host="fake")

@@ -1,6 +1,7 @@
 """What an operator sees: who reads, and the metrics of the reading."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from logpipe.groups import Groups
 from logpipe.groups.shared import SharedSubscription
 from logpipe.messages import Start
 from logpipe.subscribers import subscribers
+from tests.deployments import REDIS, Deployment, RedisNode
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, serving, subscribed
 from tests.streams import add, address_of, running, stream_at
@@ -29,11 +31,17 @@ async def listed(service: Service, **headers: str) -> list[dict[str, Any]]:
 
 async def sample(service: Service, name: str, **labels: str) -> float:
     """One sample of /metrics."""
+    value = await known(service, name, **labels)
+    assert value is not None, f"{name} {labels}"
+    return value
+
+
+async def known(service: Service, name: str, **labels: str) -> float | None:
+    """One sample of /metrics, None while there is none: groups have theirs once they were read."""
     text = (await service.http.get("/metrics")).text
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     values = [s.value for s in samples if s.name == name and s.labels == labels]
-    assert len(values) == 1, f"{name} {labels} in {text}"
-    return float(values[0])
+    return float(values[0]) if values else None
 
 
 async def test_subscribers_are_listed_with_what_they_read_and_how_far(valkey: Valkey) -> None:
@@ -64,11 +72,85 @@ async def test_subscribers_are_listed_with_what_they_read_and_how_far(valkey: Va
             "cursor": event["id"],
             "lag": 0,
             "lag_s": 0,
+            "in_flight": None,
+            "in_flight_s": None,
         }
         assert (other["delivery"], other["group"], other["lag"]) == ("shared", "workers", 0)
         assert (other["filter"], other["reads"]) == ("", "every event")
     async with serving(redis_addr=valkey.url) as service:
         assert await listed(service) == []
+
+
+async def test_what_a_member_holds_is_seen_and_for_how_long(valkey: Valkey) -> None:
+    query: dict[str, object] = {"delivery": "shared", "group": "g", "ack": "client"}
+    async with (
+        serving(redis_addr=valkey.url) as service,
+        subscribed(service.url, None, max_in_flight=3, **query) as reader,
+    ):
+        member = (await reader.named("hello"))["member"]
+        await service.post([EVENT] * 5)
+        events = await reader.until(3)
+
+        async def held_for(seconds: float) -> bool:
+            [one] = await listed(service)
+            return bool(one["in_flight"] == 3 and one["in_flight_s"] > seconds)
+
+        await wait_until(lambda: held_for(0.1), "it holds three")
+
+        async def measured() -> bool:
+            count = await known(service, "logpipe_group_in_flight", group="g")
+            seconds = await known(service, "logpipe_group_in_flight_seconds", group="g")
+            return count == 3 and seconds is not None and seconds > 0.1
+
+        await wait_until(measured, "the metrics say so")
+
+        async def rest_is_behind() -> bool:
+            lag = await known(service, "logpipe_group_lag_events", group="g")
+            return lag == 2 and [one["lag"] for one in await listed(service)] == [2]
+
+        await wait_until(rest_is_behind, "what it has no room for is its lag")
+        [before] = await listed(service)
+        ids = "\n".join(event["id"] for event in events)
+        await service.http.post("/ack", params={"group": "g", "member": member}, content=ids)
+        await reader.until(2)
+        [after] = await listed(service)
+        assert after["in_flight"] == 2
+        assert after["in_flight_s"] < before["in_flight_s"]
+
+
+@pytest.mark.skipif(not Path(REDIS).exists(), reason="NOT TESTED: no redis-server is installed")
+async def test_a_group_that_has_all_has_no_lag_after_a_failover() -> None:
+    """A replica of Redis 7.0 does not know how many entries a group has read."""
+    with Deployment.started() as deployment:
+        quickly = ("--appendonly", "no", "--repl-diskless-sync-delay", "0")
+        old, new = (deployment.node(*quickly, kind=RedisNode) for _ in range(2))
+        new.follow(old)
+        async with (
+            serving(redis_addr=old.url) as service,
+            subscribed(service.url, delivery="shared", group="g") as worker,
+        ):
+            await worker.named("hello")
+            await service.post([EVENT] * 30)
+            await worker.until(30)
+            await wait_until(lambda: new.has_all_of(old), "all is replicated")
+        new.ask("REPLICAOF", "NO", "ONE")
+        assert new.client.xinfo_groups("logs")[0]["entries-read"] != 30
+        async with (
+            serving(redis_addr=new.url) as service,
+            subscribed(service.url, delivery="shared", group="g") as worker,
+        ):
+            await worker.named("hello")
+
+            async def without_lag() -> bool:
+                lag = await known(service, "logpipe_group_lag_events", group="g")
+                return lag == 0 and [one["lag"] for one in await listed(service)] == [0]
+
+            await wait_until(without_lag, "the lag is 0")
+            assert new.client.xinfo_groups("logs")[0]["entries-read"] == 30
+            await service.post([EVENT] * 3)
+            await worker.until(3)
+            await wait_until(without_lag, "the lag is 0 again")
+        assert new.client.xinfo_groups("logs")[0]["entries-read"] == 33
 
 
 async def test_a_slow_subscriber_is_seen_by_its_lag(valkey: Valkey) -> None:

@@ -65,6 +65,11 @@ class RemoteLog:
         self._distributor = distributor
         self._patience_s = patience_s
 
+    @property
+    def now_ms(self) -> int:
+        """The time of this machine."""
+        return time.time_ns() // 1_000_000
+
     def tail(self, start: Start, chosen: Filter) -> Subscription:  # noqa: ARG002
         """A subscription without a filter: who reads it counts what a filter rejects."""
         return self._distributor(start, {})

@@ -2,7 +2,6 @@
 history."""
 
 import contextlib
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -138,7 +137,7 @@ class _Distributor:
         if group is not None:
             require_known_origin(request.scope, self._settings.cors_allow_origins)
         resumed = last_event_id(query, request.headers.get("last-event-id"))
-        start = chosen_start(query, resumed)
+        start = chosen_start(query, resumed, self._hub.stream.now_ms)
         if not resumed:
             await self._require_known(start)
         subscription: Subscription
@@ -238,7 +237,7 @@ class _Distributor:
         a `gap`.
         """
         with contextlib.suppress(Unavailable):
-            if start.since and start.since.ms > time.time_ns() // 1_000_000 + FUTURE_MS:
+            if start.since and start.since.ms > self._hub.stream.now_ms + FUTURE_MS:
                 last = (await self._hub.bounds()).last
                 if start.since > last:
                     raise bad_parameter("since", "lies in the future")
@@ -334,7 +333,7 @@ class _Distributor:
         reject_unknown(query, EVENTS, "/events")
         chosen = await chosen_filter(query, self._seats.parsing_for(request.scope))
         newest_first = one_of(query, "order", "desc", "asc", "desc") == "desc"
-        low, high = _page_span(query, newest_first=newest_first)
+        low, high = _page_span(query, self._hub.stream.now_ms, newest_first=newest_first)
         limit = number(query, "limit", 100, 1, MAX_LIMIT) or 100
         self._hub.scan_seats.require()
         scan = self._hub.scan(chosen, low, high, newest_first=newest_first)
@@ -371,9 +370,11 @@ def _id(id_: StreamId | None) -> bytes:
     return b'"%b"' % str(id_).encode() if id_ is not None else b"null"
 
 
-def _page_span(query: Mapping[str, str], *, newest_first: bool) -> tuple[StreamId, StreamId]:
+def _page_span(
+    query: Mapping[str, str], now_ms: int, *, newest_first: bool
+) -> tuple[StreamId, StreamId]:
     """The first and the last id of a page of the history. Raises a 400 `Problem`."""
-    low, high = span(query)
+    low, high = span(query, now_ms=now_ms)
     if cursor := query.get("cursor"):
         try:
             at = parse_id(cursor)

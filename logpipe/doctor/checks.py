@@ -8,6 +8,7 @@ import msgspec
 from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY
 from logpipe.doctor.look import KEPT, Answer, Facts
 from logpipe.doctor.senders import SENDERS
+from logpipe.samples import Sample
 
 State = Literal["ok", "warning", "wrong"]
 
@@ -238,6 +239,27 @@ def redis(facts: Facts) -> Iterator[Judged]:
         return
     yield _policy(evicts, limit)
     yield _persistence(kept)
+    yield from _servers(sample)
+
+
+def _servers(sample: Sample) -> Iterator[Judged]:
+    """The servers that stand by, where there are several."""
+    nodes = sample.by("logpipe_redis_primary_info", "node")
+    if node := next((node for node, is_now in nodes.items() if is_now), None):
+        replicas = sample.value("logpipe_redis_replicas_in_sync") or 0
+        words = f"its primary is {node}; replicas in sync: {replicas:.0f}"
+        if replicas:
+            yield _ok(words)
+        else:
+            yield "warning", words, "nothing can take over from it: see to its replicas"
+    if number := sample.value("logpipe_redis_sentinels"):
+        reachable = sample.value("logpipe_redis_sentinels_reachable") or 0
+        words = f"{reachable:.0f} of {number:.0f} Sentinels say where it is"
+        if reachable == number:
+            yield _ok(words)
+        else:
+            remedy = "the log of the distributor names the others: are they up, and named rightly?"
+            yield "warning", words, remedy
 
 
 def _policy(evicts: float, limit: float | None) -> Judged:

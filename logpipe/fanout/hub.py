@@ -83,8 +83,8 @@ class Hub:
         self.era = 0
         """Grows when the feed cannot prove that the stream is still the same one; positions of
         an earlier era mean nothing."""
-        self.reset_era = 0
-        """The era that the last reset began; an id of an earlier one may be another entry's now."""
+        self.failover_era = 0
+        """That of the page which was taken last; the window has entries of that stream."""
         self.closing = False
         self.subscribers: set[Subscription] = set()
         self.catching_up = FairSeats(CATCHUP_READERS)
@@ -131,13 +131,12 @@ class Hub:
 
     async def _take(self, page: Page) -> None:
         """Puts a page into the window, hands it to the live readers and wakes the others."""
+        self.failover_era = page.failover_era
         if page.gap is not None:
             # Only a feed that was at the very beginning can still count. To any other, trimming
             # that overtook it and a flush followed by many entries look the same.
             if page.gap.count is None:
                 self.era += 1
-            if page.gap.reason == "reset":
-                self.reset_era = self.era
             self.live.dismiss()
             self.shelf.clear()
             self.window.restart(page.start)

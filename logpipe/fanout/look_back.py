@@ -24,7 +24,8 @@ events on one core."""
 KEPT_BYTES = 16 * 1024 * 1024
 """What all searches of a process keep until their end, by `event.weight_of`; a search keeps
 `BATCH_BYTES`. One that finds more keeps none: its subscription reads the events again from where
-the search ended."""
+the search ended. So does one that comes past the place of a failover: read again, it has a gap
+there."""
 
 
 class LookBack:
@@ -94,6 +95,8 @@ class LookBack:
         finally:
             self._let_go()
         self.begin = self._begin_of(scan)
+        if self._found and await hub.stream.lost_between(self.begin.id, self._end.id):
+            self._found = None
         if missing > 0 and scan.next is not None:
             hub.metrics.count_limited({"look_back": 1})
             return self._first_items(None, self.begin.id)

@@ -49,6 +49,7 @@ class HubSubscription:
         """That of the batch of the window that it reads next; None while it reads elsewhere."""
         self._start = start
         self._era: int | None = None
+        self._failover_era: int | None = None
         self._begun = False
         self._waited = False
         self._noticed = False
@@ -124,7 +125,9 @@ class HubSubscription:
     async def _read_on(self) -> Sequence[Item]:
         window = self._hub.window
         # An id that was not read in this era may lie between the window's and yet be unknown.
-        known = self._era == self._hub.era or (not self._stale and window.holds(self.cursor.id))
+        known = self._era == self._hub.era or (
+            self._in_the_stream_of_the_window and window.holds(self.cursor.id)
+        )
         if self.number is None and known:
             self.number = window.locate(self.cursor.id)
         if self.number is not None and self.number >= window.first_number:
@@ -134,9 +137,12 @@ class HubSubscription:
         return await self._catch_up()
 
     @property
-    def _stale(self) -> bool:
-        """Whether the cursor is from before the last reset."""
-        return self._era is not None and self._era < self._hub.reset_era
+    def _in_the_stream_of_the_window(self) -> bool:
+        """Whether an entry of the window with the id of the cursor is the one that was read."""
+        if self._failover_era is None:
+            return True
+        earlier = min(self._failover_era, self._hub.failover_era)
+        return self._hub.stream.parted_since(earlier) is None
 
     def _from_window(self, number: int) -> Sequence[Item]:
         """All that the window has for this cursor, up to the size of one write."""
@@ -150,7 +156,7 @@ class HubSubscription:
         if items:
             self._hub.metrics.window_reads.inc()
         self.number = number
-        self._era = self._hub.era
+        self._era, self._failover_era = self._hub.era, self._hub.failover_era
         return items
 
     async def _catch_up(self) -> Sequence[Item]:
@@ -159,7 +165,7 @@ class HubSubscription:
         at = self.cursor.id
         if (reading := self._hub.reading.get(at)) is not None:
             await reading.wait()  # another is just about to find out
-        if not self._stale and (batch := self._from_shelf()) is not None:
+        if self._in_the_stream_of_the_window and (batch := self._from_shelf()) is not None:
             await asyncio.sleep(0)  # a reader that takes all at once must not keep the others out
             return [batch]
         reading = self._hub.reading.setdefault(at, asyncio.Event())
@@ -172,7 +178,7 @@ class HubSubscription:
                     self.cursor,
                     self._page_count(),
                     witness=self._hub.window.end.id,
-                    before_reset=self._stale,
+                    failover_era=self._failover_era,
                 )
                 await self._hub.rest(len(page.entries))
             return self._read(page, era)
@@ -185,7 +191,8 @@ class HubSubscription:
         self._hub.metrics.catchup_reads.inc()
         self.cursor = page.end
         if page.gap is not None or page.end != page.start:
-            self._era = era  # an empty answer, as after a flush, proves nothing of the cursor
+            # An empty answer, as after a flush, proves nothing of the cursor.
+            self._era, self._failover_era = era, page.failover_era
         items: list[Item] = []
         if page.gap is not None:
             items.append(page.gap)
@@ -206,6 +213,7 @@ class HubSubscription:
             return None
         rest = rest_of(batch, self.cursor.id)
         self.cursor, self._era = rest.end, self._hub.era
+        self._failover_era = self._hub.failover_era
         return rest
 
     def _page_count(self) -> int:
@@ -257,13 +265,13 @@ class HubSubscription:
             self._era = self._hub.era if start.resume == START else None
         elif start.since is not None or start.tail is not None or self._waited:
             async with self._hub.starting.seat(self.client):
-                era = self._hub.era
+                era, failover_era = self._hub.era, self._hub.stream.failover_era
                 gap = await self._find_start()
-            self._era = era
+            self._era, self._failover_era = era, failover_era
         else:
             self.cursor = self._hub.window.end
             self.number = self._hub.window.next_number
-            self._era = self._hub.era
+            self._era, self._failover_era = self._hub.era, self._hub.failover_era
         begin = None
         if self._look_back is None:
             begin = gap.after if gap else self.cursor.id

@@ -102,6 +102,19 @@ class Share:
         self.farewell = ""
         """Why its subscription ends; empty while it goes on."""
         self.woken = asyncio.Event()
+        self._given_at = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """How many entries it was given that are not acknowledged."""
+        return len(self.entries) if self.member is None else len(self.member.held)
+
+    @property
+    def in_flight_s(self) -> float:
+        """For how many seconds it has had the first of them."""
+        if self.member is not None:
+            return self.member.held_s
+        return time.monotonic() - self._given_at if self.entries else 0.0
 
     @property
     def given(self) -> bool:
@@ -112,6 +125,7 @@ class Share:
         """Gives it losses to report, and entries."""
         self.entries = entries
         self.losses = list(losses)
+        self._given_at = time.monotonic()
         self.wake()
 
     def items(self) -> list[Item]:
@@ -162,7 +176,7 @@ class Group:
         self._start = start
         self._generation = NO_GENERATION
         self._entered_at = -math.inf
-        self._begun_ms = time.time_ns() // 1_000_000
+        self._begun_ms = stream.now_ms
         self._exists = False
         """Whether the group was there: when it is missing then, Redis was flushed, or a failover
         came before the replica knew of it."""
@@ -569,8 +583,7 @@ class Group:
             for record in claimed.losses:
                 self._metrics.lost(gap_of(record).count)
             self._read_until = claimed.end
-            self.lag = claimed.lag
-            self._metrics.lag(claimed.lag)
+            self._note_lag(claimed.lag)
             await self._take(claimed)
             if not claimed.entries and not claimed.unreadable:
                 await self.stream.wait(claimed.end)
@@ -658,6 +671,10 @@ class Group:
         await self._take_back_from_departed()
         holdings = await self.stream.groups.holdings(self.name)
         self._metrics.pending(sum(holdings.values()))
+        self._metrics.in_flight(
+            sum([share.in_flight for share in self.shares]),
+            max([share.in_flight_s for share in self.shares], default=0.0),
+        )
         for share in [*self.shares]:
             if share.member is not None:
                 await self._look_after(share, share.member, holdings.get(share.member.id, 0))
@@ -672,6 +689,12 @@ class Group:
         if self._has_taker:  # another replica, or time, has made room
             self._work_wanted.set()
             self._hand_out()
+        else:  # nothing is read, so that no read says how much there is
+            self._note_lag(await self.stream.groups.lag(self.name))
+
+    def _note_lag(self, lag: int | None) -> None:
+        self.lag = lag
+        self._metrics.lag(lag)
 
     async def _claim_many(self, consumer: str) -> None:
         """Claims entries until as many are queued as are wanted, or `READ_BYTES`."""

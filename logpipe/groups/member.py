@@ -62,6 +62,13 @@ class Member:
         return max(0, most - len(self.held))
 
     @property
+    def held_s(self) -> float:
+        """For how many seconds it holds the entry that it has held longest; 0 where it holds none.
+        An entry that is given to it again begins anew."""
+        first = next(iter(self.held.values()), None)
+        return 0.0 if first is None else self._now() - (first - self.ack_wait_s)
+
+    @property
     def late(self) -> bool:
         """Whether others come first, because it has let an entry's time pass."""
         return self._now() < self._late_until

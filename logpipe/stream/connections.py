@@ -11,11 +11,13 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import redis.asyncio as aioredis
 import redis.exceptions
 from redis.asyncio.connection import (
+    AbstractConnection,
     BlockingConnectionPool,
     Connection,
     SSLConnection,
@@ -41,7 +43,7 @@ from logpipe.problems import BUSY, Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream.direct import Direct
 from logpipe.stream.disk import Disk, Room, Use, use_of
-from logpipe.stream.failovers import note_command
+from logpipe.stream.failovers import Failovers, Topology, replication_id
 from logpipe.stream.finding import primary_of
 from logpipe.stream.floors import hole_in
 from logpipe.stream.following import (
@@ -49,9 +51,9 @@ from logpipe.stream.following import (
     FollowingConnection,
     FollowingTLSConnection,
 )
-from logpipe.stream.health import HeldUp, Kind, RedisHealth
+from logpipe.stream.health import HeldUp, Kind, RedisHealth, Servers
 from logpipe.stream.primary import Primary
-from logpipe.stream.replicas import Replicas
+from logpipe.stream.replicas import Replicas, in_sync
 
 log = logging.getLogger("logpipe.redis")
 
@@ -119,20 +121,25 @@ class Connections:
     ) -> None:
         self.health = RedisHealth(str(address))
         self.primary = primary = primary_of(address, key)
-        greeting = note_command(key) if primary else ()
-        self.appending = Direct(address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, greeting)
-        self.appending_many = Direct(address, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, primary, greeting)
+        topology: Topology = "one"
+        if primary is not None:
+            topology = "sentinel" if address.sentinels else "cluster"
+        self.failovers = known = Failovers(key, topology)
+        self.appending = Direct(address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, known)
+        self.appending_many = Direct(address, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, primary, known)
         """For appends of many events: Redis goes on with one whose request has ended, so the
         next must not begin before."""
-        self.writing = _client(address, WRITE_TIMEOUT_S, primary)
-        self.blocking = _client(address, block_ms / 1000 + READ_TIMEOUT_S, primary)
-        self.reading = _client(address, READ_TIMEOUT_S, primary)
-        self.upkeep = _client(address, check_s, primary, UPKEEP_CONNECTIONS)
+        self.writing = client(address, WRITE_TIMEOUT_S, primary, known)
+        self.blocking = client(address, block_ms / 1000 + READ_TIMEOUT_S, primary, known)
+        self.reading = client(address, READ_TIMEOUT_S, primary, known)
+        self.upkeep = client(address, check_s, primary, known, UPKEEP_CONNECTIONS)
         self.held_up = HeldUp()
         self.replicas = Replicas(ack_replicas) if ack_replicas else None
         self.memory = Memory()
         """As of the monitor's last look; so is `keeping`."""
         self.keeping = Keeping()
+        self._clock_ahead_s = math.nan
+        """What `time.monotonic` is behind the clock of Redis, as of the monitor's last look."""
         self._key = key
         self.no_room = ""
         """Why nothing may be appended though Redis would take it; empty where it may."""
@@ -141,6 +148,13 @@ class Connections:
         self._count_limited = count_limited
         self._check_s = check_s
         self._warned: set[str] = set()
+
+    @property
+    def now_ms(self) -> int:
+        """As `Stream.now_ms`."""
+        if math.isnan(self._clock_ahead_s):
+            return time.time_ns() // 1_000_000
+        return int((time.monotonic() + self._clock_ahead_s) * 1000)
 
     async def aclose(self) -> None:
         """Closes them all; one that does not close in time keeps none of the others open."""
@@ -167,6 +181,25 @@ class Connections:
             await asyncio.sleep(WATCH_S)
             with contextlib.suppress(RedisError, OSError):
                 await primary.look()
+            self._look_at_servers(self.health.servers.replicas_in_sync)
+
+    def _look_at_servers(self, replicas_in_sync: int | None) -> None:
+        found = Servers(replicas_in_sync=replicas_in_sync)
+        if (primary := self.primary) is not None:
+            found = found._replace(
+                primary=str(primary.latest or ""),
+                failovers=primary.failovers,
+                sentinels=primary.reach().sentinels,
+                sentinels_reachable=primary.reach().reachable,
+            )
+        self.health.report_servers(found)
+
+    def _in_sync(self, info: Any) -> int | None:
+        """How many replicas are; None where that is not known, or none is expected."""
+        if isinstance(info, Exception):
+            return None
+        expected = self.primary is not None or self.replicas is not None
+        return in_sync(info) or (0 if expected else None)
 
     async def _monitor(self) -> None:
         silent_s = 0.0
@@ -188,13 +221,20 @@ class Connections:
     async def check(self) -> None:
         """Raises `Unavailable` when Redis cannot do what logpipe needs; sets `health`."""
         failures = self.health.failures
-        info = await self._ask()
-        if self.health.failures > failures:
-            # Redis may have answered before it was lost, and the loss have been reported first.
+        try:
             info = await self._ask()
+            if self.health.failures > failures:
+                # Redis may have answered before it was lost, and the loss have been reported first.
+                info = await self._ask()
+        except Unavailable as error:
+            if error.kind != BUSY:
+                self._look_at_servers(None)
+            raise
         # A user that may not call INFO can still use the stream.
         self.memory = Memory() if isinstance(info, Exception) else _memory_in(info)
         self.keeping = Keeping() if isinstance(info, Exception) else _keeping_in(info)
+        self._look_at_servers(self._in_sync(info))
+        self._clock_ahead_s = math.nan if isinstance(info, Exception) else _clock_ahead_in(info)
         self._warn_of_holes({} if isinstance(info, Exception) else info)
         trouble = None if isinstance(info, Exception) else self._trouble_in(info)
         if not isinstance(info, Exception) and self._disk is not None:
@@ -386,10 +426,11 @@ def _tls_trouble(error: BaseException | None) -> str | None:
     return None
 
 
-def _client(
+def client(
     address: RedisAddress,
     timeout_s: float,
     primary: Primary | None,
+    failovers: Failovers,
     connections: int = MAX_CONNECTIONS,
 ) -> aioredis.Redis:
     """A client that never repeats a command by itself: a repeated XADD would double an event.
@@ -407,6 +448,7 @@ def _client(
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
         "client_name": "logpipe",
+        "redis_connect_func": partial(_meet, failovers),
     }
     if address.authority:
         common["ssl_ca_certs"] = address.authority
@@ -435,6 +477,22 @@ def _client(
     return aioredis.Redis.from_pool(pool)
 
 
+async def _meet(failovers: Failovers, connection: AbstractConnection) -> None:
+    """Begins a connection, and notices a primary with another past.
+
+    Raises `ReadOnlyError` where a primary was expected: one that Sentinels have made a replica
+    lacks the end of its stream, and not even the ids there say so.
+    """
+    await connection.on_connect_check_health(check_health=False)
+    await connection.send_command("INFO", "replication")
+    info = b""
+    with contextlib.suppress(ResponseError):  # a user that may not call it can use the stream
+        info = await connection.read_response()
+    failovers.met(replication_id(info))
+    if failovers.topology == "sentinel" and b"\r\nrole:slave\r\n" in info:
+        raise ReadOnlyError("a replica, not the primary")
+
+
 def _memory_in(info: dict[str, Any]) -> Memory:
     return Memory(info.get("used_memory", math.nan), info.get("maxmemory", math.nan))
 
@@ -443,6 +501,11 @@ def _keeping_in(info: dict[str, Any]) -> Keeping:
     policy = info.get("maxmemory_policy")
     evicts = math.nan if policy is None else float(str(policy).startswith("allkeys"))
     return Keeping(evicts, float(info.get("aof_enabled", math.nan)))
+
+
+def _clock_ahead_in(info: dict[str, Any]) -> float:
+    """What `time.monotonic` is behind the clock of Redis, late by the way of the answer."""
+    return float(info.get("server_time_usec", math.nan)) / 1_000_000 - time.monotonic()
 
 
 def _trouble_in(info: dict[str, Any], before: Kind) -> tuple[Kind, str] | None:

@@ -9,7 +9,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -21,6 +21,12 @@ from logpipe.stream.primary import Primary, refusal
 ARGUMENTS_AT_ONCE = 5_000
 """Packed by one call: some milliseconds."""
 
+
+HELD_S = 1.3
+"""How long an append waits for the end of a failover."""
+LEAST_S = 0.5
+"""What Redis has at least for one that has waited. With `HELD_S` no more than the 1.8 s after which
+a request is answered."""
 
 LATE_S = 0.1
 """A time limit that is noticed so much later was held up with everything else, and the answer may
@@ -122,11 +128,25 @@ def _raise_refusal(answers: list[Any]) -> None:
         raise known
 
 
+class Question(Protocol):
+    """What every new connection begins with."""
+
+    spared: str
+    """As `Primary.spared`."""
+
+    @property
+    def command(self) -> tuple[Any, ...]:
+        """The command."""
+
+    def noted(self, answer: Any) -> object:
+        """Takes its answer, or the error of Redis, which it may raise: then the connection ends."""
+
+
 class Direct:
     """Connections to a Redis as they are needed, each used by one command at a time.
 
-    With a `primary`, they are to the node that it names, instead of the address, and begin with
-    `greeting`.
+    With a `primary`, they are to the node that it names, instead of the address. With a `question`,
+    each begins with it.
     """
 
     def __init__(
@@ -135,13 +155,13 @@ class Direct:
         connect_s: float,
         answer_s: float,
         primary: Primary | None = None,
-        greeting: tuple[Any, ...] = (),
+        question: Question | None = None,
     ) -> None:
         self._address = address
         self._connect_s = connect_s
         self._answer_s = answer_s
         self._primary = primary
-        self._noting = [greeting] if greeting else []
+        self._question = question
         self._idle: list[_Connection] = []
 
     async def call(self, *command: Any, then: Sequence[bytes] = ()) -> list[Any]:
@@ -156,20 +176,32 @@ class Direct:
         """The answers to so many packed commands, errors among them. Raises OSError and
         RedisError."""
         if self._primary is not None:
-            return self._primary.followed(lambda asked: self._follow(packed, count, asked))
-        return self._at(None, packed, count)
+            return self._following(self._primary, packed, count)
+        return self._at(None, packed, count, self._answer_s)
 
-    async def _at(self, node: Node | None, packed: list[bytes], count: int) -> list[Any]:
+    async def _at(
+        self, node: Node | None, packed: list[bytes], count: int, answer_s: float
+    ) -> list[Any]:
         connection = self._take(node)
         if connection is None:
-            connection = await self._connect(node, self._noting)
+            connection = await self._connect(node, self._question)
             if self._primary is not None:
                 self._primary.connected(connection)
-        answers = await connection.exchange(packed, count, self._answer_s)
+        answers = await connection.exchange(packed, count, answer_s)
         self._idle.append(connection)
         return answers
 
-    async def _follow(self, packed: list[bytes], count: int, asked: Node | None) -> list[Any]:
+    async def _following(self, primary: Primary, packed: list[bytes], count: int) -> list[Any]:
+        """As `exchange`; what a primary that is being replaced took now would be lost. Raises
+        `Unavailable` where that takes too long."""
+        began = time.monotonic()
+        await primary.settled(HELD_S)
+        left_s = max(LEAST_S, self._answer_s - (time.monotonic() - began))
+        return await primary.followed(lambda asked: self._follow(packed, count, asked, left_s))
+
+    async def _follow(
+        self, packed: list[bytes], count: int, asked: Node | None, answer_s: float
+    ) -> list[Any]:
         """As `exchange`, at the primary, or at the node that is asked although it is not.
 
         Raises the error by which commands were refused because they belong to another node; then
@@ -182,7 +214,7 @@ class Direct:
                 answers = await self._ask(asked, packed, count)
             else:
                 node = await self._primary.where()
-                answers = await self._at(node, packed, count)
+                answers = await self._at(node, packed, count, answer_s)
             _raise_refusal(answers)
         except (RedisError, OSError) as error:
             self._primary.learn(node, error)
@@ -191,7 +223,7 @@ class Direct:
 
     async def _ask(self, node: Node, packed: list[bytes], count: int) -> list[Any]:
         """By a connection for this once: a slot moves seldom."""
-        connection = await self._connect(node, [])
+        connection = await self._connect(node)
         try:
             asking = hiredis.pack_command(("ASKING",))
             return (await connection.exchange([asking, *packed], count + 1, self._answer_s))[1:]
@@ -206,9 +238,11 @@ class Direct:
             connection.cut_off()
         return None
 
-    async def _connect(self, node: Node | None, noting: list[tuple[Any, ...]]) -> _Connection:
+    async def _connect(self, node: Node | None, question: Question | None = None) -> _Connection:
         address, loop = self._address, asyncio.get_running_loop()
         host, port = node or (address.host, address.port)
+        if question is not None and self._primary is not None:
+            question.spared = await self._primary.spared()
         async with asyncio.timeout(self._connect_s):
             if address.socket:
                 _, connection = await loop.create_unix_connection(_Connection, address.socket)
@@ -220,13 +254,19 @@ class Direct:
                     ssl=_trusting(address.authority) if address.tls else None,
                 )
         connection.node = node
-        greeting = [*self._greeting(), *noting]
+        greeting = [*self._greeting(), *([question.command] if question else [])]
         packed = [hiredis.pack_command(command) for command in greeting]
         answers = await connection.exchange(packed, len(greeting), self._connect_s)
-        for answer in answers:  # of a refused login the first says why
-            if isinstance(answer, ResponseError):
-                connection.cut_off()
-                raise refusal(answer)
+        asked = answers.pop() if question else None
+        try:
+            for answer in answers:  # of a refused login the first says why
+                if isinstance(answer, ResponseError):
+                    raise refusal(answer)
+            if question is not None:
+                question.noted(refusal(asked) if isinstance(asked, ResponseError) else asked)
+        except ResponseError:
+            connection.cut_off()
+            raise
         return connection
 
     def _greeting(self) -> list[tuple[Any, ...]]:

@@ -1,85 +1,207 @@
-"""Where a failover may have cost entries, so that those who read past it are told.
+"""Where the stream has lost its newest entries, so that readers get a gap there.
 
-A replica that takes over lacks what its primary had not sent it yet, acknowledged or not; nothing
-in the stream shows it. So whoever first connects to the new primary, before anything is appended
-there, records the last entry that it has: what was lost came right behind it.
+A replica that takes over lacks what its primary had not sent it yet, and a Redis that comes back
+may lack the last second of its append-only file; acknowledged or not, nothing in the stream shows
+it. So every connection that is about to append, and every process before it reads on, compares what
+it knows of the stream with what Redis has, and records the last entry before a loss.
 """
 
+import re
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
+
+from redis.exceptions import NoPermissionError, ResponseError
 
 from logpipe.continuity import Gap
-from logpipe.ids import StreamId, from_wire
+from logpipe.ids import START, StreamId, from_wire
 from logpipe.stream.scripts import Script, companion_key
 
-KEPT = 100
-"""Failovers that are remembered."""
+Topology = Literal["one", "sentinel", "cluster"]
 
-# KEYS: the stream, the last primary, the last entries before failovers. ARGV: how many are kept,
-# whether to fail where it cannot be noted. Whether that is done, and what is known.
-# A promoted replica knows by which name it followed its primary; a primary that was only restarted,
-# or to which a Cluster has moved the slot, knows no such name. Nothing is noted where the user may
-# not, or not ask INFO. A primary that takes nothing as long as it has too few replicas is asked
-# again, before anything is appended.
+KEPT = 100
+"""Ends that are remembered."""
+
+# KEYS: the stream, the replication id of the last primary, the recorded ends in order. ARGV: how
+# many ends are kept, whether to fail where one cannot be recorded, the witness (the newest entry
+# that the process has seen or had confirmed), the replication ids of two primaries of which the
+# second is known to have all that the first had, what the address names (`Topology`), and the ends
+# that the process knew then.
+# Returned: whether that is done, the replication id, and the ends.
+#
+# Another replication id is that of a restarted or of another primary. A promoted replica also has
+# the id of the primary that it followed. Where that is the last primary's, entries may be lost;
+# with Sentinels also where it is one that no process has met, while in a Cluster the slot may have
+# moved. One server has that id after a restart, too, which lost nothing if its file is whole.
+#
+# Whatever the ids are: a witness that the stream does not have is lost, unless an end that the
+# process did not know yet explains it. Where entries followed before that was noticed, the end is
+# taken to be what precedes the witness.
+#
+# Nothing is recorded where the user may not, or may not ask INFO. A primary that takes nothing as
+# long as it has too few replicas is asked again, before anything is appended.
 NOTE = Script.of("""
-local done = 1
-local info = redis.pcall('INFO', 'replication')
-if type(info) == 'string' then
-  local id = string.match(info, 'master_replid:(%x+)')
-  local before = string.match(info, 'master_replid2:(%x+)')
-  local known = redis.call('GET', KEYS[2])
-  if id and id ~= known and string.find(info, 'role:master') then
-    local noted = redis.pcall('SET', KEYS[2], id)
-    local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
-    if noted.err then
-      local denied = string.find(noted.err, 'NOPERM') or string.find(noted.err, 'ACL failure')
-      if not denied and ARGV[2] == '1' then return noted end
-      if not denied then done = 0 end
-    elseif not stream.err and known == before then
-      for i = 1, #stream, 2 do
-        if stream[i] == 'last-generated-id' then redis.call('RPUSH', KEYS[3], stream[i + 1]) end
-      end
-      redis.call('LTRIM', KEYS[3], -ARGV[1], -1)
-    end
-  end
+local kept, fail, witness, spared, topology = unpack(ARGV, 1, 5)
+local function less(a, b)
+  local am, as = string.match(a, '(%d+)-(%d+)')
+  local bm, bs = string.match(b, '(%d+)-(%d+)')
+  if am ~= bm then return #am < #bm or (#am == #bm and am < bm) end
+  return #as < #bs or (#as == #bs and as < bs)
 end
-return {done, redis.call('LRANGE', KEYS[3], 0, -1)}
+local info = redis.pcall('INFO', 'replication')
+local ends = redis.call('LRANGE', KEYS[3], 0, -1)
+local id = type(info) == 'string' and string.match(info, 'master_replid:(%x+)')
+if not id or not string.find(info, 'role:master') then return {1, id or '', ends} end
+local before = string.match(info, 'master_replid2:(%x+)')
+local known = redis.call('GET', KEYS[2])
+local stream, state = redis.pcall('XINFO', 'STREAM', KEYS[1]), {}
+if not stream.err then for i = 1, #stream, 2 do state[stream[i]] = stream[i + 1] end end
+local first = state['first-entry'] and state['first-entry'][1]
+local last = state['last-generated-id']
+
+local function entry_before_lost_witness()
+  if not last or witness == '0-0' then return false end
+  local was_known = {}
+  for at = 6, #ARGV do was_known[ARGV[at]] = (was_known[ARGV[at]] or 0) + 1 end
+  for _, each in ipairs(ends) do
+    if (was_known[each] or 0) > 0 then was_known[each] = was_known[each] - 1
+    elseif less(each, witness) then return false end
+  end
+  if less(last, witness) then return last end
+  local deleted = state['max-deleted-entry-id'] or '0-0'
+  if not first or not less(first, witness) or not less(deleted, witness) then return false end
+  local rows = redis.pcall('XREVRANGE', KEYS[1], witness, '-', 'COUNT', 1)
+  return rows[1] and rows[1][1] ~= witness and rows[1][1]
+end
+
+local parted = false
+if topology ~= 'one' and known and id ~= known and known .. ' ' .. id ~= spared then
+  local unmet = topology == 'sentinel' and string.find(before, '[^0]')
+  parted = (known == before or unmet) and last
+end
+parted = parted or entry_before_lost_witness()
+if id == known and not parted then return {1, id, ends} end
+local noted = redis.pcall('SET', KEYS[2], id)
+if noted.err then
+  local denied = string.find(noted.err, 'NOPERM') or string.find(noted.err, 'ACL failure')
+    or string.find(noted.err, "can't run this command")
+  if not denied and fail == '1' then return noted end
+  return {denied and 1 or 0, id, ends}
+end
+if parted then
+  local at = #ends
+  while at > 0 and less(parted, ends[at]) do at = at - 1 end
+  table.insert(ends, at + 1, parted)
+  local from, to = 0, at - 1
+  if at == 0 then from, to = 1, 0 end
+  redis.call('LTRIM', KEYS[3], from, to)
+  redis.call('RPUSH', KEYS[3], unpack(ends, at + 1))
+  redis.call('LTRIM', KEYS[3], -kept, -1)
+end
+return {1, id, ends}
 """)
 
 
-def note_keys(stream: str) -> list[str]:
-    """The KEYS of `NOTE`."""
-    return [stream, companion_key(stream, "primary", ""), failovers_key(stream)]
-
-
 def failovers_key(stream: str) -> str:
-    """Where the last entries before failovers are kept."""
+    """Where the ends are recorded."""
     return companion_key(stream, "failovers", "")
 
 
-def note_command(stream: str) -> tuple[Any, ...]:
-    """`NOTE` as a command, for a connection that is about to append."""
-    return ("EVAL", NOTE.text, 3, *note_keys(stream), KEPT, 1)
-
-
 class Failovers:
-    """The last entries before the failovers that are known, in order."""
+    """The ends that this process knows, in order; and its witness, by which it finds others."""
 
-    def __init__(self, told: Sequence[bytes] = ()) -> None:
-        self._ends = [from_wire(each) for each in told]
+    def __init__(self, stream: str, topology: Topology) -> None:
+        self.keys = [stream, companion_key(stream, "primary", ""), failovers_key(stream)]
+        """The KEYS of `NOTE`."""
+        self.ends: tuple[StreamId, ...] = ()
+        self.generation = 0
+        """Grows when a connection meets another replication id than the one before."""
+        self.spared = ""
+        """As `Primary.spared`."""
+        self.topology = topology
+        self._replication_id = b""
+        self._asked = False
+        self._witness = START
+        self._lows: list[StreamId | None] = []
+        """The lowest of the ends that each change has added."""
 
     @property
-    def newest(self) -> StreamId | None:
-        """The last of them."""
-        return self._ends[-1] if self._ends else None
+    def command(self) -> tuple[Any, ...]:
+        """`NOTE` for a connection that is about to append."""
+        return ("EVAL", NOTE.text, len(self.keys), *self.keys, *self.arguments(fail=True))
 
-    def end_before(self, id_: StreamId) -> StreamId | None:
-        """Where the stream that held an entry which is gone parted from the one of now."""
-        return next((end for end in reversed(self._ends) if end < id_), None)
+    def arguments(self, *, fail: bool) -> tuple[Any, ...]:
+        """The ARGV of `NOTE`. `fail`: it fails where an end cannot be recorded yet."""
+        known = (KEPT, int(fail), str(self._witness), self.spared, self.topology)
+        return (*known, *map(str, self.ends))
+
+    def noted(self, answer: Any) -> bool:
+        """Takes what `NOTE` returned; whether nothing is left to be recorded. Raises an error of
+        Redis, except that of a user who may not use the keys, where only one server is named."""
+        if isinstance(answer, ResponseError):
+            if self.topology == "one" and _is_denied(answer):
+                return True
+            raise answer
+        done, replication_id, raw = answer
+        self.met(replication_id)
+        ends = tuple(from_wire(each) for each in raw)
+        if not self._asked:
+            self._asked, self.ends = True, ends  # nothing was read by an earlier state of them
+        elif ends != self.ends:
+            changed = _changed(self.ends, ends)
+            self._lows.append(min(changed, default=None))
+            self._witness = min([self._witness, *changed])
+            self.ends = ends
+        return bool(done)
+
+    @property
+    def era(self) -> int:
+        """Grows with every change of the ends."""
+        return len(self._lows)
+
+    def parted_since(self, era: int) -> StreamId | None:
+        """Up to where the stream is still the one of an era; None where it is so to its end."""
+        return min((low for low in self._lows[era:] if low is not None), default=None)
+
+    def met(self, replication_id: bytes) -> None:
+        """Takes the replication id that a connection was greeted with."""
+        if replication_id and replication_id != self._replication_id:
+            self._replication_id = replication_id
+            self.generation += 1
+
+    def saw(self, id_: StreamId, era: int) -> None:
+        """Takes an entry that the stream had when the ends of an era were known."""
+        if era == self.era:
+            self._witness = max(self._witness, id_)
+
+    def ends_before(self, id_: StreamId) -> list[StreamId]:
+        """Where a stream that held an entry which is gone may have parted from the one of now."""
+        return [end for end in dict.fromkeys(self.ends) if end < id_]
 
     def end_between(self, after: StreamId, until: StreamId) -> StreamId | None:
         """The first end that is passed on the way from one entry to another."""
-        return next((end for end in self._ends if after <= end < until), None)
+        return next((end for end in self.ends if after <= end < until), None)
+
+
+def _is_denied(error: ResponseError) -> bool:
+    """Whether the user may not use a key or a command of `NOTE`."""
+    # Of a script, and of a command within it: of Valkey, and of Redis 7.0.
+    words = ("NOPERM", "ACL failure", "can't run this command")
+    return isinstance(error, NoPermissionError) or any(word in str(error) for word in words)
+
+
+def _changed(before: Sequence[StreamId], now: Sequence[StreamId]) -> list[StreamId]:
+    """The ends that are new, and those that are missing though there was room for them: the
+    stream of now parted there from the one that had them."""
+    new, gone = Counter(now) - Counter(before), Counter(before) - Counter(now)
+    full = len(now) >= KEPT
+    return [*new.elements(), *(end for end in gone.elements() if not full or end > now[0])]
+
+
+def replication_id(info: bytes) -> bytes:
+    """The replication id in the answer to INFO; empty where it is missing."""
+    found = re.search(rb"^master_replid:(\w+)", info, re.MULTILINE)
+    return found[1] if found else b""
 
 
 def gap_before(first: StreamId, after: StreamId) -> Gap:

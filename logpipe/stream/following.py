@@ -98,6 +98,7 @@ class FollowingClient(aioredis.Redis):
         """A client, for one command or transaction, of a node that imports the slot."""
         options = dict(self.connection_pool.connection_kwargs)
         del options["primary"]
+        options.pop("redis_connect_func", None)  # the next command after ASKING is the one that is
         options |= node._asdict()
         tls = issubclass(self.connection_pool.connection_class, SSLConnection)
         kind = _AskingTLSConnection if tls else _AskingConnection

@@ -97,7 +97,8 @@ return not made.err and lost and {lost} or {}
 # group, consumer, count, whether a failover may cost what was acknowledged, after how many bytes
 # reading ends, how many entries are read at a time, the generation of the group's filter (0 is
 # returned where it is another). New entries, and what the bounds and the group were just before.
-# Redis' own count of what a group has read forgets what was trimmed unread, so it is put right.
+# Redis' own count of what a group has read forgets what was trimmed unread, and a promoted replica
+# of Redis 7.0 does not have it: it is put right, the latter once the group has read everything.
 READ = Script.of(
     _FIELD
     + _LESS
@@ -142,6 +143,12 @@ if #entries > 0 and first and less(last, first[1]) and (not added or added > len
       'ENTRIESREAD', added - length + #entries)
   end
 end
+local newest = field(info, 'last-generated-id')
+local reached = #entries > 0 and entries[#entries][1] or last
+if added and reached == newest and (read or -1) + #entries ~= added then
+  redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], reached, 'ENTRIESREAD', added)
+  read = added - #entries
+end
 if #entries > 0 and ARGV[4] == '1' then
   for _, parted in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
     local at = 1
@@ -152,8 +159,7 @@ if #entries > 0 and ARGV[4] == '1' then
   end
 end
 for _, loss in ipairs(missed) do record(KEYS[2], loss) end
-return {entries, last, read, first and first[1], field(info, 'last-generated-id'), added, length,
-  deleted, missed}
+return {entries, last, read, first and first[1], newest, added, length, deleted, missed}
 """
 )
 

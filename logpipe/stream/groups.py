@@ -199,6 +199,14 @@ class StreamGroups:
             summary = await self._redis.writing.xpending(self._stream, group)
         return {one["name"].decode(): one["pending"] for one in summary["consumers"]}
 
+    async def lag(self, group: str) -> int | None:
+        """How many entries the group has not read yet; None where Redis does not know it."""
+        async with self._redis.translated():
+            groups: Any = await self._redis.writing.xinfo_groups(self._stream)
+        found: Any = next((each for each in groups if each["name"] == group.encode()), {})
+        lag: int | None = found.get("lag")
+        return lag
+
     async def held(self, group: str, consumer: str, most: int) -> set[StreamId]:
         """The ids that are pending for a consumer, the `most` first ones."""
         async with self._redis.translated():

@@ -5,7 +5,8 @@ import asyncio
 import logging
 import math
 import time
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 from logpipe.problems import Unavailable
 
@@ -30,6 +31,19 @@ LINE_S = 1.0
 """After those, one in so long: a Redis with a single connection left serves now and now not."""
 
 
+class Servers(NamedTuple):
+    """The servers behind the address, as far as they are known."""
+
+    primary: str = ""
+    """HOST:PORT, behind Sentinels and in a Cluster."""
+    failovers: int = 0
+    """How often another node has become the primary while this process looked."""
+    replicas_in_sync: int | None = None
+    sentinels: int = 0
+    """Of the address."""
+    sentinels_reachable: int = 0
+
+
 class RedisHealth:
     """The state of one Redis as this process last saw it.
 
@@ -41,12 +55,21 @@ class RedisHealth:
         self._where = where
         self.kind: Kind = "connecting"
         self.detail = "not reached yet"
+        self.servers = Servers()
+        self.on_servers: Callable[[Servers], None] = lambda _: None
+        """Called when something else is known of the servers."""
         self.failures = 0
         """Reports of any other state than `ok`."""
         self._ok = asyncio.Event()
         self._said: Kind = self.kind
         self._lines: float = LINES_AT_ONCE
         self._counted_at = time.monotonic()
+
+    def report_servers(self, servers: Servers) -> None:
+        """Takes what is known of the servers."""
+        if servers != self.servers:
+            self.servers = servers
+            self.on_servers(servers)
 
     def report(self, kind: Kind, detail: str = "") -> None:
         """Takes note of a state; a line in the log only when it is another one than was said."""

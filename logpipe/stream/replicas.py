@@ -35,8 +35,16 @@ class Replicas:
 
     def missing(self, info: Mapping[str, Any]) -> str | None:
         """What INFO says of replicas that are not there, so that no append could reach them."""
-        told = [info[f"slave{number}"] for number in range(info.get("connected_slaves", 0))]
-        there = sum(each["state"] == "online" and each["lag"] <= MAX_LAG_S for each in told)
+        there = in_sync(info)
         if there >= self.wanted:
             return None
-        return f"{there} of {self.wanted} replicas (ACK_REPLICAS) are there"
+        return f"{there} of {self.wanted} replicas (ACK_REPLICAS) are in sync"
+
+
+def in_sync(info: Mapping[str, Any]) -> int:
+    """How many replicas have all that the primary has, or are a moment behind, as INFO says. One
+    that is still given a copy of everything is none of them; one that has just connected is counted
+    by INFO, and not listed."""
+    names = (f"slave{number}" for number in range(info.get("connected_slaves", 0)))
+    listed = [info[name] for name in names if name in info]
+    return sum(each["state"] == "online" and each["lag"] <= MAX_LAG_S for each in listed)

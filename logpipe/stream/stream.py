@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor, Gap, gap_after
 from logpipe.event import Entry, read_entry
-from logpipe.ids import START, StreamId, from_wire
+from logpipe.ids import START, StreamId, from_wire, parse_id
 from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream.append import (
@@ -32,11 +32,10 @@ from logpipe.stream.connections import Connections, Keeping, Memory
 from logpipe.stream.disk import Disk
 from logpipe.stream.entries import RawEntry, decoded, event_json
 from logpipe.stream.exchange import exchange
-from logpipe.stream.failovers import KEPT, NOTE, Failovers, gap_before, note_keys
+from logpipe.stream.failovers import NOTE, gap_before
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
 from logpipe.stream.once import KEY_LIMITS, KeyLimits
-from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas
 from logpipe.stream.secret import StreamSecret
 from logpipe.stream.sign_outs import SignOuts
@@ -61,6 +60,8 @@ class Page(NamedTuple):
     unreadable: int
     limited: bool = False
     """Whether it ends at `PAGE_BYTES`, and more is there."""
+    failover_era: int = 0
+    """Grows with each end of the stream that becomes known; see `Failovers.era`."""
 
 
 class Stream:
@@ -89,12 +90,11 @@ class Stream:
         self._redis = Connections(
             address, name, block_ms, ack_replicas, trouble, count_limited, disk
         )
-        self._failovers = Failovers()
-        self._noted = -1
-        """The generation of the primary whose failovers these are."""
-        self._parted: StreamId | None = None
-        """Where the stream that is followed parted from the one of now. A cursor behind it proves
-        nothing: in a partition, both sides may have given the same id."""
+        self._failovers = self._redis.failovers
+        self._noted = (-1, -1)
+        """The generation whose ends these are."""
+        self._followed = -1
+        """The era of the ends as of the last page of `follow`."""
         self._turns = Turns()
         self._fits = sys.maxsize
         """Entries of a page of `follow`, as far as the page before tells."""
@@ -124,8 +124,14 @@ class Stream:
         it has, or is not known."""
         return self._redis.no_room
 
+    @property
+    def now_ms(self) -> int:
+        """The time by the clock of Redis, in unix milliseconds; before the monitor's first look,
+        and where Redis does not say it, by that of this machine."""
+        return self._redis.now_ms
+
     async def monitor(self) -> None:
-        """Keeps `health` true, for ever."""
+        """Keeps `health` true, without an end."""
         await self._redis.monitor()
 
     async def aclose(self) -> None:
@@ -143,9 +149,17 @@ class Stream:
         """
         if self._redis.no_room:
             raise Unavailable("disk", self._redis.no_room)
-        replicas = self._redis.replicas
-        if replicas is not None and self.health.kind == "replicas":
+        if self._redis.replicas is not None and self.health.kind == "replicas":
             raise self.health.unavailable()  # each would wait in vain, one after the other
+        era = self._failovers.era
+        found = await self._append(requests)
+        for each in found:
+            if isinstance(each, Appended) and not each.repeated:
+                self._failovers.saw(parse_id(each.last), era)
+        return found
+
+    async def _append(self, requests: Sequence[Append]) -> list[Appended | Declined]:
+        replicas = self._redis.replicas
         many = sum([len(request.events) for request in requests]) > MAX_TRANSACTION_EVENTS
         if not many and all(request.once is None for request in requests):
             events = [event for request in requests for event in request.events]
@@ -182,63 +196,111 @@ class Stream:
     # -- reading ------------------------------------------------------------------------------
 
     async def read(
-        self, after: Cursor, count: int, witness: StreamId = START, *, before_reset: bool = False
+        self,
+        after: Cursor,
+        count: int,
+        witness: StreamId = START,
+        *,
+        failover_era: int | None = None,
     ) -> Page:
         """Up to `count` entries after a cursor, and the gap between, if there is one.
 
         `witness` is an entry that the stream had when the cursor's position was found. A stream
         that does not reach from before it to behind it may be another one, which makes the
-        position worthless. `before_reset`: the cursor is from before the last reset that `follow`
-        has told, so that not even an entry with its id proves that it is of this stream.
+        position worthless. `failover_era`: that of the page by which the cursor was
+        found. After a failover not even an entry with its id proves that it is of this stream.
         """
 
         async def read() -> Page:
-            end = self._failovers.newest if before_reset else None
-            if end is not None and end < after.id:
-                return await self._rejoin(after, end, count)
+            parted = None if failover_era is None else self.parted_since(failover_era)
+            if parted is not None and parted < after.id:
+                return await self._rejoin(after, parted, count)
             return await self._read(after, count, witness)
 
         return await self._steadily(read)
 
     async def _steadily(self, read: Callable[[], Awaitable[Page]]) -> Page:
-        """A page as one primary has it whose failovers are known."""
-        primary = self._redis.primary
-        if primary is None:
-            return await read()
+        """A page as one primary has it whose losses are known."""
+        failovers = self._failovers
         while True:
-            generation = await self._note(primary)
-            known = self._failovers.newest
+            generation = await self._note()
+            era = failovers.era
             page = await read()
             if self._noted != generation:  # it could not be noted; by now another may have
-                await self._note(primary)
-            if primary.generation == generation and self._failovers.newest == known:
-                return page
+                await self._note()
+            if self._generation == generation and failovers.era == era:
+                if page.entries:
+                    failovers.saw(page.end.id, era)
+                return page._replace(failover_era=era)
 
-    async def _note(self, primary: Primary) -> int:
-        """The generation of the primary whose failovers are known now."""
-        generation = primary.generation
+    @property
+    def failover_era(self) -> int:
+        """Grows with each end of the stream that becomes known."""
+        return self._failovers.era
+
+    def parted_since(self, failover_era: int) -> StreamId | None:
+        """Up to where the stream is still the one of an era, as far as is known; None where it is
+        so to its end."""
+        return self._failovers.parted_since(failover_era)
+
+    @property
+    def _generation(self) -> tuple[int, int]:
+        """Grows when the primary may be another node, or the same one with another past."""
+        primary = self._redis.primary
+        return (primary.generation if primary else 0, self._failovers.generation)
+
+    async def _note(self) -> tuple[int, int]:
+        """The generation whose ends are known now."""
+        generation = self._generation
         if generation != self._noted:
+            failovers = self._failovers
             async with self._redis.translated():
-                done, told = await NOTE.run(self._redis.writing, note_keys(self.name), KEPT, 0)
-            failovers = Failovers(told)
-            if self._noted >= 0 and failovers.newest != self._failovers.newest:
-                self._parted = failovers.newest
-            self._failovers = failovers
+                if self._redis.primary is not None:
+                    failovers.spared = await self._redis.primary.spared()
+                try:
+                    answer = await NOTE.run(
+                        self._redis.writing, failovers.keys, *failovers.arguments(fail=False)
+                    )
+                except ResponseError as error:
+                    answer = error
+                done = failovers.noted(answer)
+            generation = generation[0], failovers.generation
             if done:
                 self._noted = generation
         return generation
 
+    async def lost_between(self, after: StreamId, until: StreamId) -> bool:
+        """Whether a failover may have cost entries between two that were read."""
+        await self._note()
+        return self._end_between(after, until) is not None
+
     async def same_until(self, id_: StreamId) -> StreamId:
         """Up to where this is still the stream that has once had all up to an id: at the most that
         id, less after a failover, and `START` after a flush."""
-        if self._redis.primary is not None:
-            await self._note(self._redis.primary)
+        await self._note()
         if await self.range(id_, id_, 1):
             return id_
         bounds = await self.bounds()
         if bounds.first is None or bounds.first > id_:
             return START
-        return self._failovers.end_before(id_) or min(id_, bounds.last)
+        return await self._end_before(id_) or min(id_, bounds.last)
+
+    async def _end_before(self, id_: StreamId) -> StreamId | None:
+        """Where the stream that held an entry which is gone parted from the one of now: at the last
+        end before that entry, or at an earlier one behind which it must have followed, because
+        today's next entry is a later one."""
+        ends = self._failovers.ends_before(id_)
+        if not ends:
+            return None
+        async with self._redis.translated():
+            following = await exchange(
+                self._redis.reading,
+                *(("XRANGE", self.name, str(end.after()), "+", "COUNT", 1) for end in ends),
+            )
+        for end, rows in zip(ends, following, strict=True):
+            if not isinstance(rows, Exception) and (not rows or from_wire(rows[0][0]) > id_):
+                return end
+        return ends[-1]
 
     async def _read(self, after: Cursor, count: int, witness: StreamId) -> Page:
         async with self._redis.translated():
@@ -260,8 +322,8 @@ class Stream:
             self._fits = _fitting(page.entries)
             full = len(page.entries) + page.unreadable >= asked
             page = page._replace(limited=page.limited or (full and asked < count))
-        if page.end.id != after.id:
-            self._parted = None
+        if page.end.id != after.id or self._followed < 0:
+            self._followed = page.failover_era
         return page
 
     async def _follow(self, after: Cursor, count: int, witness: StreamId) -> Page:
@@ -274,8 +336,9 @@ class Stream:
             for answer in (waited, raw):
                 if isinstance(answer, Exception):
                     raise answer
-        if self._parted is not None and self._parted < after.id:
-            return await self._rejoin(after, self._parted, count)
+        parted = self.parted_since(self._followed) if self._followed >= 0 else None
+        if parted is not None and parted < after.id:
+            return await self._rejoin(after, parted, count)
         if raw and from_wire(raw[0][0]) == after.id:
             return await self._page(after, [(id_, dict(_pairs(fields))) for id_, fields in raw[1:]])
         return await self._prove(after, count, witness)
@@ -288,7 +351,7 @@ class Stream:
         gap = gap_after(after, bounds)
         if gap is None:
             return await self._page(_located(after, bounds), raw)
-        if gap.reason == "reset" and (end := self._failovers.end_before(after.id)) is not None:
+        if gap.reason == "reset" and (end := await self._end_before(after.id)) is not None:
             return await self._rejoin(after, end, count)
         start = Cursor(gap.resume, bounds.position_before_first)
         if gap.reason == "reset":
@@ -310,9 +373,7 @@ class Stream:
     async def _page(self, after: Cursor, raw: list[Any]) -> Page:
         """Entries that follow a cursor: up to where a failover may have cost some, or from there
         on, with the gap."""
-        end = None
-        if raw and self._redis.replicas is None:  # else what was acknowledged is on the replica
-            end = self._failovers.end_between(after.id, from_wire(raw[-1][0]))
+        end = self._end_between(after.id, from_wire(raw[-1][0])) if raw else None
         before = [each for each in raw if end is not None and from_wire(each[0]) <= end]
         if end is None or before:
             return await self._decoded(after, before or raw)
@@ -320,6 +381,12 @@ class Stream:
         if gap.resume == end:
             return await self._decoded(after, raw)
         return (await self._page(Cursor(gap.resume), raw))._replace(gap=gap)
+
+    def _end_between(self, after: StreamId, until: StreamId) -> StreamId | None:
+        """The first end, on the way from one entry to another, at which readers get a gap."""
+        if self._redis.replicas is not None:
+            return None  # what was acknowledged is on the replica
+        return self._failovers.end_between(after, until)
 
     async def _decoded(self, start: Cursor, raw: list[Any]) -> Page:
         """A page of the entries after a cursor: of all, or of the first `PAGE_BYTES`."""

@@ -152,7 +152,8 @@ class Page:
         """The live stream; takes the position and the filters of `/subscribe`."""
         self._require_reader(request)
         query = request.query_params
-        start = chosen_start(query, last_event_id(query, request.headers.get("last-event-id")))
+        resumed = last_event_id(query, request.headers.get("last-event-id"))
+        start = chosen_start(query, resumed, self._log.now_ms)
         chosen = await self._filter(request)
         return FeedResponse(
             self._log.tail(start, chosen),
@@ -238,7 +239,7 @@ class Page:
             answer = self._html(
                 "sent.html", problem.status, stored=None, problem=told, errors=errors
             )
-            answer.headers.update(problem.headers)
+            answer.headers.update(problem.answered_headers())
             return answer
 
     # -- signing in ---------------------------------------------------------------------------
@@ -258,7 +259,7 @@ class Page:
             known = self._session.passes(request, token)
         except Problem as problem:
             again = self._login(request, problem.detail, problem.status)
-            again.headers.update(problem.headers)
+            again.headers.update(problem.answered_headers())
             return again
         if not known:
             return self._login(request, "This token is not known here.", 403)

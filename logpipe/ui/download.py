@@ -25,7 +25,7 @@ def download(
     source: Log, chosen: Filter, query: Mapping[str, str], answers: Answers
 ) -> StreamedResponse:
     """What the filter takes, from the oldest on. Raises a `Problem`."""
-    low, high = span(query, "since")
+    low, high = span(query, "since", source.now_ms)
     name = one_of(query, "format", "ndjson", *_FORMATS)
     media_type, encoded = _FORMATS[name]
     scan = source.history(chosen, low, high, newest_first=False, budget=Budget.unlimited())

@@ -17,6 +17,10 @@ class Log(Protocol):
     def name(self) -> str:
         """What people see that they are connected to."""
 
+    @property
+    def now_ms(self) -> int:
+        """The time from which ages count back, in unix milliseconds."""
+
     def tail(self, start: Start, chosen: Filter) -> Subscription:
         """A subscription to the live stream; its batches may hold what the filter rejects."""
 
@@ -41,6 +45,11 @@ class LocalLog:
     def __init__(self, hub: Hub, name: str) -> None:
         self.name = name
         self._hub = hub
+
+    @property
+    def now_ms(self) -> int:
+        """The time of Redis."""
+        return self._hub.stream.now_ms
 
     def tail(self, start: Start, chosen: Filter) -> Subscription:
         """A subscription of the hub."""

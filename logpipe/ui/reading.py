@@ -61,7 +61,7 @@ async def older_rows(log: Log, chosen: Filter, query: Mapping[str, str]) -> str:
     Above them is where the next page begins, or that there is nothing older.
     """
     view = chosen_view(chosen, query)
-    low, high = span(query, "since")
+    low, high = span(query, "since", log.now_ms)
     high = min(high, _id(query, "upto") or END)
     if before := _id(query, "before"):
         high = min(high, before.before())

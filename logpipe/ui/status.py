@@ -85,5 +85,5 @@ def _now(watched: Sequence[Watched]) -> Now:
 
 def _to_login(problem: Problem) -> Problem:
     """The refusal, as one that htmx follows to the login."""
-    headers = {**problem.headers, "HX-Redirect": LOGIN}
+    headers = {**problem.answered_headers(), "HX-Redirect": LOGIN}
     return Problem(problem.status, problem.detail, headers=headers)

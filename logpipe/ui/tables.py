@@ -35,6 +35,8 @@ class SubscriberRow(NamedTuple):
     filter: str
     lag: str
     lag_time: str
+    in_flight: str
+    in_flight_time: str
     connected: str
     behind: bool
 
@@ -45,6 +47,8 @@ class GroupRow(NamedTuple):
     name: str
     subscribers: str
     pending: str
+    in_flight: str
+    in_flight_time: str
     unread: str
     claimed: str
     lost: str
@@ -93,11 +97,18 @@ def subscriber_rows(distributor: Watched | None) -> list[SubscriberRow] | None:
             filter=one.filter or "everything",
             lag=figures.number(one.lag),
             lag_time=figures.lag(one.lag_s),
+            in_flight=_of_shared(one, figures.number(one.in_flight)),
+            in_flight_time=_of_shared(one, figures.lag(one.in_flight_s)),
             connected=figures.span(now - datetime.fromisoformat(one.connected_at).timestamp()),
             behind=bool(one.lag or one.lag_s),
         )
         for one in worst
     ]
+
+
+def _of_shared(one: Subscriber, figure: str) -> str:
+    """A figure that only a subscriber of a group has."""
+    return figure if one.group else "-"
 
 
 def _lag(one: Subscriber) -> tuple[float, int]:
@@ -109,16 +120,23 @@ def _lag(one: Subscriber) -> tuple[float, int]:
 def group_rows(distributor: Watched | None) -> list[GroupRow]:
     if distributor is None or (sample := distributor.seen.sample) is None:
         return []
-    names = ("pending", "lag_events", "claimed_total", "lost_total")
-    columns = [sample.by(f"logpipe_group_{name}", "group") for name in names]
+    forms = {
+        "pending": figures.number,
+        "in_flight": figures.number,
+        "in_flight_seconds": figures.lag,
+        "lag_events": figures.number,
+        "claimed_total": figures.number,
+        "lost_total": figures.number,
+    }
+    columns = [(sample.by(f"logpipe_group_{name}", "group"), form) for name, form in forms.items()]
     listed = distributor.seen.subscribers
     return [
         GroupRow(
             group,
             figures.number(None if listed is None else sum(one.group == group for one in listed)),
-            *(figures.number(column.get(group)) for column in columns),
+            *(form(column.get(group)) for column, form in columns),
         )
-        for group in sorted(set().union(*columns))
+        for group in sorted({group for column, _ in columns for group in column})
     ]
 
 

@@ -76,6 +76,7 @@ def tiles_of(watched: Sequence[Watched], now: float) -> Iterator[Tile]:
     yield _bytes("bytes-out", "Bytes out", distributor, "logpipe_delivered_bytes_total")
     yield _stream(collector, distributor)
     yield _redis(distributor)
+    yield from _primary(distributor if distributor.sample else collector)
 
 
 def _events_in(curves: _Curves) -> Tile:
@@ -149,6 +150,24 @@ def _redis(curves: _Curves) -> Tile:
     if used and most:
         notes = [f"{figures.share(used / most)} of {figures.size(most)} (maxmemory)"]
     return _level_tile("redis", "Redis memory", curves, name, figures.size, notes)
+
+
+def _primary(curves: _Curves) -> Iterator[Tile]:
+    """Where the primary is, with the replicas in sync; none where the address is one server."""
+    named = curves.sample.by("logpipe_redis_primary_info", "node") if curves.sample else {}
+    node = next((node for node, is_now in named.items() if is_now), None)
+    if node is None:
+        return
+    name = "logpipe_redis_replicas_in_sync"
+    notes = [f"replicas in sync: {figures.number(curves.value(name))}"]
+    if sentinels := curves.value("logpipe_redis_sentinels"):
+        reachable = curves.value("logpipe_redis_sentinels_reachable")
+        of = figures.number(sentinels)
+        notes.append(f"Sentinels that answer: {figures.number(reachable)} of {of}")
+    failovers = curves.value("logpipe_redis_failovers_total")
+    notes.append(f"failovers: {figures.number(failovers)}")
+    tile = _level_tile("primary", "Primary of Redis", curves, name, figures.number, notes)
+    yield tile._replace(value=node)
 
 
 def _level_tile(

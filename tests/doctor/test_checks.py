@@ -93,6 +93,33 @@ def test_a_redis_that_does_not_tell_is_a_warning() -> None:
     assert [state for state, *_ in redis(found)] == ["warning", "ok"]
 
 
+@pytest.mark.parametrize(
+    ("replicas", "sentinels", "states"),
+    [
+        (2, 3, ["ok", "ok"]),
+        (0, 3, ["warning", "ok"]),
+        (1, 2, ["ok", "warning"]),
+    ],
+)
+def test_the_servers_that_stand_by_are_named(
+    replicas: int, sentinels: int, states: list[str]
+) -> None:
+    found = facts()
+    text = f"""logpipe_redis_append_only 1
+logpipe_redis_evicts 0
+logpipe_redis_primary_info{{node="10.0.0.1:6379"}} 0
+logpipe_redis_primary_info{{node="10.0.0.2:6379"}} 1
+logpipe_redis_replicas_in_sync {replicas}
+logpipe_redis_sentinels 3
+logpipe_redis_sentinels_reachable {sentinels}
+"""
+    found.metrics = read_sample(text, 0)
+    *_, primary, asked = redis(found)
+    assert [primary[0], asked[0]] == states
+    assert f"10.0.0.2:6379; replicas in sync: {replicas}" in primary[1]
+    assert f"{sentinels} of 3 Sentinels" in asked[1]
+
+
 def test_a_line_obeys_nobody_and_ends() -> None:
     findings = [Finding("ready", "wrong", "\x1b[2J" + "x" * 1000, "look")]
     (line,) = lines(findings, color=False)

@@ -70,6 +70,7 @@ def routes() -> Iterator[str]:
 
 class _Named:
     name = "none"
+    now_ms = 0
     tail: Any = None
     history: Any = None
 
