@@ -165,13 +165,14 @@ class Dispatch:
 
 
 class Running(NamedTuple):
-    """A process's application, the farewell to its streams, its background tasks, its metrics, and
-    where it is a collector, its listener for syslog over TCP and what is under way in it."""
+    """A process's application, the farewell to its streams, its background tasks, its metrics, its
+    tokens, and where it is a collector, its listener for syslog over TCP and its appends."""
 
     app: ASGIApp
     farewell: Callable[[], None]
     background: Background
     metrics: Metrics
+    tokens: Tokens
     syslog: SyslogListener | None
     inflight: Inflight | None
 
@@ -193,6 +194,7 @@ async def running(
             port = bind(settings.host, settings.syslog_tcp, variable="SYSLOG_TCP", shared=several)
             stack.enter_context(port)
         metrics = Metrics()
+        metrics.workers_wanted.set(settings.workers)
         tokens = Tokens(
             settings,
             Attempts(metrics.count_wrong_token, metrics.count_limited, wait_s=durations.attempt_s),
@@ -230,6 +232,7 @@ async def running(
             farewell,
             background,
             metrics,
+            tokens,
             syslog,
             inflight,
         )

@@ -14,6 +14,8 @@ class Background:
     def __init__(self) -> None:
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self.draining = False
+        """Whether the process still serves and ends soon."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, name: str, endless: Coroutine[Any, Any, None]) -> None:

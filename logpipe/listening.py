@@ -48,6 +48,17 @@ def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
     return listeners
 
 
+def bind_anew(host: str, listener: socket.socket) -> socket.socket:
+    """A socket in the place of one of `bind_shared`, which is closed with the connections that
+    wait to be accepted from it. The kernel gives it none before it listens.
+
+    Raises `PortTakenError`.
+    """
+    port = listener.getsockname()[1]
+    listener.close()
+    return _bound(host, port, shared=True)
+
+
 def copies(listener: socket.socket) -> list[socket.socket]:
     """A listening socket and duplicates of it, from all of which its connections are accepted."""
     return [listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))]

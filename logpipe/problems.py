@@ -1,5 +1,6 @@
 """Errors that a client is told, as RFC 9457 problems: raised anywhere, answered in one place."""
 
+import random
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -12,6 +13,9 @@ from starlette.responses import Response
 from logpipe import request_ids
 
 MEDIA_TYPE = "application/problem+json"
+
+JITTER_S = 2
+"""Whole seconds, since Retry-After has no parts of one."""
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -44,6 +48,14 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
         self.headers = dict(headers or {})
         self.hits = dict(hits or {})
         self.members = members
+
+    def answered_headers(self) -> dict[str, str]:
+        """Its headers; in a 503, Retry-After is up to `JITTER_S` more, so that clients do not all
+        come back at the same moment."""
+        wait_s = self.headers.get("Retry-After")
+        if self.status != HTTPStatus.SERVICE_UNAVAILABLE or wait_s is None:
+            return self.headers
+        return {**self.headers, "Retry-After": str(int(wait_s) + random.randint(0, JITTER_S))}  # noqa: S311 - no secret
 
     def body(self) -> bytes:
         """The problem document, with the id of the request that is served, if one is."""
@@ -84,7 +96,7 @@ def bad_parameter(name: str, detail: str, **members: Any) -> Problem:
 
 def respond(problem: Problem) -> Response:
     """The HTTP response of a problem."""
-    return Response(problem.body(), problem.status, problem.headers, MEDIA_TYPE)
+    return Response(problem.body(), problem.status, problem.answered_headers(), MEDIA_TYPE)
 
 
 async def _on_problem(_: Request, error: Problem) -> Response:

@@ -78,6 +78,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: Annotated[
         int, setting("Processes that serve the port, each with all the roles.", ge=1, le=256)
     ] = 1
+    drain_s: Annotated[
+        float,
+        setting(
+            "Seconds after SIGTERM for which all is still served while /healthz says 503, so that"
+            " load balancers send new requests elsewhere.",
+            ge=0,
+            le=3600,
+        ),
+    ] = 0
     redis_addr: Annotated[
         str,
         setting(

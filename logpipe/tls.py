@@ -8,7 +8,7 @@ from logpipe.settings import BadSettingsError, Settings
 
 def require_usable(settings: Settings) -> None:
     """Raises `BadSettingsError` for a certificate or a key that cannot be served."""
-    if settings.ssl_certfile and (wrong := _wrong(settings)):
+    if wrong := unusable(settings):
         raise BadSettingsError([wrong])
 
 
@@ -22,8 +22,12 @@ def own_context(certificate: str) -> ssl.SSLContext:
     return context
 
 
-def _wrong(settings: Settings) -> str:
+def unusable(settings: Settings) -> str:
+    """What is wrong with certificate or key, and where; empty where they can be served, or there
+    are none."""
     certificate, key = settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile
+    if not certificate:
+        return ""
     named_key = f"SSL_KEYFILE={key}" if settings.ssl_keyfile else f"SSL_CERTFILE={certificate}"
     for named, path in ((f"SSL_CERTFILE={certificate}", certificate), (named_key, key)):
         try:

@@ -1,6 +1,7 @@
 """The tokens in force: those of the settings, and those of their files as these are now."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ NO_LONGER_ALLOWED = "this token is no longer allowed"
 POLL_S = 1.0
 """Between two looks at the files. They are read, not only looked at: they are small, and a change
 within one tick of a file system's clock is one, too."""
+
+AGAIN_S = 0.2
+"""Between the two looks that a reload takes."""
 
 
 class Words(Sequence[str]):
@@ -58,6 +62,7 @@ class Tokens:
             if name in scopes
         ]
         self._streams: set[tuple[Callable[[], bool], Callable[[], None]]] = set()
+        self._asked = asyncio.Event()
 
     @property
     def from_files(self) -> bool:
@@ -123,10 +128,19 @@ class Tokens:
             self._streams.discard(stream)
 
     async def follow(self) -> None:
-        """Keeps up with the files, for ever."""
+        """Keeps up with the files, without an end."""
         while True:
-            await asyncio.sleep(POLL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._asked.wait()
+                self._asked.clear()
+                await self.look()
+                await asyncio.sleep(AGAIN_S)
             await self.look()
+
+    def reload(self) -> None:
+        """Has `follow` read the files now, and once more after `AGAIN_S`."""
+        self._asked.set()
 
     async def look(self) -> None:
         """Takes what has changed in the files."""

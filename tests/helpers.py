@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from logpipe.problems import JITTER_S
+
 
 async def wait_until(
     predicate: Callable[[], object | Awaitable[object]], description: str, timeout: float = 10.0
@@ -24,6 +26,11 @@ async def wait_until(
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {description}")
         await asyncio.sleep(0.01)
+
+
+def retry_after(seconds: int) -> set[str]:
+    """What Retry-After may be in a 503 that asks to wait for `seconds`."""
+    return {str(seconds + more) for more in range(JITTER_S + 1)}
 
 
 def end_in_order() -> None:

@@ -252,7 +252,7 @@ async def test_a_fault_in_the_middle_of_an_answer_gets_no_second_one() -> None:
 async def test_the_traceback_of_a_fault_is_logged_under_the_id(
     valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("boom")
 
     monkeypatch.setattr("logpipe.collector.app.take_in", fail)

@@ -31,7 +31,7 @@ from logpipe.problems import Problem
 from logpipe.serving.server import Server
 from logpipe.subapp import sub_app
 from logpipe.wire import Wire, wire_of
-from tests.helpers import wait_until
+from tests.helpers import retry_after, wait_until
 from tests.raw import Connection, can_measure_memory, connected, peak_memory
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -186,7 +186,8 @@ async def test_large_answers_are_refused_while_others_take_all_room() -> None:
         async with connected(server.url) as second:
             await second.send(GET)
             answer = await second.answer()
-            assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+            assert answer.status == 503
+            assert answer.headers["retry-after"] in retry_after(2)
             assert server.hits == {"answers": 1}
             await second.send(query(SMALL_BYTES))  # a small one needs no room
             assert (await second.answer()).status == 200
@@ -331,7 +332,8 @@ async def test_answers_to_one_address_leave_room_for_another() -> None:
             async with connected(server.url) as refused:
                 await refused.send(GET)
                 answer = await refused.answer()
-                assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+                assert answer.status == 503
+                assert answer.headers["retry-after"] in retry_after(2)
         assert server.hits == {"answers": 20}
         async with connected(server.url, "127.0.0.2") as other:
             await other.send(GET)
@@ -403,7 +405,8 @@ async def test_an_answer_in_pieces_needs_room_once_it_is_large() -> None:
         async with connected(server.url) as second:
             await second.send(GET)
             answer = await second.answer()
-        assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+        assert answer.status == 503
+        assert answer.headers["retry-after"] in retry_after(2)
         assert server.hits == {"answers": 1}
         assert pieces.made < 500
 

@@ -225,6 +225,8 @@ def test_every_metric_is_on_the_dashboard_or_has_no_place_there() -> None:
         "logpipe_process_start_time_seconds",
         "logpipe_redis_evicts",
         "logpipe_redis_append_only",
+        "logpipe_workers",
+        "logpipe_workers_wanted",
     }
     for name, described in METRICS.items():
         series = {name.removesuffix("_total") + each for each in SUFFIXES[described.type]}

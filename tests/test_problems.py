@@ -17,6 +17,9 @@ from logpipe.problems import (
     bad_parameter,
     respond,
 )
+from tests.helpers import retry_after
+
+RETRY = {"Retry-After": "5"}
 
 
 def body_of(problem: Problem) -> Any:
@@ -100,15 +103,21 @@ def test_the_response_carries_status_headers_and_media_type() -> None:
     problem = Unavailable("away", "it cannot be reached")
     response = respond(problem)
     assert response.status_code == 503
-    assert response.headers["retry-after"] == str(RETRY_AFTER_S)
+    assert response.headers["retry-after"] in retry_after(RETRY_AFTER_S)
     assert response.headers["content-type"] == MEDIA_TYPE
     assert response.body == problem.body()
+
+
+def test_the_retry_after_of_a_503_differs_from_one_to_the_next() -> None:
+    asked = [Unavailable("away", "x", retry_after_s=5), Problem(429, "x", headers=RETRY)]
+    found = [{respond(each).headers["retry-after"] for _ in range(200)} for each in asked]
+    assert found == [{"5", "6", "7"}, {"5"}]
 
 
 async def test_a_problem_that_was_raised_anywhere_is_answered() -> None:
     start, body = await ask(Unavailable("away", "it cannot be reached"))
     assert start["status"] == 503
-    assert (b"retry-after", b"1") in start["headers"]
+    assert dict(start["headers"])[b"retry-after"].decode() in retry_after(1)
     assert json.loads(body["body"])["redis"] == "away"
 
 

@@ -18,7 +18,7 @@ from logpipe.serving import protocol as module
 from logpipe.serving.admission import MAX_HEADS_BYTES, BoundedState
 from logpipe.serving.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_OPEN, BoundedProtocol
 from logpipe.serving.server import Server
-from tests.helpers import wait_until
+from tests.helpers import retry_after, wait_until
 from tests.raw import Connection, connected, request
 from tests.servers import Valkey
 from tests.servers import serving as role_serving
@@ -752,7 +752,7 @@ async def test_a_connection_with_untaken_answers_is_closed_for_others(closing: b
             await wait_until(lambda n=answered: gate.begun > n, "it is begun")  # type: ignore[misc]
             await wait_until(lambda: not served.state.tasks, "it is answered")
         if closing:
-            protocol.shutdown()
+            protocol.transport.close()
             assert protocol.transport.is_closing()
         protocol.close_for_room()
         await wait_until(lambda: not served.state.connections, "it is closed")
@@ -810,7 +810,8 @@ async def test_too_many_large_heads_at_a_time_are_refused(ended: bool) -> None:
             first.append(await sent(LARGE if ended else LARGE[:-2]))
             await wait_until(partial(counted_reaches, served, enough), "it is counted")
         refused = await (await sent(LARGE)).answer()
-        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert refused.status == 503
+        assert refused.headers["retry-after"] in retry_after(1)
         assert served.limited["heads"] >= 1
         assert (await (await sent(GET)).answer()).status == 200
         if ended:

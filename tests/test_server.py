@@ -234,7 +234,31 @@ async def test_a_request_under_way_is_finished_and_its_connection_closed() -> No
             await served.task
 
 
-async def test_connections_without_a_request_are_closed_at_once() -> None:
+async def test_a_request_that_comes_when_it_ends_is_answered() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"4")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    async with (
+        serving(app, lambda: None) as served,
+        connected(served.url) as used,
+        connected(served.url) as new,
+    ):
+        await used.send(GET)
+        assert (await used.answer()).headers.get("connection") != "close"
+        await wait_until(lambda: len(served.server.server_state.connections) == 2, "both are open")
+        served.server.stop()
+        await wait_until(lambda: not served.server.servers[0].is_serving(), "it accepts no more")
+        for connection in (used, new):
+            await connection.send(GET)
+            answer = await connection.answer()
+            assert (answer.body, answer.headers["connection"]) == (b"done", "close")
+            assert await connection.rest() == b""
+        await served.task
+
+
+async def test_connections_without_a_request_are_closed_soon() -> None:
     async with (
         serving(Streams(), lambda: None) as served,
         connected(served.url) as silent,

@@ -26,6 +26,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
     "workers": ("3", 3),
+    "drain_s": ("2.5", 2.5),
     "redis_addr": ("redis://r:1/2", "redis://r:1/2"),
     "ack_replicas": ("1", 1),
     "data_dir": ("/srv/data", "/srv/data"),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -267,6 +268,51 @@ async def test_workers_speak_https_and_health_knows_the_certificate_that_serve_w
         assert refused[0] == 1
         assert "certificate verify failed" in refused[1]
         await http.aclose()  # else the end waits for a client that does not say goodbye
+        process.popen.terminate()
+        assert await process.exit_status() == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_sighup_takes_a_renewed_certificate_and_no_broken_one(
+    valkey: Valkey, tmp_path: Path, workers: str
+) -> None:
+    authority = trustme.CA()
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    both = tmp_path / "both.pem"
+
+    def renew() -> None:
+        blob = authority.issue_cert("localhost").private_key_and_cert_chain_pem
+        both.with_suffix(".new").write_bytes(blob.bytes())
+        both.with_suffix(".new").rename(both)
+
+    async def served() -> set[str]:
+        """The certificates of ten connections."""
+        found = set()
+        for _ in range(10):
+            _, writer = await asyncio.open_connection("localhost", process.port, ssl=trusting)
+            found.add(writer.get_extra_info("peercert")["serialNumber"])
+            writer.close()
+        return found
+
+    renew()
+    environ = {"REDIS_ADDR": valkey.url, "SSL_CERTFILE": str(both), "WORKERS": workers}
+    async with spawned(tmp_path, **environ) as process:
+        await process.ready(trusting=trusting)
+        (first,) = await served()
+        renew()
+        assert await served() == {first}
+        process.popen.send_signal(signal.SIGHUP)
+
+        async def renewed() -> bool:
+            return len(found := await served()) == 1 and first not in found
+
+        await wait_until(renewed, "the new certificate is served", 20)
+        (second,) = await served()
+        both.write_text("none")
+        process.popen.send_signal(signal.SIGHUP)
+        await wait_until(lambda: "holds no certificate" in process.log.read_text(), "it says so")
+        assert await served() == {second}
         process.popen.terminate()
         assert await process.exit_status() == 0
 

@@ -22,7 +22,7 @@ class Answer(NamedTuple):
 
 def problem_answer(problem: Problem) -> Answer:
     """A refusal as RFC 9457 has it."""
-    return Answer(problem.status, MEDIA_TYPE, problem.body(), problem.headers)
+    return Answer(problem.status, MEDIA_TYPE, problem.body(), problem.answered_headers())
 
 
 async def give(answer: Answer, receive: Receive, send: Send, *, body_read: bool = True) -> None:

@@ -34,6 +34,9 @@ the largest ones. Further ones are refused."""
 LOOK_AGAIN_S = 0.1
 """Seconds until idle connections are looked for again after fewer were found than wanted."""
 
+LAST_S = 0.2
+"""What a connection without a request is left open at the end: its client may be sending one."""
+
 Limited = Callable[[Mapping[str, int]], None]
 """Is called with the names of `limits.NAMES` that were hit, and how often each."""
 
@@ -162,6 +165,10 @@ class BoundedState(ServerState):
         self.limited = limited
         self.turns = Turns()
         self.handshakes = Handshakes(limited)
+        self.draining = False
+        """Whether each connection ends with its next answer."""
+        self.ending = False
+        """Whether connections without a request end, too."""
         self.heads_bytes = 0
         """Memory of large heads, by the protocol's estimate."""
         self._peers: dict[str, Peer] = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 from logpipe.limits import client_of
-from logpipe.serving.admission import BoundedState
+from logpipe.serving.admission import LAST_S, BoundedState
 
 HANDSHAKE_S = 15.0
 """What a handshake may take, from the connection on."""
@@ -100,8 +100,8 @@ class Handshake(asyncio.Protocol):
         self._abort()
 
     def shutdown(self) -> None:
-        """Closes it at once: no request has begun."""
-        self._abort()
+        """Closes it unless the handshake ends within `LAST_S`."""
+        self._loop.call_later(LAST_S, self._abort_if_late)
 
     # -- the handshake ---------------------------------------------------------------------------
 
@@ -195,6 +195,10 @@ class Handshake(asyncio.Protocol):
             self._aborted = True
         else:
             self._transport.abort()
+
+    def _abort_if_late(self) -> None:
+        if not self._left:
+            self._abort()
 
     def _is_late(self) -> None:
         self._state.limited({"handshake_time": 1})

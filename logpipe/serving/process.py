@@ -1,7 +1,9 @@
 """The life of a serving process: bind, open, serve, close."""
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from logpipe.app import running
 from logpipe.listening import bind
 from logpipe.serving import garbage
 from logpipe.serving.open_files import room_for, warn_of_few
-from logpipe.serving.server import Server
+from logpipe.serving.server import RETIRE, Server
 from logpipe.settings import Settings
 
 log = logging.getLogger("logpipe")
@@ -30,11 +32,18 @@ MOMENT_S = 0.1
 
 
 class Inherited(NamedTuple):
-    """What a worker has from the process that started it: descriptors of its listening socket, and
-    of a pipe that ends when that process does."""
+    """What a worker has from the process that started it: descriptors of its listening socket, of
+    a pipe that ends when that process does, and of one by which it reports that it serves."""
 
     listener: int
     life: int
+    ready: int
+
+    def report(self) -> None:
+        """Reports that it serves; where that process is gone, this one ends by `life`."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.ready, b"1")
+        os.close(self.ready)
 
 
 async def serve_until_stopped(settings: Settings, inherited: Inherited | None = None) -> int:
@@ -59,11 +68,21 @@ async def serve_until_stopped(settings: Settings, inherited: Inherited | None = 
                 settings,
             )
             process.background.on_failure = server.stop
+
+            def drain() -> None:
+                process.background.draining = True
+
+            def reload() -> None:
+                server.reload()
+                process.tokens.reload()
+
             if inherited is None:
                 introduce(settings, listener.getsockname()[1])
             process.background.start("garbage", garbage.look_now_and_then())
             if process.background.failure is None:
-                with garbage.settled(), signals.handled_by(server.stop):
+                with garbage.settled(), signals.handled_by(server.stop, reload):
+                    server.on_drain = drain
+                    server.on_ready = inherited.report if inherited else None
                     await server.serve(sockets=[listener])
             status = 1 if process.background.failure else 0
             if server.force_exit:
@@ -79,6 +98,8 @@ def _listener(settings: Settings, inherited: Inherited | None) -> socket.socket:
 
 class Signals:
     """SIGTERM and SIGINT: outside of `handled_by`, while all opens or closes, they end the task.
+    SIGHUP does nothing then. When the terminal that the process writes to is closed, it counts as
+    SIGTERM, unless the process was started with nohup.
 
     Handled from the first moment on, because the first process of a container has no defaults.
     """
@@ -86,35 +107,49 @@ class Signals:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        self._handler = self.cancel
+        self._handler: Callable[[int], None] = self.cancel
+        self._reload: Callable[[], None] = lambda: None
         self._again: asyncio.TimerHandle | None = None
+        self._handled = list(HANDLED)
+        stays = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self._terminals = [] if stays else [file for file in range(3) if os.isatty(file)]
 
     def __enter__(self) -> Self:
-        for number in HANDLED:
-            self._loop.add_signal_handler(number, self._on_signal)
+        for number in self._handled:
+            self._loop.add_signal_handler(number, self._on_signal, number)
+        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        for number in HANDLED:
+        for number in self._handled:
             self._loop.remove_signal_handler(number)
+        self._loop.remove_signal_handler(signal.SIGHUP)
         if self._again is None:
             return False
         self._again.cancel()
         return kind is asyncio.CancelledError
 
     def take_for_one(self, life: int) -> None:
-        """Takes the end of a pipe for a signal."""
+        """Takes the end of a pipe for SIGINT, and handles RETIRE, too."""
+        self._handled.append(RETIRE)
+        self._loop.add_signal_handler(RETIRE, self._on_signal, RETIRE)
 
         def ended() -> None:
             self._loop.remove_reader(life)
-            self._handler()
+            self._handler(signal.SIGINT)
 
         self._loop.add_reader(life, ended)
 
-    def _on_signal(self) -> None:
-        self._handler()
+    def _on_signal(self, number: int) -> None:
+        self._handler(number)
 
-    def cancel(self) -> None:
+    def _on_hangup(self) -> None:
+        if self._terminals and not any(map(os.isatty, self._terminals)):
+            self._handler(signal.SIGTERM)
+        else:
+            self._reload()
+
+    def cancel(self, _: int = signal.SIGINT) -> None:
         """Ends the task: each thing that it closes may take a moment, none more."""
         assert self._task is not None
         self._task.cancel()
@@ -123,13 +158,16 @@ class Signals:
         self._again = self._loop.call_later(MOMENT_S, self.cancel)
 
     @contextmanager
-    def handled_by(self, handler: Callable[[], None]) -> Iterator[None]:
-        """Calls `handler` instead."""
-        before, self._handler = self._handler, handler
+    def handled_by(
+        self, handler: Callable[[int], None], reload: Callable[[], None]
+    ) -> Iterator[None]:
+        """Calls `handler` with their number instead, and `reload` for SIGHUP."""
+        before = self._handler, self._reload
+        self._handler, self._reload = handler, reload
         try:
             yield
         finally:
-            self._handler = before
+            self._handler, self._reload = before
 
 
 def introduce(settings: Settings, port: int) -> None:

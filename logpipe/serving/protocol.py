@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from logpipe.limits import client_of
 from logpipe.problems import MEDIA_TYPE, Problem
-from logpipe.serving.admission import BoundedState
+from logpipe.serving.admission import LAST_S, BoundedState
 from logpipe.wire import EXTENSION, Wire, reset_at_close
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -165,6 +165,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._unused[self] = None
         self._await("head", HEAD_S, self._head_is_late)
+        if self._state.ending:
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._no_longer_await()
@@ -202,6 +204,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self.cut()
 
     # -- its end ---------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Closes the connection after the answers that are under way, or after that to a request
+        that comes within `LAST_S`."""
+        if self._open:
+            super().shutdown()
+        else:
+            self.loop.call_later(LAST_S, super().shutdown)
 
     def cut(self) -> None:
         """Ends the connection at once; what was written and not sent is dropped. What ends in the
@@ -562,7 +572,7 @@ class BoundedProtocol(HttpToolsProtocol):
             default_headers=self._state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=framed and self.expect_100_continue,
-            keep_alive=framed and parser.should_keep_alive(),
+            keep_alive=framed and parser.should_keep_alive() and not self._state.draining,
             on_response=self.on_response_complete,
         )
         wire = Wire(cycle, self.transport)
@@ -651,7 +661,7 @@ def _last_answer(problem: Problem) -> bytes:
         "content-type": MEDIA_TYPE,
         "content-length": str(len(body)),
         "connection": "close",
-        **(problem.headers or {}),
+        **problem.answered_headers(),
     }
     lines = [f"{name}: {value}\r\n" for name, value in fields.items()]
     return STATUS_LINE[problem.status] + "".join([*lines, "\r\n"]).encode() + body

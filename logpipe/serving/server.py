@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import signal
 import socket
 import ssl
 import sys
@@ -13,12 +14,14 @@ from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import create_ssl_context
 
 from logpipe.listening import BACKLOG, copies
 from logpipe.serving.admission import BoundedState, Limited
 from logpipe.serving.handshake import Handshake
 from logpipe.serving.protocol import BoundedProtocol
 from logpipe.settings import Settings
+from logpipe.tls import unusable
 
 log = logging.getLogger("logpipe")
 
@@ -27,6 +30,12 @@ KEEP_ALIVE_S = 75
 
 GRACE_S = 2.0
 """What requests and farewells may take at the end, before their connections are cut."""
+
+RETIRE = signal.SIGUSR1
+"""Ends a worker whose successor serves."""
+
+RETIRE_S = 60.0
+"""What its requests may take then: as long as a body may."""
 
 CUT_S = 0.3
 """What requests may take to notice that they were cut."""
@@ -80,6 +89,12 @@ class Server(uvicorn.Server):
         )
         self.server_state: BoundedState = BoundedState(limited, most_connections)
         self._farewell = farewell
+        self._settings = settings
+        self._tls: ssl.SSLContext | None = None
+        self._retires = False
+        self.on_ready: Callable[[], None] | None = None
+        """Called once connections are accepted."""
+        self.on_drain: Callable[[], None] = lambda: None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -94,21 +109,60 @@ class Server(uvicorn.Server):
         ):
             sockets = [each for given in sockets for each in copies(given)]
         if self.config.ssl is not None:
-            self._begin_with_handshakes(self.config.ssl)
+            self._begin_with_handshakes()
         await super().startup(sockets)
+        if self.on_ready is not None:
+            self.on_ready()
 
-    def _begin_with_handshakes(self, context: ssl.SSLContext) -> None:
+    def reload(self) -> None:
+        """Reads certificate and key again; connections from now on begin with them. Where they
+        cannot be used, those of before stay in force, and the log says why."""
+        if self._tls is None:
+            return
+        config, wrong = self.config, unusable(self._settings)
+        if not wrong:
+            try:
+                self._tls = create_ssl_context(
+                    self._settings.ssl_certfile,
+                    config.ssl_keyfile,
+                    config.ssl_keyfile_password,
+                    config.ssl_version,
+                    config.ssl_cert_reqs,
+                    None,
+                    config.ssl_ciphers,
+                )
+            except OSError as error:  # they were replaced just now
+                wrong = f"SSL_CERTFILE={self._settings.ssl_certfile}: {error}"
+        if wrong:
+            log.error("%s: the previous certificate stays in force", wrong)
+        else:
+            log.info("certificate and key have been reloaded")
+
+    def _begin_with_handshakes(self) -> None:
         """Has connections begin with a `Handshake` instead of asyncio's own."""
 
         def handshake(**given: Any) -> Handshake:
-            return Handshake(context, self.server_state, partial(BoundedProtocol, **given))
+            assert self._tls is not None
+            return Handshake(self._tls, self.server_state, partial(BoundedProtocol, **given))
 
-        self.config.ssl = None
+        self._tls, self.config.ssl = self.config.ssl, None
         self.config.http_protocol_class = handshake  # type: ignore[assignment]
 
-    def stop(self) -> None:
-        """Ends the server; asked a second time, it no longer waits for anyone."""
-        self.force_exit = self.should_exit
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """Ends the server, by SIGTERM after DRAIN_S, by `RETIRE` with more time for requests. Asked
+        again it no longer drains, and asked once more it no longer waits for anyone."""
+        self._retires = number == RETIRE
+        state, drain_s = self.server_state, self._settings.drain_s
+        if number == signal.SIGTERM and drain_s and not (state.draining or self.should_exit):
+            state.draining = True
+            log.info("draining: all is served for another %g s, and /healthz says 503", drain_s)
+            self.on_drain()
+            asyncio.get_running_loop().call_later(drain_s, self._end)
+        else:
+            self.force_exit = self.should_exit
+            self._end()
+
+    def _end(self) -> None:
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
@@ -121,9 +175,11 @@ class Server(uvicorn.Server):
         streams = len(self.server_state.tasks)
         log.info("stopping: ending %d open requests and streams", streams)
         self._farewell()
+        self.server_state.draining = self.server_state.ending = True
         for connection in list(self.server_state.connections):
-            connection.shutdown()  # an idle one at once, the others after their answer
-        await self._finish(0 if self.force_exit else GRACE_S)
+            connection.shutdown()
+        grace_s = RETIRE_S if self._retires else GRACE_S
+        await self._finish(0 if self.force_exit else grace_s)
         for connection in list(self.server_state.connections):
             cast("BoundedProtocol | Handshake", connection).cut()
         await self._finish(CUT_S)

@@ -96,4 +96,4 @@ def token(request: Request) -> str | None:
 def refused(_: Request, problem: Problem) -> Answer:
     """The errors as a list, as versions 1 and 2 both have had them."""
     body = msgspec.json.encode({"errors": [problem.detail]})
-    return Answer(problem.status, "application/json", body, problem.headers)
+    return Answer(problem.status, "application/json", body, problem.answered_headers())

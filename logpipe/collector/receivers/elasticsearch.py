@@ -205,7 +205,7 @@ def _answer(actions: Sequence[Action], outcomes: Sequence[Outcome], form: str | 
 
 def _too_many(problem: Problem) -> Problem:
     """The same as Elasticsearch says it of a full queue."""
-    return Problem(429, problem.detail, headers=problem.headers)
+    return Problem(429, problem.detail, headers=problem.answered_headers())
 
 
 def _conflict_of(action: Action, outcome: Outcome) -> Outcome:
@@ -250,7 +250,7 @@ def refused(_: Request, problem: Problem) -> Answer:
     cause = {"type": _type(problem.status), "reason": problem.detail}
     body = {"error": {"root_cause": [cause], **cause}, "status": problem.status}
     answer = _json(problem.status, body)
-    return answer._replace(headers={**answer.headers, **problem.headers})
+    return answer._replace(headers={**answer.headers, **problem.answered_headers()})
 
 
 def _type(status: int) -> str:

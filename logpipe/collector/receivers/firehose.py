@@ -171,7 +171,7 @@ def key(request: Request) -> str | None:
 def refused(request: Request, problem: Problem) -> Answer:
     """As a success, with the reason."""
     answer = _told(request, problem.status, "", errorMessage=problem.detail)
-    return answer._replace(headers=problem.headers)
+    return answer._replace(headers=problem.answered_headers())
 
 
 def _told(request: Request, status: int, request_id: str, **members: Any) -> Answer:

@@ -210,4 +210,4 @@ def refused(_: Request, problem: Problem) -> Answer:
     """A line of text. What is wrong for good is 400: by any other status some senders repeat it."""
     status = 400 if problem.status in (413, 415, 422) else problem.status
     body = f"{problem.detail}\n".encode()
-    return Answer(status, "text/plain; charset=utf-8", body, problem.headers)
+    return Answer(status, "text/plain; charset=utf-8", body, problem.answered_headers())

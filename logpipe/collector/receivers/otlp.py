@@ -292,8 +292,10 @@ def refused(request: Request, problem: Problem) -> Answer:
     code = _CODES.get(problem.status, 2)
     if request.media_type == JSON_TYPE:
         body = msgspec.json.encode({"code": code, "message": problem.detail})
-        return Answer(problem.status, JSON_TYPE, body, problem.headers)
+        return Answer(problem.status, JSON_TYPE, body, problem.answered_headers())
     if request.media_type not in PROTOBUF_TYPES:
-        return Answer(problem.status, "text/plain", problem.detail.encode(), problem.headers)
+        return Answer(
+            problem.status, "text/plain", problem.detail.encode(), problem.answered_headers()
+        )
     body = message("Status")(code=code, message=problem.detail).SerializeToString()
-    return Answer(problem.status, PROTOBUF_TYPES[0], body, problem.headers)
+    return Answer(problem.status, PROTOBUF_TYPES[0], body, problem.answered_headers())

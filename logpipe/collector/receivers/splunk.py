@@ -131,7 +131,7 @@ def refused(_: Request, problem: Problem) -> Answer:
     answer = _told(
         problem.status, code, text, **{k: v for k, v in members.items() if v is not None}
     )
-    return answer._replace(headers=problem.headers)
+    return answer._replace(headers=problem.answered_headers())
 
 
 def _bad(code: int, text: str, number: int | None = None) -> Problem:
