@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from logpipe import __version__
-from logpipe.cli import bench, doctor, send, snippets
+from logpipe.cli import bench, copy, doctor, send, snippets
 from logpipe.cli.common import (
     CONTEXT,
     fail,
@@ -88,11 +88,18 @@ def serve(**options: Any) -> None:
 @main.command(hidden=True)
 @click.argument("listener", type=int)
 @click.argument("life", type=int)
-def worker(listener: int, life: int) -> None:
+@click.argument("ready", type=int)
+@click.argument("metrics")
+def worker(listener: int, life: int, ready: int, metrics: str) -> None:
     """One of the WORKERS of `serve`, which starts it."""
+    from logpipe.metrics import keep_in_files
     from logpipe.serving.process import Inherited
+    from logpipe.tls import require_usable
 
-    _serve(load({}, os.environ), Inherited(listener, life))
+    keep_in_files(metrics)
+    settings = load({}, os.environ)
+    require_usable(settings)
+    _serve(settings, Inherited(listener, life, ready))
 
 
 def _serve(settings: Settings, inherited: "Inherited | None" = None) -> NoReturn:
@@ -284,5 +291,5 @@ def _follow(wanted: "Wanted", shown: "Format", out: "Output") -> NoReturn:
     sys.exit(0)
 
 
-for each in (send.command, snippets.command, doctor.command, bench.command):
+for each in (send.command, snippets.command, doctor.command, bench.command, copy.command):
     main.add_command(each)

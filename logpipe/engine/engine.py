@@ -105,6 +105,10 @@ class Engine:
             raise
         self._trouble = None
 
+    async def runs_elsewhere(self) -> bool:
+        """Whether an engine of this folder answers that was not started here."""
+        return (await ask(self.socket, b"PING")).startswith(b"+PONG")
+
     async def supervise(self) -> None:
         """Start the engine again whenever it ends; keep `trouble` true. Cancel it before `stop`."""
         while (process := self._process) is not None:
