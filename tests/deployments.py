@@ -202,19 +202,19 @@ def cut_off(primary: Node, replica: Node) -> None:
     )
 
 
-class Gate:
-    """A port that leads to another; while it is shut, it is silent to who comes from an address."""
+class Endpoint:
+    """A server on a free port of 127.0.0.1, in a thread of its own."""
 
-    def __init__(self, to: int, shut_to: str) -> None:
+    def __init__(self) -> None:
         self.port = free_port()
-        self.shut = False
-        self._to = to
-        self._shut_to = shut_to
         self._loop = asyncio.new_event_loop()
         starting = asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self._server = self._loop.run_until_complete(starting)
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
 
     def close(self) -> None:
         """Ends it and all that comes by it."""
@@ -229,6 +229,16 @@ class Gate:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Gate(Endpoint):
+    """A port that leads to another; while it is shut, it is silent to who comes from an address."""
+
+    def __init__(self, to: int, shut_to: str) -> None:
+        self.shut = False
+        self._to = to
+        self._shut_to = shut_to
+        super().__init__()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         concerned = writer.get_extra_info("peername")[0] == self._shut_to

@@ -4,11 +4,13 @@ import contextlib
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
 import termios
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tests.helpers import wait_until
@@ -19,7 +21,7 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.endswith(
 class Terminal:
     """A command of logpipe on a terminal of its own."""
 
-    def __init__(self, columns: int, *arguments: str, **environ: str) -> None:
+    def __init__(self, columns: int, *arguments: str, nohup: bool = False, **environ: str) -> None:
         self.master, slave = pty.openpty()
         self.resize(columns)
         self.popen = subprocess.Popen(
@@ -28,7 +30,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             env={**CLEAN, "TERM": "xterm-256color", **environ},
-            preexec_fn=_own_terminal,
+            preexec_fn=partial(_own_terminal, nohup=nohup),
         )
         os.close(slave)
         os.set_blocking(self.master, False)
@@ -49,18 +51,26 @@ class Terminal:
     async def press(self, keys: bytes) -> None:
         os.write(self.master, keys)
 
+    def close(self) -> None:
+        """Closes the terminal, as who closes its window does."""
+        if self.master >= 0:
+            os.close(self.master)
+            self.master = -1
 
-def _own_terminal() -> None:
+
+def _own_terminal(*, nohup: bool) -> None:
     os.setsid()
+    if nohup:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @contextlib.contextmanager
-def on_terminal(columns: int, *arguments: str, **environ: str) -> Any:
-    terminal = Terminal(columns, *arguments, **environ)
+def on_terminal(columns: int, *arguments: str, nohup: bool = False, **environ: str) -> Any:
+    terminal = Terminal(columns, *arguments, nohup=nohup, **environ)
     try:
         yield terminal
     finally:
         terminal.popen.kill()
         terminal.popen.wait(10)
-        os.close(terminal.master)
+        terminal.close()

@@ -22,6 +22,7 @@ from logpipe.settings import load
 from tests.helpers import fair_time, wait_until
 from tests.raw import Connection, connected, request
 from tests.servers import Process, Valkey, free_port, spawned
+from tests.terminals import on_terminal
 
 BOTH = "collector,distributor"
 SUBSCRIBE = request(start="GET /subscribe HTTP/1.1")
@@ -58,6 +59,33 @@ async def ending(process: Process, number: int = signal.SIGTERM, within: float =
 
 
 # -- the end -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_terminal_that_is_closed_ends_what_runs_in_it(valkey: Valkey, workers: str) -> None:
+    """With the rest of its window; a SIGHUP while it is open ends nothing."""
+    environ: dict[str, Any] = {"REDIS_ADDR": valkey.url, "WORKERS": workers, "ROLE": "collector"}
+    with on_terminal(80, "serve", PORT=str(free_port()), **environ) as terminal:
+        ready = "Redis is ready"
+        await terminal.until(lambda seen: seen.count(ready) == int(workers), "it is ready")
+        terminal.popen.send_signal(signal.SIGHUP)
+        await asyncio.sleep(0)
+        assert terminal.popen.poll() is None
+        terminal.close()
+        await wait_until(lambda: terminal.popen.poll() is not None, "it has ended")
+        assert terminal.popen.returncode == 0
+
+
+async def test_with_nohup_it_outlives_its_terminal(valkey: Valkey) -> None:
+    port = str(free_port())
+    environ = {"REDIS_ADDR": valkey.url, "ROLE": "collector", "PORT": port}
+    with on_terminal(80, "serve", nohup=True, **environ) as terminal:
+        await terminal.until(lambda seen: "Redis is ready" in seen, "it is ready")
+        terminal.close()
+        terminal.popen.send_signal(signal.SIGHUP)
+        async with connected(f"http://127.0.0.1:{port}") as client:
+            await client.send(request(EVENT))
+            assert (await client.answer()).status == 202
 
 
 async def test_500_open_streams_are_told_of_the_end_and_do_not_hold_it_up(

@@ -437,6 +437,7 @@ async def test_following_gives_what_comes_next_and_nothing_when_nothing_comes(
     [last] = await add(stream)
     page = await stream.follow(Cursor(last, 1), 10)
     assert (page.gap, page.entries, page.end) == (None, [], Cursor(last, 1))
+    stream._block_ms = 5000
     following = asyncio.create_task(stream.follow(Cursor(last, 1), 10))
     await asyncio.sleep(0.05)
     assert not following.done()

@@ -452,7 +452,7 @@ async def test_a_terminal_gets_colours_its_width_and_a_word_at_the_end(valkey: V
     ("arguments", "environ"), [(["--color=never"], {}), ([], {"NO_COLOR": "1"})]
 )
 async def test_a_terminal_gets_no_colours_where_they_are_not_wanted(
-    valkey: Valkey, arguments: list[str], environ: dict[str, str]
+    valkey: Valkey, arguments: list[str], environ: dict[str, Any]
 ) -> None:
     async with serving(redis_addr=valkey.url) as service:
         for text in HOSTILE:

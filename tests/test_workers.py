@@ -381,7 +381,7 @@ async def test_a_replaced_worker_finishes_its_requests(tmp_path: Path, valkey: V
     async with two(tmp_path, **environ) as process, contextlib.AsyncExitStack() as stack:
         before = set(workers_of(process))
         whole = request(EVENT)
-        senders = [await stack.enter_async_context(connected(process.url)) for _ in range(12)]
+        senders = [await stack.enter_async_context(connected(process.url)) for _ in range(24)]
         for sender in senders:
             await sender.send(whole[:-5])
         process.popen.send_signal(signal.SIGHUP)
@@ -400,7 +400,7 @@ async def test_the_end_cuts_no_request_of_a_worker_that_retires(
     environ = {"REDIS_ADDR": valkey.url, "ROLE": "collector"}
     async with two(tmp_path, **environ) as process, contextlib.AsyncExitStack() as stack:
         whole = request(EVENT)
-        senders = [await stack.enter_async_context(connected(process.url)) for _ in range(12)]
+        senders = [await stack.enter_async_context(connected(process.url)) for _ in range(24)]
         for sender in senders:
             await sender.send(whole[:-5])
         process.popen.send_signal(signal.SIGHUP)
@@ -410,7 +410,7 @@ async def test_the_end_cuts_no_request_of_a_worker_that_retires(
         for sender in senders:
             await sender.send(whole[-5:])
         answers = [await sender.answer() for sender in senders]
-        assert [answer.status for answer in answers] == [202] * 12
+        assert [answer.status for answer in answers] == [202] * 24
         assert await process.exit_status() == 0
         assert "cannot be replaced" not in log.read_text()
 
@@ -419,7 +419,7 @@ async def test_at_the_end_no_connection_waits_for_a_worker(tmp_path: Path, valke
     """As it would on a socket that this process still listens on."""
     environ = {"REDIS_ADDR": valkey.url, "ROLE": "collector"}
     async with two(tmp_path, **environ) as process, contextlib.AsyncExitStack() as stack:
-        senders = [await stack.enter_async_context(connected(process.url)) for _ in range(12)]
+        senders = [await stack.enter_async_context(connected(process.url)) for _ in range(24)]
         for sender in senders:
             await sender.send(request(EVENT)[:-5])  # so that both take their two seconds
         process.popen.terminate()

@@ -294,13 +294,15 @@ class _Workers:
         waiting = [asyncio.create_task(each.wait()) for each in (due, self._stopping)]
         ready = [] if worker.ready.done() else [worker.ready]
         try:
-            while not (worker.ended.done() or self._stopping.is_set() or due.is_set()):
+            while True:
+                if worker.serves:
+                    self._were_ready, self._never_ready[number] = True, 0
+                if worker.ended.done() or self._stopping.is_set() or due.is_set():
+                    break
                 await asyncio.wait(
                     (worker.ended, *waiting, *ready), return_when=asyncio.FIRST_COMPLETED
                 )
                 ready = []
-                if worker.serves:
-                    self._were_ready, self._never_ready[number] = True, 0
         finally:
             for task in waiting:
                 task.cancel()
@@ -386,6 +388,9 @@ class _Workers:
                 pass_fds=(listener, self._life, writing),
                 start_new_session=True,  # Ctrl-C in a terminal comes to this process alone
             )
+        except OSError:
+            os.close(reading)
+            raise
         finally:
             os.close(writing)
         ready = asyncio.StreamReader()

@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from logpipe.continuity import Gap
 from logpipe.ids import START, StreamId, from_wire
-from logpipe.stream.scripts import Script, companion_key
+from logpipe.stream.scripts import LESS, Script, companion_key
 
 Topology = Literal["one", "sentinel", "cluster"]
 
@@ -40,14 +40,10 @@ KEPT = 100
 #
 # Nothing is recorded where the user may not, or may not ask INFO. A primary that takes nothing as
 # long as it has too few replicas is asked again, before anything is appended.
-NOTE = Script.of("""
+NOTE = Script.of(
+    LESS
+    + """
 local kept, fail, witness, spared, topology = unpack(ARGV, 1, 5)
-local function less(a, b)
-  local am, as = string.match(a, '(%d+)-(%d+)')
-  local bm, bs = string.match(b, '(%d+)-(%d+)')
-  if am ~= bm then return #am < #bm or (#am == #bm and am < bm) end
-  return #as < #bs or (#as == #bs and as < bs)
-end
 local info = redis.pcall('INFO', 'replication')
 local ends = redis.call('LRANGE', KEYS[3], 0, -1)
 local id = type(info) == 'string' and string.match(info, 'master_replid:(%x+)')
@@ -99,7 +95,8 @@ if parted then
   redis.call('LTRIM', KEYS[3], -kept, -1)
 end
 return {1, id, ends}
-""")
+"""
+)
 
 
 def failovers_key(stream: str) -> str:

@@ -5,22 +5,12 @@ from typing import Any, Literal, NamedTuple
 from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.ids import StreamId, from_wire
 from logpipe.stream.group_records import CURRENT, NOW
-from logpipe.stream.scripts import Script
+from logpipe.stream.scripts import LESS, Script
 
 _FIELD = """
 local function field(list, name)
   for i = 1, #list, 2 do if list[i] == name then return list[i + 1] end end
   return false
-end
-"""
-
-# Numbers of a script have 53 bits, halves of ids 64: they are compared as texts.
-_LESS = """
-local function less(a, b)
-  local am, as = string.match(a, '(%d+)-(%d+)')
-  local bm, bs = string.match(b, '(%d+)-(%d+)')
-  if am ~= bm then return #am < #bm or (#am == #bm and am < bm) end
-  return #as < #bs or (#as == #bs and as < bs)
 end
 """
 
@@ -45,7 +35,7 @@ end
 # in a stream that was flushed since then, with its first entry.
 CREATE = Script.of(
     _FIELD
-    + _LESS
+    + LESS
     + _RECORD
     + """
 local command = {'XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[2], 'MKSTREAM'}
@@ -101,7 +91,7 @@ return not made.err and lost and {lost} or {}
 # of Redis 7.0 does not have it: it is put right, the latter once the group has read everything.
 READ = Script.of(
     _FIELD
-    + _LESS
+    + LESS
     + _RECORD
     + CURRENT
     + """

@@ -8,6 +8,16 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from logpipe.stream.direct import Direct
 
+# Numbers of a script have 53 bits, halves of ids 64: they are compared as texts.
+LESS = """
+local function less(a, b)
+  local am, as = string.match(a, '(%d+)-(%d+)')
+  local bm, bs = string.match(b, '(%d+)-(%d+)')
+  if am ~= bm then return #am < #bm or (#am == #bm and am < bm) end
+  return #as < #bs or (#as == #bs and as < bs)
+end
+"""
+
 
 class Script(NamedTuple):
     """A script and the hash by which Redis knows it once it has run."""
