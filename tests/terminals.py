@@ -60,8 +60,7 @@ class Terminal:
 
 def _own_terminal(*, nohup: bool) -> None:
     os.setsid()
-    if nohup:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

@@ -143,7 +143,8 @@ async def test_a_password_that_fits_is_told_to_nobody_nor_are_tokens(
     (tmp_path / "address").write_text(f"unix://:{ENCODED}@{guarded.socket}\n")
     address = {"REDIS_ADDR_FILE": str(tmp_path / "address")}
     async with watched(tmp_path, told, WORKERS="2", **address) as process:
-        await process.ready()
+        log = process.log
+        await wait_until(lambda: log.read_text().count("Redis is ready") == 2, "both are ready", 20)
         await ask_everything(process, told)
         where = {"URL": process.url}
         assert await command(told, "doctor", **where) == 0
