@@ -153,9 +153,9 @@ class Stream:
             raise self.health.unavailable()  # each would wait in vain, one after the other
         era = self._failovers.era
         found = await self._append(requests)
-        for each in found:
-            if isinstance(each, Appended) and not each.repeated:
-                self._failovers.saw(parse_id(each.last), era)
+        new = [each.last for each in found if isinstance(each, Appended) and not each.repeated]
+        if new:  # ids rise in a call
+            self._failovers.saw(parse_id(new[-1]), era)
         return found
 
     async def _append(self, requests: Sequence[Append]) -> list[Appended | Declined]:
