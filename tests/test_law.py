@@ -95,6 +95,7 @@ class TailOfOne(Tail):
         if not self.log.kept:
             self._flushed()
         self.do(wait_until(self._noted, "a process that has seen more has noticed"))
+        self._forget_saved()  # a second loss back to the same entry is not told from the first
 
     def _seen(self) -> bool:
         return any(r.hub.window.end.id >= self.log.last_kept for r in self.replicas)
