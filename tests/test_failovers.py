@@ -56,16 +56,6 @@ def test_an_end_that_becomes_known_begins_an_era() -> None:
     assert known.parted_since(2) == an_id(8)
 
 
-def test_an_end_that_is_gone_parts_as_well() -> None:
-    """Another primary has taken over that does not have it: no earlier end has to do with that."""
-    known = Failovers("logs", "sentinel")
-    known.noted(answer(3, 7))
-    known.noted(answer(3, 5))
-    assert known.parted_since(0) == an_id(5)
-    known.noted(answer(3, 7))
-    assert known.parted_since(1) == an_id(5)
-
-
 def test_the_oldest_of_many_ends_leave_without_a_trace() -> None:
     known = Failovers("logs", "sentinel")
     known.noted(answer(*range(1, KEPT + 1)))
@@ -73,13 +63,13 @@ def test_the_oldest_of_many_ends_leave_without_a_trace() -> None:
     assert known.parted_since(0) == an_id(KEPT + 1)
 
 
-def test_ends_that_a_flush_has_taken_part_once() -> None:
+def test_ends_that_a_flush_has_taken_part_nothing() -> None:
     known = Failovers("logs", "sentinel")
     known.saw(an_id(9), known.era)
     known.noted(answer())
     known.noted(answer(7))
     known.noted(answer())
-    assert (known.era, known.parted_since(1), known.parted_since(2)) == (2, an_id(7), None)
+    assert (known.era, known.parted_since(1), known.parted_since(2)) == (2, None, None)
     known.noted(answer(3))
     assert known.parted_since(2) == an_id(3)
 

@@ -145,9 +145,9 @@ class Failovers:
         if not self._asked:
             self._asked, self.ends = True, ends  # nothing was read by an earlier state of them
         elif ends != self.ends:
-            changed = _changed(self.ends, ends)
-            self._lows.append(min(changed, default=None))
-            self._witness = min([self._witness, *changed])
+            new = _new(self.ends, ends)
+            self._lows.append(min(new, default=None))
+            self._witness = min([self._witness, *new])
             self.ends = ends
         return bool(done)
 
@@ -187,12 +187,10 @@ def _is_denied(error: ResponseError) -> bool:
     return isinstance(error, NoPermissionError) or any(word in str(error) for word in words)
 
 
-def _changed(before: Sequence[StreamId], now: Sequence[StreamId]) -> list[StreamId]:
-    """The ends that are new, and those that are missing though there was room for them: the
-    stream of now parted there from the one that had them."""
-    new, gone = Counter(now) - Counter(before), Counter(before) - Counter(now)
-    full = len(now) >= KEPT
-    return [*new.elements(), *(end for end in gone.elements() if not full or end > now[0])]
+def _new(before: Sequence[StreamId], now: Sequence[StreamId]) -> list[StreamId]:
+    """The ends that are new. One that is missing parts nothing: after a flush readers may have gone
+    on before that was noticed."""
+    return list((Counter(now) - Counter(before)).elements())
 
 
 def replication_id(info: bytes) -> bytes:
