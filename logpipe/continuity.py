@@ -46,6 +46,8 @@ class Bounds(NamedTuple):
     length: int
     deleted: StreamId
     """The greatest id that was deleted on its own (XDEL), `START` where none was."""
+    newest: StreamId | None = None
+    """The newest entry kept."""
 
     @property
     def trimmed(self) -> bool:

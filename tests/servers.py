@@ -96,6 +96,18 @@ class Valkey:
             self._process.wait(10)
             self._process = None
 
+    @property
+    def kept(self) -> Path:
+        """The folder of its append-only file."""
+        return self.folder / "appendonlydir"
+
+    def lose_what_followed(self, saved: Path) -> None:
+        """Kills it and starts it with an earlier copy of that folder."""
+        self.kill()
+        shutil.rmtree(self.kept)
+        shutil.copytree(saved, self.kept)
+        self.start()
+
     def signal(self, number: int) -> None:
         """Sends a signal: SIGSTOP freezes it, SIGCONT lets it go on."""
         if self._process is not None:

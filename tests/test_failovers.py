@@ -1,19 +1,22 @@
 """What is known of failovers, and what follows from it."""
 
 import asyncio
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
-from logpipe.continuity import Gap
+from logpipe.continuity import Cursor, Gap
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import EVERYTHING
 from logpipe.ids import StreamId
 from logpipe.messages import Batch, Item, Start
 from logpipe.problems import Unavailable
 from logpipe.redis_address import Node, RedisAddress
+from logpipe.stream import Stream
 from logpipe.stream.failovers import (
     KEPT,
     NOTE,
@@ -52,8 +55,22 @@ def test_an_end_that_becomes_known_begins_an_era() -> None:
     assert known.era == 1
     known.noted(answer(7, 8, 9))
     assert (known.era, known.parted_since(0), known.parted_since(1)) == (2, an_id(7), an_id(8))
-    known.noted(answer(7, 8, 8, 9))
-    assert known.parted_since(2) == an_id(8)
+    known.noted([1, ID, [b"7-0", b"8-0", b"8-0 1", b"9-0"]])
+    assert (known.era, known.parted_since(2)) == (3, an_id(8))
+    known.noted([1, ID, [b"7-0", b"8-0 2"]])
+    assert (known.era, known.parted_since(3)) == (4, an_id(8))
+
+
+def test_ends_that_others_have_recorded_are_to_be_noted() -> None:
+    known = Failovers("logs", "one")
+    known.heard([b"5-0 1"])
+    assert known.generation == 0  # it has not asked yet
+    known.noted([1, ID, [b"5-0 1"]])
+    generation = known.generation
+    known.heard([b"5-0 1"])
+    assert known.generation == generation
+    known.heard([b"5-0 1", b"5-0 2"])
+    assert known.generation == generation + 1
 
 
 def test_the_oldest_of_many_ends_leave_without_a_trace() -> None:
@@ -86,7 +103,7 @@ def test_the_witness_is_the_newest_of_the_stream_of_now() -> None:
     known.saw(an_id(99), before)  # it was read before that was known
     assert known.arguments(fail=False)[2] == "5-0"
     known.saw(an_id(6), known.era)
-    assert known.arguments(fail=True) == (100, 1, "6-0", "", "one", "5-0")
+    assert known.arguments(fail=True) == (100, 1, "6-0", "", "one", b"5-0")
 
 
 def test_a_primary_with_another_past_is_noticed() -> None:
@@ -127,8 +144,7 @@ def test_a_witness_outlives_ends_that_a_flush_has_taken() -> None:
     for ends in ([], [b"5-0"], []):
         known.noted([1, b"a", ends])
     known.saw(StreamId(9, 0), known.era)
-    assert known.ends == ()
-    assert known.arguments(fail=False)[2] == "9-0"
+    assert known.arguments(fail=False)[2:] == ("9-0", "", "one")
 
 
 def test_ends_of_before_its_time_part_a_process_from_nothing() -> None:
@@ -216,10 +232,79 @@ def test_a_loss_noticed_late_is_recorded_among_the_others(own_valkey: Valkey) ->
     known.noted(answer(3, 9))
     known.saw(an_id(7), known.era)
     ask: Any = own_valkey.client.eval
-    for wanted in ([b"3-0", b"5-0", b"9-0"],) * 2:
+    for _ in range(2):
         found = ask(NOTE.text, len(known.keys), *known.keys, *known.arguments(fail=True))
         known.noted(found)
-        assert found[2] == own_valkey.client.lrange(failovers_key(NAME), 0, -1) == wanted
+        assert found[2] == own_valkey.client.lrange(failovers_key(NAME), 0, -1)
+        assert [end.split()[0] for end in found[2]] == [b"3-0", b"5-0", b"9-0"]
+
+
+async def test_a_second_loss_back_to_the_same_entry_is_noticed(own_valkey: Valkey) -> None:
+    """By the process that records it, and by another one; by each once."""
+    saved = own_valkey.folder / "saved"
+    address = address_of(own_valkey)
+    async with stream_at(address) as stream, stream_at(address) as other:
+        own_valkey.client.xadd(NAME, {"event": b"{}"}, id="1-0")
+        shutil.copytree(own_valkey.kept, saved)
+        for loss, lost, new in ((1, an_id(3), an_id(5)), (2, an_id(7), an_id(9))):
+            own_valkey.client.xadd(NAME, {"event": b"{}"}, id=str(lost))
+            for each in (stream, other):
+                page = await each.read(Cursor(an_id(1)), 9, failover_era=each.failover_era)
+                assert page.end.id == lost
+            own_valkey.lose_what_followed(saved)
+            own_valkey.client.xadd(NAME, {"event": b"{}"}, id=str(new))
+            for each in (stream, other):
+                await wait_until(partial(reached, each), "it is reached again")
+            for each in (stream, other, stream, other):
+                page = await each.read(Cursor(lost), 9, failover_era=loss - 1)
+                assert (page.gap and page.gap.before, each.failover_era) == (new, loss)
+
+
+async def test_the_loss_of_an_entry_is_noticed_that_was_seen_as_the_newest(
+    own_valkey: Valkey,
+) -> None:
+    """By a process that has not read it; the others learn of it."""
+    saved = own_valkey.folder / "saved"
+    async with stream_at(address_of(own_valkey)) as stream:
+        own_valkey.client.xadd(NAME, {"event": b"{}"}, id="1-0")
+        shutil.copytree(own_valkey.kept, saved)
+        own_valkey.client.xadd(NAME, {"event": b"{}"}, id="3-0")
+        assert (await stream.bounds()).newest == an_id(3)
+        own_valkey.lose_what_followed(saved)
+        await wait_until(partial(reached, stream), "it is reached again")
+        own_valkey.client.xadd(NAME, {"event": b"{}"}, id="5-0")
+        page = await stream.read(Cursor(an_id(1)), 9)
+        assert page.gap and (page.gap.after, page.gap.before) == (an_id(1), an_id(5))
+
+
+async def test_a_loss_that_another_process_notices_is_soon_known(own_valkey: Valkey) -> None:
+    """Readers of a process that has gone on meanwhile get a gap, and what followed again."""
+    saved, address = own_valkey.folder / "saved", address_of(own_valkey)
+    items: list[Item] = []
+    async with stream_at(address) as ahead, stream_at(address) as behind:
+        own_valkey.client.xadd(NAME, {"event": b"{}"}, id="1-0")
+        shutil.copytree(own_valkey.kept, saved)
+        own_valkey.client.xadd(NAME, {"event": b"{}"}, id="3-0")
+        assert (await ahead.bounds()).newest == an_id(3)
+        own_valkey.lose_what_followed(saved)
+        own_valkey.client.xadd(NAME, {"event": b'{"source":"s","message":"m"}'}, id="5-0")
+        async with running(behind) as hub:
+            await wait_until(lambda: hub.attached, "attached")
+            with HubSubscription(hub, Start(resume=an_id(1)), EVERYTHING) as subscription:
+                while an_id(5) not in ids(items):
+                    items += await subscription.next() or ()
+                await wait_until(partial(reached, ahead), "it is reached again")
+                while ids(items) != [an_id(5)] * 2:
+                    items += await subscription.next() or ()
+    assert [gap.reason for gap in items if isinstance(gap, Gap)] == ["reset"]
+
+
+async def reached(stream: Stream) -> bool:
+    try:
+        await stream.bounds()
+    except Unavailable:
+        return False
+    return True
 
 
 def test_a_failover_without_loss_spares_no_later_one(own_valkey: Valkey) -> None:
@@ -237,4 +322,4 @@ def test_a_failover_without_loss_spares_no_later_one(own_valkey: Valkey) -> None
     assert noted(own_valkey, f"{first} {second}") == []
     third = promoted()
     promoted()
-    assert noted(own_valkey, f"{second} {third}") == [last]
+    assert [end.split()[0] for end in noted(own_valkey, f"{second} {third}")] == [last]

@@ -370,7 +370,7 @@ async def test_the_bounds_name_first_last_and_counters(stream: Stream) -> None:
     ids = await add(stream, 10)
     await plain(stream).xtrim(NAME, maxlen=4, approximate=False)
     bounds = await stream.bounds()
-    assert bounds == (ids[6], ids[9], 10, 4, START)
+    assert bounds == (ids[6], ids[9], 10, 4, START, ids[9])
     await plain(stream).xdel(NAME, str(ids[7]))
     assert (await stream.bounds()).deleted == ids[7]
 

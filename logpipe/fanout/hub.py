@@ -105,13 +105,18 @@ class Hub:
     async def run(self) -> None:
         """Follows the stream for ever; the one loop that reconnects."""
         outage = False
-        while True:
-            try:
-                await self._follow(after_outage=outage)
-            except Unavailable:
-                outage = True
-                await asyncio.sleep(OUTAGE_PAUSE_S * (1 + random.random()))  # noqa: S311
-                await self.stream.health.recovered(RECOVERY_S)
+        try:
+            while True:
+                try:
+                    await self._follow(after_outage=outage)
+                except Unavailable:
+                    outage = True
+                    await asyncio.sleep(OUTAGE_PAUSE_S * (1 + random.random()))  # noqa: S311
+                    await self.stream.health.recovered(RECOVERY_S)
+        finally:
+            if self._looking is not None:  # its connection is to be closed with the others
+                self._looking.cancel()
+                await asyncio.wait((self._looking,))
 
     async def _follow(self, *, after_outage: bool) -> None:
         if not self.attached:

@@ -43,7 +43,7 @@ from logpipe.problems import BUSY, Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream.direct import Direct
 from logpipe.stream.disk import Disk, Room, Use, use_of
-from logpipe.stream.failovers import Failovers, Topology, replication_id
+from logpipe.stream.failovers import Failovers, Topology, failovers_key, replication_id
 from logpipe.stream.finding import primary_of
 from logpipe.stream.floors import hole_in
 from logpipe.stream.following import (
@@ -251,12 +251,15 @@ class Connections:
                 pipe.type(self._key)
                 pipe.ping()
                 pipe.info("memory", "replication", "persistence", "server")
-                kind, pong, info = await pipe.execute(raise_on_error=False)
+                pipe.lrange(failovers_key(self._key), 0, -1)
+                kind, pong, info, ends = await pipe.execute(raise_on_error=False)
             for answer in (pong, kind):
                 if isinstance(answer, Exception):
                     raise answer
             if kind not in (b"stream", b"none"):
                 raise ResponseError("WRONGTYPE")
+            if not isinstance(ends, Exception):  # a user that may not read them can use one server
+                self.failovers.heard(ends)
             return info
 
     async def _look_at(self, disk: Disk, use: Use) -> None:

@@ -7,14 +7,12 @@ it knows of the stream with what Redis has, and records the last entry before a 
 """
 
 import re
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from redis.exceptions import NoPermissionError, ResponseError
 
 from logpipe.continuity import Gap
-from logpipe.ids import START, StreamId, from_wire
+from logpipe.ids import END, START, StreamId, from_wire
 from logpipe.stream.scripts import LESS, Script, companion_key
 
 Topology = Literal["one", "sentinel", "cluster"]
@@ -27,7 +25,9 @@ KEPT = 100
 # that the process has seen or had confirmed), the replication ids of two primaries of which the
 # second is known to have all that the first had, what the address names (`Topology`), and the ends
 # that the process knew then.
-# Returned: whether that is done, the replication id, and the ends.
+# Returned: whether that is done, the replication id, and the ends. An end is recorded as the id of
+# the entry and the time, in microseconds by the clock of Redis, at which the loss of what followed
+# was noticed: a server that is restored twice to the same state ends twice at the same entry.
 #
 # Another replication id is that of a restarted or of another primary. A promoted replica also has
 # the id of the primary that it followed. Where that is the last primary's, entries may be lost;
@@ -58,10 +58,9 @@ local last = state['last-generated-id']
 local function entry_before_lost_witness()
   if not last or witness == '0-0' then return false end
   local was_known = {}
-  for at = 6, #ARGV do was_known[ARGV[at]] = (was_known[ARGV[at]] or 0) + 1 end
+  for at = 6, #ARGV do was_known[ARGV[at]] = true end
   for _, each in ipairs(ends) do
-    if (was_known[each] or 0) > 0 then was_known[each] = was_known[each] - 1
-    elseif less(each, witness) then return false end
+    if not was_known[each] and less(each, witness) then return false end
   end
   if less(last, witness) then return last end
   local deleted = state['max-deleted-entry-id'] or '0-0'
@@ -77,7 +76,8 @@ if topology ~= 'one' and known and id ~= known and known .. ' ' .. id ~= spared 
 end
 parted = parted or entry_before_lost_witness()
 if id == known and not parted then return {1, id, ends} end
-local noted = redis.pcall('SET', KEYS[2], id)
+local time = parted and redis.pcall('TIME') or {}
+local noted = time.err and time or redis.pcall('SET', KEYS[2], id)
 if noted.err then
   local denied = string.find(noted.err, 'NOPERM') or string.find(noted.err, 'ACL failure')
     or string.find(noted.err, "can't run this command")
@@ -87,7 +87,7 @@ end
 if parted then
   local at = #ends
   while at > 0 and less(parted, ends[at]) do at = at - 1 end
-  table.insert(ends, at + 1, parted)
+  table.insert(ends, at + 1, parted .. ' ' .. time[1] .. string.format('%06d', time[2]))
   local from, to = 0, at - 1
   if at == 0 then from, to = 1, 0 end
   redis.call('LTRIM', KEYS[3], from, to)
@@ -110,17 +110,19 @@ class Failovers:
     def __init__(self, stream: str, topology: Topology) -> None:
         self.keys = [stream, companion_key(stream, "primary", ""), failovers_key(stream)]
         """The KEYS of `NOTE`."""
-        self.ends: tuple[StreamId, ...] = ()
         self.generation = 0
-        """Grows when a connection meets another replication id than the one before."""
+        """Grows when a connection meets another replication id than the one before, and when
+        another process has changed the ends."""
         self.spared = ""
         """As `Primary.spared`."""
         self.topology = topology
+        self._recorded: tuple[bytes, ...] = ()
+        self._ends: list[StreamId] = []
         self._replication_id = b""
         self._asked = False
         self._witness = START
-        self._lows: list[StreamId | None] = []
-        """The lowest of the ends that each change has added."""
+        self._lows: list[StreamId] = []
+        """Up to where the stream of each era is that of the next one."""
 
     @property
     def command(self) -> tuple[Any, ...]:
@@ -130,7 +132,7 @@ class Failovers:
     def arguments(self, *, fail: bool) -> tuple[Any, ...]:
         """The ARGV of `NOTE`. `fail`: it fails where an end cannot be recorded yet."""
         known = (KEPT, int(fail), str(self._witness), self.spared, self.topology)
-        return (*known, *map(str, self.ends))
+        return (*known, *self._recorded)
 
     def noted(self, answer: Any) -> bool:
         """Takes what `NOTE` returned; whether nothing is left to be recorded. Raises an error of
@@ -141,14 +143,15 @@ class Failovers:
             raise answer
         done, replication_id, raw = answer
         self.met(replication_id)
-        ends = tuple(from_wire(each) for each in raw)
-        if not self._asked:
-            self._asked, self.ends = True, ends  # nothing was read by an earlier state of them
-        elif ends != self.ends:
-            new = _new(self.ends, ends)
-            self._lows.append(min(new, default=None))
+        recorded = tuple(raw)
+        if self._asked and recorded != self._recorded:
+            # One that is missing parts nothing: after a flush readers may have gone on before.
+            new = [_id(each) for each in recorded if each not in self._recorded]
+            self._lows.append(min(new, default=END))
             self._witness = min([self._witness, *new])
-            self.ends = ends
+        self._asked = True  # nothing was read before the first answer
+        self._recorded = recorded
+        self._ends = [_id(each) for each in recorded]
         return bool(done)
 
     @property
@@ -158,12 +161,18 @@ class Failovers:
 
     def parted_since(self, era: int) -> StreamId | None:
         """Up to where the stream is still the one of an era; None where it is so to its end."""
-        return min((low for low in self._lows[era:] if low is not None), default=None)
+        low = min(self._lows[era:], default=END)
+        return None if low == END else low
 
     def met(self, replication_id: bytes) -> None:
         """Takes the replication id that a connection was greeted with."""
         if replication_id and replication_id != self._replication_id:
             self._replication_id = replication_id
+            self.generation += 1
+
+    def heard(self, recorded: list[bytes]) -> None:
+        """Takes the ends as Redis has them now: those that others have recorded are to be noted."""
+        if self._asked and tuple(recorded) != self._recorded:
             self.generation += 1
 
     def saw(self, id_: StreamId, era: int) -> None:
@@ -173,11 +182,11 @@ class Failovers:
 
     def ends_before(self, id_: StreamId) -> list[StreamId]:
         """Where a stream that held an entry which is gone may have parted from the one of now."""
-        return [end for end in dict.fromkeys(self.ends) if end < id_]
+        return [end for end in dict.fromkeys(self._ends) if end < id_]
 
     def end_between(self, after: StreamId, until: StreamId) -> StreamId | None:
         """The first end that is passed on the way from one entry to another."""
-        return next((end for end in self.ends if after <= end < until), None)
+        return next((end for end in self._ends if after <= end < until), None)
 
 
 def _is_denied(error: ResponseError) -> bool:
@@ -187,10 +196,9 @@ def _is_denied(error: ResponseError) -> bool:
     return isinstance(error, NoPermissionError) or any(word in str(error) for word in words)
 
 
-def _new(before: Sequence[StreamId], now: Sequence[StreamId]) -> list[StreamId]:
-    """The ends that are new. One that is missing parts nothing: after a flush readers may have gone
-    on before that was noticed."""
-    return list((Counter(now) - Counter(before)).elements())
+def _id(recorded: bytes) -> StreamId:
+    """The id of the entry of a recorded end."""
+    return from_wire(recorded.partition(b" ")[0])
 
 
 def replication_id(info: bytes) -> bytes:

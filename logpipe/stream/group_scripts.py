@@ -140,11 +140,13 @@ if added and reached == newest and (read or -1) + #entries ~= added then
   read = added - #entries
 end
 if #entries > 0 and ARGV[4] == '1' then
-  for _, parted in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
-    local at = 1
+  local noted = ''
+  for _, each in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+    local parted, at = string.match(each, '%S+'), 1
     while at <= #entries and not less(parted, entries[at][1]) do at = at + 1 end
-    if not less(parted, last) and at <= #entries then
+    if parted ~= noted and not less(parted, last) and at <= #entries then
       missed[#missed + 1] = parted .. ' ' .. entries[at][1] .. ' unknown reset'
+      noted = parted
     end
   end
 end

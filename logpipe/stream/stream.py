@@ -7,7 +7,7 @@ retries: a verb works or raises `Unavailable`, and the loops above decide.
 import math
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from redis.exceptions import ResponseError
 
@@ -48,6 +48,9 @@ Decoded events take up to 30 times as much memory."""
 
 SIZE_SAMPLES = 5
 """Of each node of a stream, and of each group: what asking for its size may cost Redis."""
+
+
+Read = TypeVar("Read")
 
 
 class Page(NamedTuple):
@@ -217,21 +220,25 @@ class Stream:
                 return await self._rejoin(after, parted, count)
             return await self._read(after, count, witness)
 
-        return await self._steadily(read)
+        return await self._page_read_by(read)
 
-    async def _steadily(self, read: Callable[[], Awaitable[Page]]) -> Page:
-        """A page as one primary has it whose losses are known."""
+    async def _page_read_by(self, read: Callable[[], Awaitable[Page]]) -> Page:
+        page, era = await self._steadily(read)
+        if page.entries:
+            self._failovers.saw(page.end.id, era)
+        return page._replace(failover_era=era)
+
+    async def _steadily(self, read: Callable[[], Awaitable[Read]]) -> tuple[Read, int]:
+        """What one primary answers whose losses are known, and the era in which that is so."""
         failovers = self._failovers
         while True:
             generation = await self._note()
             era = failovers.era
-            page = await read()
+            found = await read()
             if self._noted != generation:  # it could not be noted; by now another may have
                 await self._note()
             if self._generation == generation and failovers.era == era:
-                if page.entries:
-                    failovers.saw(page.end.id, era)
-                return page._replace(failover_era=era)
+                return found, era
 
     @property
     def failover_era(self) -> int:
@@ -317,7 +324,7 @@ class Stream:
         Waiting and reading are sent together: one way to Redis and back instead of two.
         """
         asked = min(count, self._fits)
-        page = await self._steadily(lambda: self._follow(after, asked, witness))
+        page = await self._page_read_by(lambda: self._follow(after, asked, witness))
         if page.entries:
             self._fits = _fitting(page.entries)
             full = len(page.entries) + page.unreadable >= asked
@@ -418,7 +425,9 @@ class Stream:
 
     async def bounds(self) -> Bounds:
         """First and last id and the counters of the stream, as of now."""
-        bounds, _ = await self._look(START, 1)
+        (bounds, _), era = await self._steadily(lambda: self._look(START, 1))
+        if bounds.newest is not None:
+            self._failovers.saw(bounds.newest, era)
         return bounds
 
     async def left(self) -> int:
@@ -473,13 +482,14 @@ def _pairs(fields: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _bounds(info: dict[str, Any]) -> Bounds:
-    first = info.get("first-entry")
+    first, newest = info.get("first-entry"), info.get("last-entry")
     return Bounds(
         first=from_wire(first[0]) if first else None,
         last=from_wire(info["last-generated-id"]),
         added=info.get("entries-added"),
         length=info["length"],
         deleted=from_wire(info.get("max-deleted-entry-id", b"0-0")),
+        newest=from_wire(newest[0]) if newest else None,
     )
 
 
