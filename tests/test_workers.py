@@ -16,7 +16,7 @@ import pytest
 from logpipe.serving.workers import METRICS_DIR, METRICS_FOLDER, BackOff, _Worker, _Workers
 from logpipe.settings import Settings
 from tests.helpers import wait_until
-from tests.raw import connected, request
+from tests.raw import Connection, connected, request
 from tests.servers import Process, Valkey, free_port, spawned
 
 SUBSCRIBE = request(start="GET /subscribe HTTP/1.1")
@@ -375,21 +375,26 @@ async def test_workers_that_never_become_ready_end_all_in_the_end(
     assert "each has ended 3 times without being ready: all end" in caplog.text
 
 
+async def senders_of_a_part(process: Process, stack: contextlib.AsyncExitStack) -> list[Connection]:
+    """Connections to both workers, each of which has sent a request except for its end."""
+    senders = [await stack.enter_async_context(connected(process.url)) for _ in range(24)]
+    for sender in senders:
+        await sender.send(request(EVENT)[:-5])
+    return senders
+
+
 async def test_a_replaced_worker_finishes_its_requests(tmp_path: Path, valkey: Valkey) -> None:
     """Also one that takes longer than what requests get at the end of all."""
     environ = {"REDIS_ADDR": valkey.url, "ROLE": "collector"}
     async with two(tmp_path, **environ) as process, contextlib.AsyncExitStack() as stack:
         before = set(workers_of(process))
-        whole = request(EVENT)
-        senders = [await stack.enter_async_context(connected(process.url)) for _ in range(24)]
-        for sender in senders:
-            await sender.send(whole[:-5])
+        senders = await senders_of_a_part(process, stack)
         process.popen.send_signal(signal.SIGHUP)
         log = process.log
         await wait_until(lambda: "all workers are new processes" in log.read_text(), "they are new")
         assert before <= set(workers_of(process))  # they have requests left
         for sender in senders:
-            await sender.send(whole[-5:])
+            await sender.send(request(EVENT)[-5:])
             assert (await sender.answer()).status == 202
         await wait_until(lambda: not before & set(workers_of(process)), "they retire")
 
@@ -399,16 +404,13 @@ async def test_the_end_cuts_no_request_of_a_worker_that_retires(
 ) -> None:
     environ = {"REDIS_ADDR": valkey.url, "ROLE": "collector"}
     async with two(tmp_path, **environ) as process, contextlib.AsyncExitStack() as stack:
-        whole = request(EVENT)
-        senders = [await stack.enter_async_context(connected(process.url)) for _ in range(24)]
-        for sender in senders:
-            await sender.send(whole[:-5])
+        senders = await senders_of_a_part(process, stack)
         process.popen.send_signal(signal.SIGHUP)
         log = process.log
         await wait_until(lambda: "stopping: ending" in log.read_text(), "one retires")
         process.popen.terminate()
         for sender in senders:
-            await sender.send(whole[-5:])
+            await sender.send(request(EVENT)[-5:])
         answers = [await sender.answer() for sender in senders]
         assert [answer.status for answer in answers] == [202] * 24
         assert await process.exit_status() == 0
@@ -419,9 +421,7 @@ async def test_at_the_end_no_connection_waits_for_a_worker(tmp_path: Path, valke
     """As it would on a socket that this process still listens on."""
     environ = {"REDIS_ADDR": valkey.url, "ROLE": "collector"}
     async with two(tmp_path, **environ) as process, contextlib.AsyncExitStack() as stack:
-        senders = [await stack.enter_async_context(connected(process.url)) for _ in range(24)]
-        for sender in senders:
-            await sender.send(request(EVENT)[:-5])  # so that both take their two seconds
+        await senders_of_a_part(process, stack)  # so that both take their two seconds
         process.popen.terminate()
         await wait_until(lambda: process.log.read_text().count("stopping") == 2, "both stop")
         for _ in range(10):
