@@ -32,10 +32,12 @@ from tests.streams import NAME, add, address_of, event, once, stream_at
 
 @contextlib.asynccontextmanager
 async def all_taken(*clients: Any) -> AsyncIterator[None]:
-    """Has all connections of these clients' pools in use."""
+    """Has all connections of these clients' pools in use, none of them by others."""
     taken = []
+    pools = [client.connection_pool for client in clients]
+    await wait_until(lambda: not any(pool._in_use_connections for pool in pools), "none is in use")
     try:
-        for pool in (client.connection_pool for client in clients):
+        for pool in pools:
             while pool.can_get_connection():
                 taken.append((pool, pool.get_available_connection()))
         yield

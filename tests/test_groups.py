@@ -22,6 +22,7 @@ from logpipe.messages import Batch, Bye, Hello, Item, Start
 from logpipe.metrics import Metrics
 from logpipe.stream import Append, Stream, connections
 from logpipe.stream.groups import READ_BYTES, READ_ENTRIES
+from logpipe.stream.scripts import companion_key
 from tests.helpers import fair_time, wait_until
 from tests.servers import Valkey
 from tests.streams import NAME, add, address_of, event, plain, stream_at
@@ -655,6 +656,28 @@ async def test_what_is_trimmed_in_flight_still_reaches_its_subscriber(valkey: Va
             await wait_until(lambda: len(worker.got) == 4, "it goes on")
             assert [str(id_).encode() for id_ in worker.got[3:]] == [new]
             assert (worker.gaps, replica.lost) == ([], 0)
+
+
+async def test_what_is_trimmed_in_flight_and_never_written_is_a_loss(valkey: Valkey) -> None:
+    """Also where a claim of this process has found that it was trimmed."""
+    async with a_replica(valkey) as replica:
+        with replica.worker() as leaving:
+            await leaving.greet()
+            ids = await add(replica.stream, 3)
+            assert await leaving.take() == ids
+            await plain(replica.stream).xtrim(NAME, maxlen=0, approximate=False)
+            with replica.worker() as other:
+                await other.greet()
+                other.work()
+                await all_acknowledged(replica)
+                assert valkey.client.hlen(companion_key(NAME, "lost", GROUP)) == 3
+        assert (other.gaps, other.got) == ([], [])
+        await wait_until(lambda: not valkey.client.xinfo_consumers(NAME, GROUP), "it has left")
+        with replica.worker() as late:
+            late.work()
+            await wait_until(lambda: late.gaps, "the loss is reported")
+            assert ([gap.count for gap in late.gaps], late.got) == ([3], [])
+            assert replica.lost == 3
 
 
 async def test_a_flushed_group_is_made_anew_and_gets_all_new_events(

@@ -204,6 +204,7 @@ async def test_a_drain_is_skipped_by_ctrl_c_or_a_second_signal(
     ):
         reader = await subscribe(stack, process.url, SUBSCRIBE)
         said = process.log.read_text
+        await wait_until(lambda: said().count("Redis is ready") == int(workers), "all serve")
         for number in numbers[:-1]:
             process.popen.send_signal(number)
             await wait_until(lambda: said().count("draining: ") == int(workers), "all drain")

@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from logpipe import __version__
@@ -194,6 +194,8 @@ class Group:
         self._told: set[str] = set()
         self._in_flight: set[StreamId] = set()
         self._written: set[StreamId] = set()
+        self._trimmed: set[StreamId] = set()
+        """Entries in flight that were trimmed: recorded as losses until they are written."""
         self._departed: list[Member] = []
         """Members that have left, and whose entries are still theirs in Redis."""
         self._rewound = False
@@ -287,6 +289,7 @@ class Group:
             return
         ids = [entry.id for entry in share.entries]
         self._in_flight.difference_update(ids)
+        share.losses += self._lost_in_flight(ids)
         try:
             for consumer in self._terms.consumer.names:
                 moved, trimmed = await self.stream.groups.move(self.name, consumer, member.id, ids)
@@ -305,7 +308,17 @@ class Group:
             await asyncio.sleep(PAUSE_S)
         share.entries = [entry for entry in share.entries if entry.id in member.held]
 
+    def _lost_in_flight(self, ids: Iterable[StreamId]) -> list[str]:
+        """The records of the losses among entries that leave this process unwritten."""
+        lost = sorted(self._trimmed.intersection(ids))
+        self._trimmed.difference_update(lost)
+        self._metrics.lost(len(lost))
+        return [*map(str, lost)]
+
     async def _flush_written(self) -> None:
+        reached = self._trimmed.intersection(self._written)
+        self._trimmed.difference_update(reached)
+        self._told.update(map(str, reached))
         if self._written:
             ids = list(self._written)
             await self.stream.groups.acknowledge(self.name, ids)
@@ -466,6 +479,7 @@ class Group:
             self._go_back_for_members()
             self._in_flight.clear()
             self._written.clear()
+            self._trimmed.clear()
         self._work_wanted.set()
 
     def _go_back_for_members(self) -> None:
@@ -526,10 +540,10 @@ class Group:
         """Gives back what was read and has no reader here, for other replicas to take at once."""
         await self._flush_written()
         await self._take_back_from_departed()
+        await self._release_queue()
         if self._losses:
             await self.stream.groups.hand_back(self.name, self._losses)
             self._losses.clear()
-        await self._release_queue()
         await self.stream.groups.leave(self.name, self._terms.consumer.name)
         if not self.wanted:
             await self.stream.groups.records.exit(self.name, self._terms.consumer.holder)
@@ -541,6 +555,7 @@ class Group:
         self._queue.clear()
         self._unjudged.clear()
         self._in_flight.difference_update(ids)
+        self._losses += self._lost_in_flight(ids)
         if ids:
             self._left_behind = True
             await self.stream.groups.release(self.name, self._terms.consumer.name, ids)
@@ -607,12 +622,13 @@ class Group:
         self._unjudged.extend(new)
         self._written.update(claimed.unreadable)
         self._metrics.unreadable(len(claimed.unreadable))
-        # What was trimmed and is in flight here reaches its subscriber all the same.
-        self._told.update(str(id_) for id_ in claimed.lost if id_ in self._in_flight)
+        # What was trimmed and is in flight here reaches its subscriber all the same, as a rule.
+        self._trimmed.update(self._in_flight.intersection(claimed.lost))
         lost = [str(id_) for id_ in claimed.lost if id_ not in self._in_flight]
         self._metrics.lost(len(lost))
         if found := [*lost, *claimed.losses]:
-            here = {*self._told, *self._losses, *(each for s in self.shares for each in s.losses)}
+            here = {*self._told, *self._losses, *map(str, self._trimmed)}
+            here.update(*(share.losses for share in self.shares))
             self._losses += [record for record in found if record not in here]
         await self._judge()
 
@@ -668,6 +684,8 @@ class Group:
         await self._flush_written()
         if self._in_flight:
             await self.stream.groups.keep(self.name, consumer, self._in_flight)
+        if self._trimmed:  # so that no other process takes them for lost
+            await self.stream.groups.lose(self.name, [*self._trimmed])
         await self._take_back_from_departed()
         holdings = await self.stream.groups.holdings(self.name)
         self._metrics.pending(sum(holdings.values()))
