@@ -658,6 +658,29 @@ async def test_what_is_trimmed_in_flight_still_reaches_its_subscriber(valkey: Va
             assert (worker.gaps, replica.lost) == ([], 0)
 
 
+async def test_what_is_acknowledged_while_it_is_read_again_is_given_once(
+    valkey: Valkey,
+) -> None:
+    """The answer to a read of pending entries may come after that to their acknowledgement."""
+    async with a_replica(valkey) as replica:
+        with replica.worker() as worker:
+            await worker.greet()
+            ids = await add(replica.stream, 3)
+            assert await worker.take() == ids
+            group = replica.groups._groups[GROUP]
+            with group._reread():
+                consumer = valkey.client.xinfo_consumers(NAME, GROUP)[0]["name"].decode()
+                pending = await replica.stream.groups.history(GROUP, consumer, 10, START)
+                assert [entry.id for entry in pending.entries] == ids
+                await worker.subscription.sent()
+                await group._take(pending)
+            worker.work()
+            new = await add(replica.stream, 1)
+            await wait_until(lambda: len(worker.got) == 4, "it goes on")
+            assert worker.got == [*ids, *new]
+            assert not group._finished
+
+
 async def test_what_is_trimmed_in_flight_and_never_written_is_a_loss(valkey: Valkey) -> None:
     """Also where a claim of this process has found that it was trimmed."""
     async with a_replica(valkey) as replica:

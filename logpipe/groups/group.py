@@ -196,6 +196,10 @@ class Group:
         self._written: set[StreamId] = set()
         self._trimmed: set[StreamId] = set()
         """Entries in flight that were trimmed: recorded as losses until they are written."""
+        self._rereads = 0
+        """How many reads of pending entries are under way."""
+        self._finished: set[StreamId] = set()
+        """Entries that were acknowledged meanwhile: the answers may still have them."""
         self._departed: list[Member] = []
         """Members that have left, and whose entries are still theirs in Redis."""
         self._rewound = False
@@ -324,6 +328,8 @@ class Group:
             await self.stream.groups.acknowledge(self.name, ids)
             self._written.difference_update(ids)
             self._in_flight.difference_update(ids)
+            if self._rereads:
+                self._finished.update(ids)
         if self._told:
             records = list(self._told)
             await self.stream.groups.told(self.name, records)
@@ -605,26 +611,40 @@ class Group:
 
     async def _read_history(self, consumer: str, after: StreamId) -> StreamId | None:
         """Takes a page of what is pending for a consumer; the id to go on from, None at the end."""
-        async with self._terms.reads:
-            history = await self.stream.groups.history(
-                self.name, consumer, self._terms.pending_count, after
-            )
-        if history.lost:
-            await self.stream.groups.lose(self.name, history.lost)
-        await self._take(history)
+        with self._reread():
+            async with self._terms.reads:
+                history = await self.stream.groups.history(
+                    self.name, consumer, self._terms.pending_count, after
+                )
+            if history.lost:
+                await self.stream.groups.lose(self.name, history.lost)
+            await self._take(history)
         ids = [*(entry.id for entry in history.entries), *history.lost, *history.unreadable]
         return max(ids, default=None)
 
+    @contextlib.contextmanager
+    def _reread(self) -> Iterator[None]:
+        """Notes what is acknowledged while pending entries are read."""
+        self._rereads += 1
+        try:
+            yield
+        finally:
+            self._rereads -= 1
+            if not self._rereads:
+                self._finished.clear()
+
     async def _take(self, claimed: Claimed) -> None:
-        """Queues what Redis gave, apart from what is in flight here already."""
-        new = [entry for entry in claimed.entries if entry.id not in self._in_flight]
+        """Queues what Redis gave, apart from what is or was in flight here already."""
+        known = self._in_flight | self._finished
+        new = [entry for entry in claimed.entries if entry.id not in known]
         self._in_flight.update(entry.id for entry in new)
         self._unjudged.extend(new)
         self._written.update(claimed.unreadable)
         self._metrics.unreadable(len(claimed.unreadable))
         # What was trimmed and is in flight here reaches its subscriber all the same, as a rule.
         self._trimmed.update(self._in_flight.intersection(claimed.lost))
-        lost = [str(id_) for id_ in claimed.lost if id_ not in self._in_flight]
+        self._told.update(map(str, self._finished.intersection(claimed.lost)))
+        lost = [str(id_) for id_ in claimed.lost if id_ not in known]
         self._metrics.lost(len(lost))
         if found := [*lost, *claimed.losses]:
             here = {*self._told, *self._losses, *map(str, self._trimmed)}
@@ -725,18 +745,19 @@ class Group:
                 break
 
     async def _claim(self, consumer: str) -> None:
-        async with self._terms.reads:
-            claimed = await self.stream.groups.claim(
-                self.name,
-                consumer,
-                self._terms.pending_idle_ms,
-                max(1, min(self._terms.pending_count, self._wanted())),
-                after=self._claim_after,
-                generation=self._generation,
-            )
-        self._claim_after = claimed.end
-        self._metrics.claimed(len(claimed.entries))
-        await self._take(claimed)
+        with self._reread():
+            async with self._terms.reads:
+                claimed = await self.stream.groups.claim(
+                    self.name,
+                    consumer,
+                    self._terms.pending_idle_ms,
+                    max(1, min(self._terms.pending_count, self._wanted())),
+                    after=self._claim_after,
+                    generation=self._generation,
+                )
+            self._claim_after = claimed.end
+            self._metrics.claimed(len(claimed.entries))
+            await self._take(claimed)
 
     # -- members that acknowledge for themselves ----------------------------------------------
 
