@@ -20,10 +20,10 @@ from logpipe.ids import END, START
 from logpipe.problems import Unavailable
 from logpipe.redis_address import Node, RedisAddress
 from logpipe.stream import Append, Stream
-from logpipe.stream.connections import MAX_CONNECTIONS, WRITE_TIMEOUT_S, Connections, client
-from logpipe.stream.direct import Direct
+from logpipe.stream.connections import WRITE_TIMEOUT_S, Connections, client
 from logpipe.stream.failovers import Failovers
 from logpipe.stream.health import HeldUp
+from logpipe.stream.pool import MAX_CONNECTIONS, Pool
 from logpipe.stream.primary import Found, Primary
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, free_port, serving
@@ -32,7 +32,7 @@ from tests.streams import NAME, add, address_of, event, once, stream_at
 
 @contextlib.asynccontextmanager
 async def all_taken(*clients: Any) -> AsyncIterator[None]:
-    """Has all connections of these clients' pools in use, none of them by others."""
+    """Has all connections of redis-py's clients in use, none of them by others."""
     taken = []
     pools = [client.connection_pool for client in clients]
     await wait_until(lambda: not any(pool._in_use_connections for pool in pools), "none is in use")
@@ -44,6 +44,20 @@ async def all_taken(*clients: Any) -> AsyncIterator[None]:
     finally:
         for pool, connection in taken:
             await pool.release(connection)
+
+
+@contextlib.asynccontextmanager
+async def all_seats_taken(*pools: Pool) -> AsyncIterator[None]:
+    """Has all connections of these pools in use, none of them by others."""
+    seats = [pool._free for pool in pools]
+    await wait_until(lambda: {each._value for each in seats} == {MAX_CONNECTIONS}, "all are free")
+    for each in seats * MAX_CONNECTIONS:
+        await each.acquire()
+    try:
+        yield
+    finally:
+        for each in seats * MAX_CONNECTIONS:
+            each.release()
 
 
 def hold_up(seconds: float) -> None:
@@ -60,7 +74,7 @@ async def test_no_connection_left_is_busy_and_no_state_of_redis(
         redis = stream._redis
         await redis.check()
         caplog.clear()
-        async with all_taken(redis.reading, redis.writing, redis.blocking):
+        async with all_taken(redis.writing), all_seats_taken(redis.reading, redis.blocking):
             attempts = (stream.range(START, END, 1), stream.groups.leave("g", "c"))
             told = await asyncio.gather(*attempts, stream.wait(START), return_exceptions=True)
             for error in told:
@@ -142,7 +156,7 @@ async def test_probes_and_senders_do_not_notice_that_readers_wait(
         await wait_until(lambda: redis.health.kind == "ok", "Redis was reached")
         caplog.set_level(logging.INFO, "logpipe.redis")
         caplog.clear()
-        async with all_taken(redis.reading, redis.writing):
+        async with all_taken(redis.writing), all_seats_taken(redis.reading):
             waiting = [asyncio.create_task(http.get("/events")) for _ in range(3)]
             posted = await service.post({"source": "a", "message": "m"})
             keyed = await service.post({"source": "a", "message": "k"}, Idempotency_Key="k")
@@ -238,15 +252,15 @@ def test_an_answer_that_has_come_is_read_before_the_time_limit(valkey: Valkey) -
         near, far = socket.socketpair()
         near.setblocking(False)
         transport, _ = await loop.create_connection(_Holding, sock=near)
-        direct = Direct(address_of(valkey), 5.0, 0.3)
+        pool = Pool(address_of(valkey), 5.0, 0.3)
         try:
-            await direct.call("PING")
-            asking = asyncio.create_task(direct.call("BLPOP", "nothing", 0.2))
+            await pool.call("PING")
+            asking = asyncio.create_task(pool.call("BLPOP", "nothing", 0.2))
             await asyncio.sleep(0.05)
             far.send(b"x")
             return await asking
         finally:
-            await direct.aclose()
+            await pool.aclose()
             transport.close()
             far.close()
 

@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from logpipe.problems import Unavailable
 from logpipe.redis_address import Node, RedisAddress
 from logpipe.stream import finding
-from logpipe.stream.direct import Direct
+from logpipe.stream.pool import Pool
 from logpipe.stream.primary import Found, Primary
 from tests import deployments
 from tests.deployments import Deployment
@@ -62,7 +62,7 @@ async def test_appends_wait_for_the_end_of_a_failover(
     old, new = pair
     answers = Answers(node_of(old), failing_over=True)
     primary = primary_by(answers)
-    appending = Direct(RedisAddress(), 1, 10, primary)
+    appending = Pool(RedisAddress(), 1, 10, primary, holds=True)
     await primary.look()
     append = asyncio.create_task(appending.call("XADD", "logs", "*", "event", "{}"))
     await primary.look()  # asked again, it is still going on

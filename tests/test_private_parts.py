@@ -107,7 +107,6 @@ WIRE = "logpipe/wire.py"
 SERVER = "logpipe/serving/server.py"
 ADMISSION = "logpipe/serving/admission.py"
 FOLLOWING = "logpipe/stream/following.py"
-EXCHANGE = "logpipe/stream/exchange.py"
 PRIMARY = "logpipe/stream/primary.py"
 
 PARTS = (
@@ -229,24 +228,10 @@ PARTS = (
     ),
     Part(
         "redis",
-        "Connection",
-        Connection,
-        {"send_packed_command": "command check_health", "read_response": ""},
-        (EXCHANGE,),
-    ),
-    Part(
-        "redis",
         "BlockingConnectionPool",
         lambda: BlockingConnectionPool(connection_class=Connection),
         {"connection_kwargs": VALUE, "connection_class": VALUE},
         (FOLLOWING,),
-    ),
-    Part(
-        "redis",
-        "BlockingConnectionPool",
-        lambda: BlockingConnectionPool(connection_class=Connection),
-        {"get_connection": "", "release": "connection"},
-        (EXCHANGE,),
     ),
     Part(
         "redis",

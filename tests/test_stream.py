@@ -26,6 +26,7 @@ from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
 from logpipe.stream import Append, Appended, NoGroupError, RedisHealth, Stream, connections, gap_of
 from logpipe.stream.append import MAX_TRANSACTION_EVENTS
+from logpipe.stream.pool import MAX_CONNECTIONS, Pool, PooledConnection
 from logpipe.stream.scripts import companion_key
 from logpipe.stream.stream import PAGE_BYTES
 from tests.helpers import fair_time, unmeasured, wait_until
@@ -46,27 +47,30 @@ from tests.streams import (
 GROUP = "workers"
 
 
-class FakeDirect:
-    """Stands in for `Direct`, over fakeredis."""
+class FakePool(Pool):
+    """A pool over fakeredis, which executes the commands of a transaction one by one."""
 
     def __init__(self, server: fakeredis.FakeServer) -> None:
         self._client: Any = fakeredis.FakeAsyncRedis(server=server)
-
-    async def call(self, *command: Any) -> list[Any]:
-        try:
-            return [await self._client.execute_command(*command)]
-        except NoScriptError as error:
-            raise ResponseError(f"NOSCRIPT {error}") from None
+        self._client.response_callbacks.clear()  # answers as hiredis reads them
 
     async def exchange(self, packed: list[bytes], count: int) -> list[Any]:
-        """A transaction, of which fakeredis does one command after the other."""
         reader = hiredis.Reader()
         reader.feed(b"".join(packed))
         commands = [reader.gets() for _ in range(count)]
         assert reader.gets() is False
-        assert (commands[0], commands[-1]) == ([b"MULTI"], [b"EXEC"])
-        done = [await self._client.execute_command(*command) for command in commands[1:-1]]
+        if commands[0] != [b"MULTI"]:
+            return [await self._answer(command) for command in commands]
+        done = [await self._answer(command) for command in commands[1:-1]]
         return [b"OK", *[b"QUEUED" for _ in done], done]
+
+    async def _answer(self, command: list[bytes]) -> Any:
+        try:
+            return await self._client.execute_command(*command)
+        except NoScriptError as error:
+            return ResponseError(f"NOSCRIPT {error}")
+        except ResponseError as error:
+            return error
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -81,7 +85,7 @@ async def stream(
         monkeypatch.setattr(
             connections, "client", lambda *_: fakeredis.FakeAsyncRedis(server=server)
         )
-        monkeypatch.setattr(connections, "Direct", lambda *_: FakeDirect(server))
+        monkeypatch.setattr(connections, "Pool", lambda *_, **__: FakePool(server))
         address = RedisAddress(host="fake")
     else:
         address = address_of(request.getfixturevalue("valkey"))
@@ -973,20 +977,24 @@ async def test_a_frozen_redis_fails_a_write_within_two_seconds(own_valkey: Valke
 async def test_a_connection_that_the_server_closed_while_idle_is_renewed(
     valkey: Valkey, real: Stream
 ) -> None:
-    clients = (real._redis.writing, real._redis.reading, real._redis.blocking)
+    redis = real._redis
     for _ in range(20):
         await add(real)
         await real.wait(START)
         valkey.client.client_kill_filter(_type="normal", skipme=True)
-        idle = [
-            connection
-            for client in clients
-            for connection in client.connection_pool._available_connections
-        ]
+        idle = list(redis.writing.connection_pool._available_connections)
+        ours = [*redis.appending._idle, *redis.reading._idle, *redis.blocking._idle]
+        assert len(ours) == 3
         await wait_until(partial(all_closed, idle), "the end of the connections is seen")
+        await wait_until(partial(all_lost, ours), "so is that of the pools' connections")
         await add(real)
         await real.wait(START)
     assert (await real.bounds()).length == 40
+
+
+def all_lost(connections: list[PooledConnection]) -> bool:
+    """Whether the other side has ended these idle connections of pools."""
+    return all(each.lost for each in connections)
 
 
 def all_closed(connections: list[Any]) -> bool:
@@ -1059,14 +1067,16 @@ async def test_a_task_that_is_cancelled_within_a_command_ends(real: Stream) -> N
             task.cancel()
             await asyncio.wait((task,), timeout=2)
             assert task.cancelled()
-    for client in (real._redis.writing, real._redis.reading, real._redis.blocking):
-        assert not client.connection_pool._in_use_connections
+    redis = real._redis
+    assert not redis.writing.connection_pool._in_use_connections
+    for pool in (redis.appending, redis.reading, redis.blocking):
+        assert pool._free._value == MAX_CONNECTIONS
 
 
 async def test_more_readers_than_connections_are_all_answered(real: Stream) -> None:
     await add(real, 2)
     with unmeasured():
-        asked = [real.read(Cursor(START), 10) for _ in range(3 * connections.MAX_CONNECTIONS)]
+        asked = [real.read(Cursor(START), 10) for _ in range(3 * MAX_CONNECTIONS)]
         pages = await asyncio.gather(*asked)
     assert {len(page.entries) for page in pages} == {2}
     assert real.health.kind == "connecting"

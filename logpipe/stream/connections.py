@@ -41,7 +41,6 @@ from redis.exceptions import (
 
 from logpipe.problems import BUSY, Unavailable
 from logpipe.redis_address import RedisAddress
-from logpipe.stream.direct import Direct
 from logpipe.stream.disk import Disk, Room, Use, use_of
 from logpipe.stream.failovers import Failovers, Topology, failovers_key, replication_id
 from logpipe.stream.finding import primary_of
@@ -52,6 +51,13 @@ from logpipe.stream.following import (
     FollowingTLSConnection,
 )
 from logpipe.stream.health import HeldUp, Kind, RedisHealth, Servers
+from logpipe.stream.pool import (
+    CONNECTION_WAIT_S,
+    MAX_CONNECTIONS,
+    Pool,
+    PooledConnection,
+    PoolExhaustedError,
+)
 from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import Replicas, in_sync
 
@@ -61,15 +67,9 @@ CONNECT_TIMEOUT_S = 1.0
 WRITE_TIMEOUT_S = 1.5
 """A POST is answered within two seconds, whatever Redis does."""
 READ_TIMEOUT_S = 5.0
-MAX_CONNECTIONS = 80
-"""Of each kind that requests share; a command that needs one more waits. More than
-`groups.MAX_GROUPS`, each of which holds one to wait for entries, and the feed, which holds another.
-"""
 UPKEEP_CONNECTIONS = 4
 """For what the process does on its own account, one command after the other each: the monitor, the
 trimmer and the measurements."""
-CONNECTION_WAIT_S = 1.5
-"""How long a command waits for a connection: as long as a write may wait for its answer."""
 MONITOR_S = 1.0
 """Between two looks at a healthy Redis."""
 TROUBLED_S = 0.2
@@ -125,13 +125,15 @@ class Connections:
         if primary is not None:
             topology = "sentinel" if address.sentinels else "cluster"
         self.failovers = known = Failovers(key, topology)
-        self.appending = Direct(address, CONNECT_TIMEOUT_S, WRITE_TIMEOUT_S, primary, known)
-        self.appending_many = Direct(address, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, primary, known)
+        append = partial(Pool, address, CONNECT_TIMEOUT_S, greet=self._greet_to_append, holds=True)
+        read = partial(Pool, address, CONNECT_TIMEOUT_S, greet=self._greet_to_read)
+        self.appending = append(WRITE_TIMEOUT_S, primary)
+        self.appending_many = append(READ_TIMEOUT_S, primary)
         """For appends of many events: Redis goes on with one whose request has ended, so the
         next must not begin before."""
+        self.reading = read(READ_TIMEOUT_S, primary)
+        self.blocking = read(block_ms / 1000 + READ_TIMEOUT_S, primary)
         self.writing = client(address, WRITE_TIMEOUT_S, primary, known)
-        self.blocking = client(address, block_ms / 1000 + READ_TIMEOUT_S, primary, known)
-        self.reading = client(address, READ_TIMEOUT_S, primary, known)
         self.upkeep = client(address, check_s, primary, known, UPKEEP_CONNECTIONS)
         self.held_up = HeldUp()
         self.replicas = Replicas(ack_replicas) if ack_replicas else None
@@ -158,14 +160,23 @@ class Connections:
 
     async def aclose(self) -> None:
         """Closes them all; one that does not close in time keeps none of the others open."""
-        for client in (
-            *(self.appending, self.appending_many),
-            *(self.writing, self.blocking, self.reading, self.upkeep),
-        ):
+        pools = (self.appending, self.appending_many, self.reading, self.blocking)
+        for client in (*pools, self.writing, self.upkeep):
             with contextlib.suppress(RedisError, OSError):
                 await client.aclose()
         if self.primary is not None:
             await self.primary.aclose()
+
+    async def _greet_to_append(self, connection: PooledConnection) -> None:
+        """Record a loss of the stream's end before anything is appended after it."""
+        if self.primary is not None:
+            self.failovers.spared = await self.primary.spared()
+        answer = await connection.ask(self.failovers.command, CONNECT_TIMEOUT_S)
+        self.failovers.noted(answer)
+
+    async def _greet_to_read(self, connection: PooledConnection) -> None:
+        answer = await connection.ask(_REPLICATION, CONNECT_TIMEOUT_S)
+        _meet(self.failovers, answer)
 
     async def monitor(self) -> None:
         """Looks at Redis for ever, so that `health` is true also when nothing is sent."""
@@ -316,7 +327,7 @@ class Connections:
                 task = None  # it keeps the exception that ends it, which refers to this frame
                 if swallowed:
                     raise asyncio.CancelledError
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, OSError, TimeoutError, PoolExhaustedError) as error:
             if str(error).startswith("NOGROUP"):
                 raise NoGroupError(str(error)) from None
             if why := self._busy(error, watch):
@@ -326,7 +337,7 @@ class Connections:
 
     def _busy(self, error: Exception, watch: "_Stopwatch") -> str:
         """Why this process's own load is to blame for an error; empty where it is not."""
-        if str(error) == _NO_CONNECTION_LEFT:
+        if isinstance(error, PoolExhaustedError) or str(error) == _NO_CONNECTION_LEFT:
             self._count_limited({"redis_connections": 1})
             return "all connections of this process to Redis are in use"
         if watch.held_s > watch.turned_s and _timed_out(error):
@@ -451,7 +462,7 @@ def client(
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
         "client_name": "logpipe",
-        "redis_connect_func": partial(_meet, failovers),
+        "redis_connect_func": partial(_greet, failovers),
     }
     if address.authority:
         common["ssl_ca_certs"] = address.authority
@@ -480,17 +491,27 @@ def client(
     return aioredis.Redis.from_pool(pool)
 
 
-async def _meet(failovers: Failovers, connection: AbstractConnection) -> None:
-    """Begins a connection, and notices a primary with another past.
+_REPLICATION = ("INFO", "replication")
+
+
+async def _greet(failovers: Failovers, connection: AbstractConnection) -> None:
+    """Begin a connection of redis-py."""
+    await connection.on_connect_check_health(check_health=False)
+    await connection.send_command(*_REPLICATION)
+    try:
+        answer = await connection.read_response()
+    except ResponseError as error:
+        answer = error
+    _meet(failovers, answer)
+
+
+def _meet(failovers: Failovers, answer: Any) -> None:
+    """Take the answer to `_REPLICATION` of a new connection; notice a primary with another past.
 
     Raises `ReadOnlyError` where a primary was expected: one that Sentinels have made a replica
     lacks the end of its stream, and not even the ids there say so.
     """
-    await connection.on_connect_check_health(check_health=False)
-    await connection.send_command("INFO", "replication")
-    info = b""
-    with contextlib.suppress(ResponseError):  # a user that may not call it can use the stream
-        info = await connection.read_response()
+    info = b"" if isinstance(answer, ResponseError) else answer  # a user that may not call it
     failovers.met(replication_id(info))
     if failovers.topology == "sentinel" and b"\r\nrole:slave\r\n" in info:
         raise ReadOnlyError("a replica, not the primary")

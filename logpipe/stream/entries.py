@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from logpipe.event import Entry, read_entry
 from logpipe.ids import StreamId, from_wire
@@ -15,10 +14,10 @@ RawEntry = tuple[bytes, Sequence[bytes] | None]
 """An entry as hiredis reads it: its id, then its fields and values in turn (None: deleted)."""
 
 
-def entry_of(id_: bytes, fields: dict[bytes, bytes] | None) -> tuple[StreamId, Entry | None]:
-    """An entry as Redis sends it; None for one that holds no event."""
-    where = from_wire(id_)
-    return where, read_entry(where, fields.get(FIELD) if fields else None)
+def entry_of(raw: RawEntry) -> tuple[StreamId, Entry | None]:
+    """The id of an entry, and the entry; None for one that holds no event."""
+    id_ = from_wire(raw[0])
+    return id_, read_entry(id_, event_json(raw[1]))
 
 
 def event_json(fields: Sequence[bytes] | None) -> bytes | None:
@@ -31,7 +30,7 @@ def event_json(fields: Sequence[bytes] | None) -> bytes | None:
 
 
 async def decoded(
-    raw: Sequence[Any], turns: Turns, most: float = math.inf
+    raw: Sequence[RawEntry], turns: Turns, most: float = math.inf
 ) -> list[tuple[StreamId, Entry | None]]:
     """`entry_of` of many, in turns: of all, or of the first ones whose JSON has `most` bytes or
     little more."""
@@ -39,8 +38,8 @@ async def decoded(
 
     def decoding() -> Iterator[None]:
         size = 0
-        for id_, fields in raw:
-            pairs.append(pair := entry_of(id_, fields))
+        for each in raw:
+            pairs.append(pair := entry_of(each))
             if (entry := pair[1]) is not None:
                 size += len(entry.json)
                 if size >= most:

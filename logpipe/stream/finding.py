@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from logpipe.redis_address import Node, RedisAddress
-from logpipe.stream.direct import Direct
+from logpipe.stream.pool import Pool
 from logpipe.stream.primary import Found, Primary, Reach
 
 log = logging.getLogger("logpipe.redis")
@@ -78,7 +78,7 @@ async def _compare(address: RedisAddress, old: Node, new: Node) -> str:
     return ""
 
 
-async def _replication(node: Direct) -> dict[str, str]:
+async def _replication(node: Pool) -> dict[str, str]:
     (info,) = await node.call("INFO", "replication")
     return dict(line.split(":", 1) for line in info.decode().split("\r\n") if ":" in line)
 
@@ -130,7 +130,7 @@ class _Sentinels:
                     len(self._sentinels),
                 )
 
-    async def _ask(self, sentinel: Direct) -> tuple[tuple[bool, int], Node, bool]:
+    async def _ask(self, sentinel: Pool) -> tuple[tuple[bool, int], Node, bool]:
         """How new its word is, the word, and whether it is at a failover.
 
         The leader of a failover names the new primary by its address alone as long as it has the
@@ -189,8 +189,8 @@ class _Slots:
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        for direct in self._nodes.values():
-            await direct.aclose()
+        for pool in self._nodes.values():
+            await pool.aclose()
 
 
 def _node(told: Any, by: Node) -> Node:
@@ -198,8 +198,8 @@ def _node(told: Any, by: Node) -> Node:
     return Node(told[0].decode() if told[0] else by.host, int(told[1]))
 
 
-def _connected(node: Node, tls: bool, username: str | None, password: str | None) -> Direct:
+def _connected(node: Node, tls: bool, username: str | None, password: str | None) -> Pool:
     address = RedisAddress(
         host=node.host, port=node.port, tls=tls, username=username, password=password
     )
-    return Direct(address, ASK_TIMEOUT_S, ASK_TIMEOUT_S)
+    return Pool(address, ASK_TIMEOUT_S, ASK_TIMEOUT_S)

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 from logpipe.continuity import Bounds, Cursor, Gap
 from logpipe.ids import StreamId, from_wire
+from logpipe.stream.entries import RawEntry
 from logpipe.stream.group_records import CURRENT, NOW
 from logpipe.stream.scripts import LESS, Script
 
@@ -301,7 +302,7 @@ class GroupRead(NamedTuple):
     """An answer of `READ`: raw entries, the records of what the group missed, up to where it has
     read, and how many entries it has not read yet."""
 
-    entries: list[tuple[bytes, dict[bytes, bytes]]]
+    entries: list[RawEntry]
     missed: list[str]
     end: StreamId
     lag: int | None
@@ -309,8 +310,7 @@ class GroupRead(NamedTuple):
 
 def group_read(answer: Any) -> GroupRead:
     """What the script's answer says."""
-    raw, last, read, first, newest, added, length, deleted, missed = answer
-    entries = with_fields(raw)
+    entries, last, read, first, newest, added, length, deleted, missed = answer
     group = Cursor(from_wire(last), read)
     bounds = Bounds(
         first=from_wire(first) if first else None,
@@ -322,11 +322,6 @@ def group_read(answer: Any) -> GroupRead:
     end = from_wire(entries[-1][0]) if entries else group.id
     lag = _lag(group, bounds, len(entries))
     return GroupRead(entries, [record.decode() for record in missed], end, lag)
-
-
-def with_fields(raw: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Entries as a script gives them: the fields are a flat list."""
-    return [(id_, dict(zip(f[::2], f[1::2], strict=True))) for id_, f in raw]
 
 
 def gap_of(record: str) -> Gap:

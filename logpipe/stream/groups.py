@@ -24,7 +24,6 @@ from logpipe.stream.group_scripts import (
     READ,
     SWEEP,
     group_read,
-    with_fields,
 )
 from logpipe.stream.scripts import companion_key
 from logpipe.turns import Turns
@@ -131,8 +130,9 @@ class StreamGroups:
     async def history(self, group: str, consumer: str, count: int, after: StreamId) -> Claimed:
         """What is pending for this consumer, from an id on."""
         async with self._redis.translated():
-            answer: Any = await self._redis.writing.xreadgroup(
-                group, consumer, {self._stream: str(after)}, count
+            (answer,) = await self._redis.reading.call(
+                *("XREADGROUP", "GROUP", group, consumer, "COUNT", count),
+                *("STREAMS", self._stream, str(after)),
             )
         return await self._claimed(answer[0][1] if answer else [], [])
 
@@ -247,7 +247,7 @@ class StreamGroups:
         if answer == 0:
             raise FilterChangedError
         end, raw, trimmed, late = answer
-        claimed = await self._claimed(with_fields(raw), [from_wire(id_) for id_ in trimmed])
+        claimed = await self._claimed(raw, [from_wire(id_) for id_ in trimmed])
         return claimed._replace(end=from_wire(end), losses=[record.decode() for record in late])
 
     async def lose(self, group: str, ids: Sequence[StreamId]) -> None:
@@ -271,8 +271,8 @@ class StreamGroups:
     async def pending(self, group: str) -> int:
         """How many entries of the group are delivered and not acknowledged."""
         async with self._redis.translated():
-            summary = await self._redis.reading.xpending(self._stream, group)
-        return int(summary["pending"])
+            (summary,) = await self._redis.reading.call("XPENDING", self._stream, group)
+        return int(summary[0])
 
     async def sweep(self, group: str, consumer: str, idle_ms: int) -> int:
         """Removes other consumers that have nothing pending and were idle for so long. How many.

@@ -52,18 +52,19 @@ _DOUBTFUL = (
 )
 """Errors after which another node may be the primary."""
 
-_REFUSALS: dict[str, type[ResponseError]] = {
+_REFUSALS: dict[str, type[RedisError]] = {
     "MOVED": MovedError,
     "ASK": AskError,
     "TRYAGAIN": TryAgainError,
     "CLUSTERDOWN": ClusterDownError,
     "READONLY": ReadOnlyError,
+    "LOADING": BusyLoadingError,
 }
 
 
-def refusal(error: ResponseError) -> ResponseError:
-    """An error of hiredis', of redis-py's class for it where it says that the primary is another
-    node."""
+def refusal(error: ResponseError) -> RedisError:
+    """Return an error of hiredis as redis-py's class for it where it says that the primary is
+    another node, or is loading its data; else as it is."""
     word, _, rest = str(error).partition(" ")
     kind = _REFUSALS.get(word)
     return kind(rest) if kind else error

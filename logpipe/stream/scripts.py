@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import redis.asyncio as aioredis
 from redis.exceptions import NoScriptError, ResponseError
 
-from logpipe.stream.direct import Direct
+from logpipe.stream.pool import Pool
 
 # Numbers of a script have 53 bits, halves of ids 64: they are compared as texts.
 LESS = """
@@ -37,21 +37,21 @@ class Script(NamedTuple):
         except NoScriptError:
             return await client.eval(self.text, len(keys), *keys, *arguments)
 
-    async def run_directly(self, direct: Direct, keys: list[str], *arguments: Any) -> Any:
+    async def run_in_pool(self, pool: Pool, keys: list[str], *arguments: Any) -> Any:
         """As `run`."""
         try:
-            return (await direct.call("EVALSHA", self.sha, len(keys), *keys, *arguments))[0]
+            return (await pool.call("EVALSHA", self.sha, len(keys), *keys, *arguments))[0]
         except ResponseError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
-        return (await direct.call("EVAL", self.text, len(keys), *keys, *arguments))[0]
+        return (await pool.call("EVAL", self.text, len(keys), *keys, *arguments))[0]
 
-    async def run_directly_and(
-        self, then: bytes, direct: Direct, keys: list[str], *arguments: Any
+    async def run_in_pool_and(
+        self, then: bytes, pool: Pool, keys: list[str], *arguments: Any
     ) -> tuple[Any, Any]:
         """As `run`, and the answer to a packed command that goes with it: to wait after a script
         that turned out to be forgotten would be in vain, so its text goes along."""
-        first, second = await direct.call(
+        first, second = await pool.call(
             "EVAL", self.text, len(keys), *keys, *arguments, then=[then]
         )
         return first, second

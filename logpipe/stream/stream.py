@@ -6,13 +6,13 @@ retries: a verb works or raises `Unavailable`, and the loops above decide.
 
 import math
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 from redis.exceptions import ResponseError
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor, Gap, gap_after
-from logpipe.event import Entry, read_entry
+from logpipe.event import Entry
 from logpipe.ids import START, StreamId, from_wire, parse_id
 from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
@@ -30,8 +30,7 @@ from logpipe.stream.append import (
 )
 from logpipe.stream.connections import Connections, Keeping, Memory
 from logpipe.stream.disk import Disk
-from logpipe.stream.entries import RawEntry, decoded, event_json
-from logpipe.stream.exchange import exchange
+from logpipe.stream.entries import RawEntry, decoded, entry_of
 from logpipe.stream.failovers import NOTE, gap_before
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
@@ -177,14 +176,12 @@ class Stream:
         keys, rest = arguments(
             self.name, self._maxlen, requests, self._keys.ttl_ms, most, waits=replicas is not None
         )
-        direct = self._redis.appending_many if many else self._redis.appending
+        pool = self._redis.appending_many if many else self._redis.appending
         async with self._redis.translated():
             if replicas is None:
-                answers = await APPEND.run_directly(direct, keys, *rest)
+                answers = await APPEND.run_in_pool(pool, keys, *rest)
             else:
-                answers, waited = await APPEND.run_directly_and(
-                    replicas.packed, direct, keys, *rest
-                )
+                answers, waited = await APPEND.run_in_pool_and(replicas.packed, pool, keys, *rest)
                 replicas.check(waited)
         return [outcome(answer) for answer in answers]
 
@@ -300,18 +297,19 @@ class Stream:
         if not ends:
             return None
         async with self._redis.translated():
-            following = await exchange(
-                self._redis.reading,
+            following = await self._redis.reading.call_all(
                 *(("XRANGE", self.name, str(end.after()), "+", "COUNT", 1) for end in ends),
             )
         for end, rows in zip(ends, following, strict=True):
-            if not isinstance(rows, Exception) and (not rows or from_wire(rows[0][0]) > id_):
+            if not rows or from_wire(rows[0][0]) > id_:
                 return end
         return ends[-1]
 
     async def _read(self, after: Cursor, count: int, witness: StreamId) -> Page:
         async with self._redis.translated():
-            raw: Any = await self._redis.reading.xrange(self.name, str(after.id), "+", count + 1)
+            (raw,) = await self._redis.reading.call(
+                "XRANGE", self.name, str(after.id), "+", "COUNT", count + 1
+            )
         if raw and from_wire(raw[0][0]) == after.id:
             # Trimming takes from the front: while the cursor's own entry is there, nothing after
             # it has gone.
@@ -335,19 +333,15 @@ class Stream:
 
     async def _follow(self, after: Cursor, count: int, witness: StreamId) -> Page:
         async with self._redis.translated():
-            waited, raw = await exchange(
-                self._redis.blocking,
-                ("XREAD", "COUNT", 1, "BLOCK", self._block_ms, "STREAMS", self.name, str(after.id)),
+            _, raw = await self._redis.blocking.call_all(
+                self._wait_command(after.id),
                 ("XRANGE", self.name, str(after.id), "+", "COUNT", count + 1),
             )
-            for answer in (waited, raw):
-                if isinstance(answer, Exception):
-                    raise answer
         parted = self.parted_since(self._followed) if self._followed >= 0 else None
         if parted is not None and parted < after.id:
             return await self._rejoin(after, parted, count)
         if raw and from_wire(raw[0][0]) == after.id:
-            return await self._page(after, [(id_, dict(_pairs(fields))) for id_, fields in raw[1:]])
+            return await self._page(after, raw[1:])
         return await self._prove(after, count, witness)
 
     async def _prove(self, after: Cursor, count: int, witness: StreamId) -> Page:
@@ -407,10 +401,11 @@ class Stream:
 
     async def _look(self, after: StreamId, count: int) -> tuple[Bounds, list[Any]]:
         """The bounds and the entries after an id, as of one moment."""
-        async with self._redis.translated(), self._redis.reading.pipeline(transaction=True) as pipe:
-            pipe.xinfo_stream(self.name)
-            pipe.xrange(self.name, f"({after}", "+", count)
-            info, raw = await pipe.execute(raise_on_error=False)
+        async with self._redis.translated():
+            info, raw = await self._redis.reading.transact(
+                ("XINFO", "STREAM", self.name),
+                ("XRANGE", self.name, f"({after}", "+", "COUNT", count),
+            )
             if isinstance(info, ResponseError) and "no such key" in str(info).lower():
                 return NO_STREAM, []
             for answer in (info, raw):
@@ -421,7 +416,11 @@ class Stream:
     async def wait(self, after: StreamId) -> None:
         """Returns when the stream has an entry after `after`, or after BLOCK_MS."""
         async with self._redis.translated():
-            await self._redis.blocking.xread({self.name: str(after)}, count=1, block=self._block_ms)
+            await self._redis.blocking.call(*self._wait_command(after))
+
+    def _wait_command(self, after: StreamId) -> tuple[Any, ...]:
+        ids = (self.name, str(after))
+        return ("XREAD", "COUNT", 1, "BLOCK", self._block_ms, "STREAMS", *ids)
 
     async def bounds(self) -> Bounds:
         """First and last id and the counters of the stream, as of now."""
@@ -454,9 +453,7 @@ class Stream:
         else:
             command = ("XRANGE", self.name, str(low), str(high), "COUNT", count)
         async with self._redis.translated():
-            (raw,) = await exchange(self._redis.reading, command)
-            if isinstance(raw, Exception):
-                raise raw
+            (raw,) = await self._redis.reading.call(*command)
         return cast("list[RawEntry]", raw)
 
     async def range(
@@ -464,11 +461,7 @@ class Stream:
     ) -> list[tuple[StreamId, Entry | None]]:
         """As `raw_range`, decoded; None stands for an entry that holds no event."""
         rows = await self.raw_range(low, high, count, newest_first=newest_first)
-        ids = [from_wire(id_) for id_, _ in rows]
-        return [
-            (id_, read_entry(id_, event_json(fields)))
-            for id_, (_, fields) in zip(ids, rows, strict=True)
-        ]
+        return [entry_of(row) for row in rows]
 
 
 def _fitting(entries: Sequence[Entry]) -> int:
@@ -476,19 +469,15 @@ def _fitting(entries: Sequence[Entry]) -> int:
     return max(1, PAGE_BYTES * len(entries) // sum(len(entry.json) for entry in entries))
 
 
-def _pairs(fields: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    each = iter(fields)
-    return zip(each, each, strict=True)
-
-
-def _bounds(info: dict[str, Any]) -> Bounds:
-    first, newest = info.get("first-entry"), info.get("last-entry")
+def _bounds(fields: list[Any]) -> Bounds:
+    info = dict(zip(fields[::2], fields[1::2], strict=True))
+    first, newest = info.get(b"first-entry"), info.get(b"last-entry")
     return Bounds(
         first=from_wire(first[0]) if first else None,
-        last=from_wire(info["last-generated-id"]),
-        added=info.get("entries-added"),
-        length=info["length"],
-        deleted=from_wire(info.get("max-deleted-entry-id", b"0-0")),
+        last=from_wire(info[b"last-generated-id"]),
+        added=info.get(b"entries-added"),
+        length=info[b"length"],
+        deleted=from_wire(info.get(b"max-deleted-entry-id", b"0-0")),
         newest=from_wire(newest[0]) if newest else None,
     )
 
