@@ -10,6 +10,7 @@ from logpipe.ids import END, StreamId
 from logpipe.metrics import Metrics
 from logpipe.redis_address import RedisAddress
 from logpipe.stream import Append, Appended, Once, Rule, Stream, digest_of
+from logpipe.stream.monitor import Intervals
 from tests.servers import Valkey
 
 NAME = "logs"
@@ -18,6 +19,9 @@ MAXLEN = 1000
 
 def event(number: int = 0) -> bytes:
     return b'{"source":"api","message":"number %d"}' % number
+
+
+QUICK = Intervals(healthy_s=0.02, troubled_s=0.01, refused_s=0.05)
 
 
 def events(count: int) -> list[bytes]:
@@ -30,7 +34,8 @@ def address_of(server: Valkey, **more: Any) -> RedisAddress:
 
 @asynccontextmanager
 async def stream_at(address: RedisAddress, **more: Any) -> AsyncIterator[Stream]:
-    stream = Stream(address, NAME, **{"maxlen": MAXLEN, "block_ms": 200, **more})
+    given = {"maxlen": MAXLEN, "block_ms": 200, "intervals": QUICK, **more}
+    stream = Stream(address, NAME, **given)
     try:
         yield stream
     finally:

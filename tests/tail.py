@@ -23,11 +23,11 @@ from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Notice, Progress, Start
 from logpipe.problems import Unavailable
 from logpipe.redis_address import RedisAddress
-from logpipe.stream import Page, Stream, connections
+from logpipe.stream import Page, Stream
 from tests.helpers import wait_until
 from tests.model import Reader
 from tests.schedules import Schedule
-from tests.streams import NAME, running
+from tests.streams import NAME, QUICK, running
 
 
 def taking(source: str | None) -> Filter:
@@ -68,7 +68,7 @@ class Replica:
     def __init__(
         self, address: RedisAddress, window: int, batch: int, chance: random.Random
     ) -> None:
-        self.stream = FlakyStream(address, NAME, maxlen=10**6, block_ms=30)
+        self.stream = FlakyStream(address, NAME, maxlen=10**6, block_ms=30, intervals=QUICK)
         self.stream.chance = chance
         self._options = {"queue_len": window, "batch_count": batch, "heartbeat_s": 0.05}
         self._stack = contextlib.AsyncExitStack()
@@ -332,8 +332,6 @@ class Tail(Schedule):
 def hurry(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Has nothing wait for an outage longer than it must, nor log it."""
     caplog.set_level("CRITICAL", logger="logpipe")
-    monkeypatch.setattr(connections, "MONITOR_S", 0.02)
-    monkeypatch.setattr(connections, "TROUBLED_S", 0.01)
     monkeypatch.setattr(hub_module, "OUTAGE_PAUSE_S", 0.003)
     monkeypatch.setattr(hub_module, "RECOVERY_S", 0.02)
     monkeypatch.setattr(subscription_module, "RETRY_S", 0.02)

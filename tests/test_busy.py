@@ -23,11 +23,12 @@ from logpipe.stream import Append, Stream
 from logpipe.stream.connections import WRITE_TIMEOUT_S, Connections, client
 from logpipe.stream.failovers import Failovers
 from logpipe.stream.health import HeldUp
+from logpipe.stream.monitor import Monitor
 from logpipe.stream.pool import MAX_CONNECTIONS, Pool
 from logpipe.stream.primary import Found, Primary
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, free_port, serving
-from tests.streams import NAME, add, address_of, event, once, stream_at
+from tests.streams import NAME, QUICK, add, address_of, event, once, stream_at
 
 
 @contextlib.asynccontextmanager
@@ -71,8 +72,8 @@ async def test_no_connection_left_is_busy_and_no_state_of_redis(
     limited: Counter[str] = Counter()
     async with stream_at(address_of(valkey), count_limited=limited.update) as stream:
         await add(stream, 3)
-        redis = stream._redis
-        await redis.check()
+        redis, monitor = stream._redis, stream._monitor
+        await monitor.check()
         caplog.clear()
         async with all_taken(redis.writing), all_seats_taken(redis.reading, redis.blocking):
             attempts = (stream.range(START, END, 1), stream.groups.leave("g", "c"))
@@ -84,7 +85,7 @@ async def test_no_connection_left_is_busy_and_no_state_of_redis(
                 assert "Redis:" not in error.detail
             assert stream.health.kind == "ok"
             await stream.append([Append([event(4)]), Append([event(5)], once("k"))])
-            await redis.check()
+            await monitor.check()
             assert (await stream.trimming.size()).entries == 5
             assert await stream.size() > 0
         assert len(await stream.range(START, END, 9)) == 5
@@ -181,8 +182,8 @@ async def test_a_time_limit_missed_by_this_process_is_no_state_of_redis(
 ) -> None:
     async with stream_at(address_of(own_valkey)) as stream:
         await add(stream)
-        redis = stream._redis
-        await redis.check()
+        redis, monitor = stream._redis, stream._monitor
+        await monitor.check()
         await stream.groups.let_go("c", "h")
         caplog.clear()
         measuring = asyncio.create_task(redis.held_up.measure())
@@ -205,7 +206,7 @@ async def test_a_silent_redis_is_noticed_by_a_process_that_is_held_up(own_valkey
     redis = Connections(
         address_of(own_valkey), NAME, 200, 0, lambda: None, lambda _: None, check_s=0.4
     )
-    monitor = asyncio.create_task(redis.monitor())
+    monitor = asyncio.create_task(Monitor(redis, NAME, check_s=0.4, intervals=QUICK).run())
     try:
         await wait_until(lambda: redis.health.kind == "ok", "Redis was reached")
         own_valkey.signal(signal.SIGSTOP)
@@ -272,9 +273,9 @@ async def test_a_loss_that_is_reported_during_a_check_is_not_taken_back(
     own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stream_at(address_of(own_valkey)) as stream:
-        redis = stream._redis
-        await redis.check()
-        ask = redis._ask
+        redis, monitor = stream._redis, stream._monitor
+        await monitor.check()
+        ask = monitor._ask
 
         async def answered_and_lost() -> Any:
             answer = await ask()
@@ -282,16 +283,16 @@ async def test_a_loss_that_is_reported_during_a_check_is_not_taken_back(
             redis.health.report("away", "cannot be reached")
             return answer
 
-        monkeypatch.setattr(redis, "_ask", answered_and_lost)
+        monkeypatch.setattr(monitor, "_ask", answered_and_lost)
         with pytest.raises(Unavailable):
-            await asyncio.wait_for(redis.check(), 10)
+            await asyncio.wait_for(monitor.check(), 10)
         assert redis.health.kind == "away"
 
 
 async def test_a_check_after_a_failed_command_finds_redis_ready(valkey: Valkey) -> None:
     async with stream_at(address_of(valkey)) as stream:
         redis = stream._redis
-        checking = asyncio.create_task(redis.check())
+        checking = asyncio.create_task(stream._monitor.check())
         await asyncio.sleep(0)
         redis.health.report("away", "cannot be reached")
         await asyncio.wait_for(checking, 10)
@@ -302,8 +303,8 @@ async def test_a_connection_that_does_not_close_keeps_no_other_open(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stream_at(address_of(valkey)) as stream:
-        redis = stream._redis
-        await redis.check()
+        redis, monitor = stream._redis, stream._monitor
+        await monitor.check()
         assert redis.upkeep.connection_pool._available_connections
 
         async def late() -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from logpipe import __version__, sse
-from logpipe.stream import connections
+from logpipe.stream import monitor
 from tests.helpers import wait_until
 from tests.raw import connected, request
 from tests.servers import Service, Valkey, serving, subscribed
@@ -402,10 +402,8 @@ async def test_since_and_tail_say_where_a_subscription_begins(valkey: Valkey) ->
 async def test_ages_count_by_the_clock_of_redis(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch, ahead_s: int
 ) -> None:
-    of_this_machine = connections._clock_ahead_in
-    monkeypatch.setattr(
-        connections, "_clock_ahead_in", lambda info: of_this_machine(info) + ahead_s
-    )
+    of_this_machine = monitor._clock_ahead_in
+    monkeypatch.setattr(monitor, "_clock_ahead_in", lambda info: of_this_machine(info) + ahead_s)
     now_ms = int((time.time() + ahead_s) * 1000)
     for number, age_ms in enumerate((900_000, 300_000)):
         event = json.dumps({"source": "s", "message": str(number)})

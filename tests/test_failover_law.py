@@ -19,7 +19,7 @@ from logpipe.ids import StreamId, parse_id
 from logpipe.problems import Unavailable
 from logpipe.redis_address import Node as Place
 from logpipe.redis_address import RedisAddress
-from logpipe.stream import Append, Stream, connections, failovers, finding, primary
+from logpipe.stream import Append, Stream, failovers, finding, primary
 from logpipe.stream import stream as stream_module
 from logpipe.stream.scripts import Script
 from tests.deployments import MASTER, Deployment, Node
@@ -27,7 +27,7 @@ from tests.fake_sentinel import FakeSentinel
 from tests.helpers import wait_until
 from tests.model import Written
 from tests.schedules import FIRST_FAILURE, PROFILE, SCHEDULES, TIMEOUT_S, Schedule, fails, run
-from tests.streams import NAME, appended
+from tests.streams import NAME, QUICK, appended
 from tests.tail import Tail, hurry
 
 EXAMPLES = SCHEDULES or 20
@@ -68,7 +68,9 @@ class Collector:
     """A collector: a stream through which is appended, and its monitor."""
 
     def __init__(self, address: RedisAddress) -> None:
-        self.stream = Stream(address, NAME, maxlen=10**6, block_ms=30)
+        self.stream = Stream(
+            address, NAME, maxlen=10**6, block_ms=30, intervals=QUICK._replace(primary_s=0.01)
+        )
         self._monitor = asyncio.create_task(self.stream.monitor())
 
     async def append(self, events: list[bytes]) -> None:
@@ -333,7 +335,6 @@ def failing_over(trio: Trio) -> type[Schedule]:
 def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing here waits for an outage longer than it must."""
     hurry(monkeypatch, caplog)
-    monkeypatch.setattr(connections, "WATCH_S", 0.01)
     monkeypatch.setattr(primary, "ASK_PAUSE_S", 0.005)
     monkeypatch.setattr(finding, "COMPARE_S", 0.1)
     monkeypatch.setattr(finding, "COMPARE_PAUSE_S", 0.005)

@@ -20,7 +20,7 @@ from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import END, START, StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Start
 from logpipe.metrics import Metrics
-from logpipe.stream import Append, Stream, connections
+from logpipe.stream import Append, Stream
 from logpipe.stream.groups import READ_BYTES, READ_ENTRIES
 from logpipe.stream.scripts import companion_key
 from tests.helpers import fair_time, wait_until
@@ -64,8 +64,6 @@ async def a_replica(valkey: Valkey, name: str = "one", **more: Any) -> AsyncIter
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MONITOR_S", 0.02)
-    monkeypatch.setattr(connections, "TROUBLED_S", 0.01)
     monkeypatch.setattr(group_module, "RECOVERY_S", 0.02)
 
 

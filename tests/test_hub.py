@@ -17,7 +17,7 @@ from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Start
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
-from logpipe.stream import Append, Page, Stream, connections
+from logpipe.stream import Append, Page, Stream
 from tests.helpers import fair_time, wait_until
 from tests.servers import Valkey
 from tests.streams import NAME, add, address_of, event, plain, running, stream_at
@@ -32,8 +32,6 @@ async def a_hub(valkey: Valkey, **more: Any) -> AsyncIterator[Hub]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MONITOR_S", 0.02)
-    monkeypatch.setattr(connections, "TROUBLED_S", 0.01)
     monkeypatch.setattr(hub_module, "OUTAGE_PAUSE_S", 0.003)
     monkeypatch.setattr(hub_module, "RECOVERY_S", 0.02)
 

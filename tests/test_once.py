@@ -143,14 +143,14 @@ def test_keys_may_take_a_twentieth_of_the_memory_of_redis() -> None:
 
 async def test_a_new_maxmemory_is_obeyed(own_valkey: Valkey) -> None:
     async with stream_at(address_of(own_valkey), keys=KeyLimits(percent=0.02)) as stream:
-        await stream._redis.check()
+        await stream._monitor.check()
         assert await stored(stream, once("without"))
         own_valkey.client.config_set("maxmemory", 50 * MIB)
-        await stream._redis.check()
+        await stream._monitor.check()
         few = await fill(stream)
         assert 20 < few < 40
         own_valkey.client.config_set("maxmemory", 100 * MIB)
-        await stream._redis.check()
+        await stream._monitor.check()
         assert few * 1.8 < await fill(stream) < few * 2.6
 
 

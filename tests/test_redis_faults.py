@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from logpipe.stream.monitor import Intervals
 from tests.helpers import fair_time, wait_until
 from tests.servers import Reader, Service, Valkey, serving, subscribed
 
@@ -355,7 +356,7 @@ async def test_a_key_of_another_type_is_named_and_left_alone(own_valkey: Valkey,
 async def test_a_wrong_password_is_tried_now_and_then_and_never_shown(
     own_valkey: Valkey, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logpipe.stream.connections.AUTH_RETRY_S", 0.5)
+    monkeypatch.setattr("logpipe.stream.monitor.INTERVALS", Intervals(refused_s=0.5))
     ask(own_valkey, "ACL SETUSER ship on >right ~* &* +@all")
     address = f"unix://ship:wr0ng-s3cret@{own_valkey.socket}"
 
@@ -386,7 +387,7 @@ async def test_a_wrong_password_is_tried_now_and_then_and_never_shown(
 async def test_a_user_that_loses_its_rights_is_told_and_comes_back(
     own_valkey: Valkey, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logpipe.stream.connections.AUTH_RETRY_S", 0.5)
+    monkeypatch.setattr("logpipe.stream.monitor.INTERVALS", Intervals(refused_s=0.5))
     ask(own_valkey, "ACL SETUSER ship on >right ~* &* +@all")
     address = f"unix://ship:right@{own_valkey.socket}"
     async with serving(redis_addr=address, role="collector") as service:

@@ -27,12 +27,12 @@ from logpipe.ids import START, StreamId, parse_id
 from logpipe.messages import Batch, Hello, Item, Start
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
-from logpipe.stream import Stream, connections
+from logpipe.stream import Stream
 from tests.helpers import wait_until
 from tests.model import Written
 from tests.schedules import FIRST_FAILURE, SCHEDULES, TIMEOUT_S, Schedule, fails, over, run
 from tests.servers import Valkey
-from tests.streams import NAME, address_of, event
+from tests.streams import NAME, QUICK, address_of, event
 
 GROUP = "workers"
 IDLE_MS = 300
@@ -45,7 +45,7 @@ class Replica:
     """A process's groups, which can die without giving anything back."""
 
     def __init__(self, valkey: Valkey, name: str) -> None:
-        self.stream = Stream(address_of(valkey), NAME, maxlen=10**6, block_ms=30)
+        self.stream = Stream(address_of(valkey), NAME, maxlen=10**6, block_ms=30, intervals=QUICK)
         self.background = Background()
         self.requests: set[asyncio.Task[int]] = set()
         self.dead = False
@@ -365,7 +365,6 @@ class AcknowledgedWork(SharedWork):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("CRITICAL", logger="logpipe")
-    monkeypatch.setattr(connections, "MONITOR_S", 0.02)
     monkeypatch.setattr(group_module, "RECOVERY_S", 0.02)
     monkeypatch.setattr(consumer_module, "LEASE_S", 0.3)
 

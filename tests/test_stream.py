@@ -782,7 +782,6 @@ async def test_a_password_for_a_server_without_one_is_refused_in_plain_words(
 async def test_the_monitor_recovers_from_a_refused_login(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "AUTH_RETRY_S", 0.05)
     acl(valkey, "SETUSER", "shipper", "on", ">old", "~*", "+@all")
     try:
         async with stream_at(address_of(valkey, username="shipper", password="new")) as stream:
@@ -812,12 +811,12 @@ async def test_the_size_of_the_stream_is_known_to_who_may_ask(valkey: Valkey) ->
         async with stream_at(address_of(valkey)) as stream:
             assert await stream.size() == 0
             await add(stream, 100)
-            await stream._redis.check()
+            await stream._monitor.check()
             assert await stream.size() > 1000
             assert stream.memory.used > 100_000
             assert stream.memory.limit == 0
         async with stream_at(address_of(valkey, username="frugal", password="pw")) as stream:
-            await stream._redis.check()
+            await stream._monitor.check()
             assert math.isnan(await stream.size())
             assert math.isnan(stream.memory.used)
             assert stream.health.kind == "ok"
@@ -831,10 +830,10 @@ async def test_what_redis_evicts_and_keeps_is_known_to_who_may_ask(valkey: Valke
         async with stream_at(address_of(valkey)) as stream:
             for policy, evicts in (("allkeys-lru", 1), ("volatile-lru", 0), ("noeviction", 0)):
                 valkey.client.config_set("maxmemory-policy", policy)
-                await stream._redis.check()
+                await stream._monitor.check()
                 assert stream.keeping == (evicts, 0)
         async with stream_at(address_of(valkey, username="frugal", password="pw")) as stream:
-            await stream._redis.check()
+            await stream._monitor.check()
             assert all(map(math.isnan, stream.keeping))
     finally:
         acl(valkey, "DELUSER", "frugal")
@@ -871,7 +870,7 @@ async def test_a_key_of_another_type_is_named_and_left_alone(
         with pytest.raises(Unavailable):
             await real.wait(START)
         with pytest.raises(Unavailable):
-            await real._redis.check()
+            await real._monitor.check()
         assert real.health.kind == "wrong-type"
     assert error.kind == "wrong-type"
     assert f"the key {NAME}" in error.reason
@@ -884,13 +883,13 @@ async def test_a_full_redis_refuses_writes_serves_readers_and_recovers(
 ) -> None:
     ids = await add(real, 3)
     await real.groups.create(GROUP, START)
-    await real._redis.check()
+    await real._monitor.check()
     with lines_of_health(caplog) as lines:
         valkey.client.config_set("maxmemory", "1mb")
         error = await refusal(real)
         await refusal(real)
         with pytest.raises(Unavailable):
-            await real._redis.check()
+            await real._monitor.check()
         assert error.kind == kind_of(real) == "full"
         assert real.health.serves(writes=False)
         assert not real.health.serves(writes=True)
@@ -900,7 +899,7 @@ async def test_a_full_redis_refuses_writes_serves_readers_and_recovers(
         assert await real.groups.pending(GROUP) == 0
         valkey.client.config_set("maxmemory", "0")
         await add(real)
-        await real._redis.check()
+        await real._monitor.check()
         assert kind_of(real) == "ok"
     assert len(lines) == 2, lines
 
@@ -923,12 +922,12 @@ async def test_a_read_only_replica_refuses_writes_and_serves_readers(valkey: Val
             error = await refusal(stream)
             assert error.kind == "read-only"
             with pytest.raises(Unavailable):
-                await stream._redis.check()
+                await stream._monitor.check()
             assert kind_of(stream) == "read-only"
             assert stream.health.serves(writes=False)
             await stream.bounds()
             replica.client.replicaof("no", "one")
-            await stream._redis.check()
+            await stream._monitor.check()
             assert kind_of(stream) == "ok"
 
 
@@ -1058,7 +1057,7 @@ async def test_a_task_that_is_cancelled_within_a_command_ends(real: Stream) -> N
         partial(real.read, Cursor(START), 1),
         partial(real.wait, START),
         partial(real.append, [Append(events(1))]),
-        real._redis.check,
+        real._monitor.check,
     ):
         for turns in range(60):
             task = asyncio.create_task(endless(verb))
@@ -1133,7 +1132,7 @@ async def test_every_error_of_redis_is_unavailable_with_its_kind(
                 stream.groups.read(GROUP, "a", 1),
                 stream.groups.acknowledge(GROUP, [START]),
                 stream.groups.claim(GROUP, "a", 0, 1),
-                stream._redis.check(),
+                stream._monitor.check(),
             ):
                 with pytest.raises(Unavailable) as caught:
                     await verb
@@ -1150,7 +1149,7 @@ async def test_a_server_that_repeats_what_it_was_asked_shows_neither_password_no
     server = await asyncio.start_unix_server(Scripted(said), path)
     address = RedisAddress(socket=str(path), password="s3cret")
     async with server, stream_at(address) as stream:
-        for verb in (stream.append([Append(events(1))]), stream._redis.check()):
+        for verb in (stream.append([Append(events(1))]), stream._monitor.check()):
             with pytest.raises(Unavailable) as caught:
                 await verb
             assert caught.value.reason.removeprefix("ERR ") == "unknown command 'AUTH'"

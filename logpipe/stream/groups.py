@@ -8,8 +8,9 @@ from redis.exceptions import ResponseError
 
 from logpipe.event import Entry
 from logpipe.ids import START, StreamId, from_wire
-from logpipe.stream.connections import Connections, NoGroupError
+from logpipe.stream.connections import Connections
 from logpipe.stream.entries import decoded
+from logpipe.stream.errors import NoGroupError
 from logpipe.stream.failovers import failovers_key
 from logpipe.stream.group_records import NO_GENERATION, GroupRecords
 from logpipe.stream.group_scripts import (

@@ -28,12 +28,13 @@ from logpipe.stream.append import (
     outcome,
     outcomes,
 )
-from logpipe.stream.connections import Connections, Keeping, Memory
+from logpipe.stream.connections import READ_TIMEOUT_S, Connections
 from logpipe.stream.disk import Disk
 from logpipe.stream.entries import RawEntry, decoded, entry_of
 from logpipe.stream.failovers import NOTE, gap_before
 from logpipe.stream.groups import StreamGroups
 from logpipe.stream.health import RedisHealth
+from logpipe.stream.monitor import Intervals, Keeping, Memory, Monitor
 from logpipe.stream.once import KEY_LIMITS, KeyLimits
 from logpipe.stream.replicas import Replicas
 from logpipe.stream.secret import StreamSecret
@@ -68,8 +69,8 @@ class Page(NamedTuple):
 
 class Stream:
     """One Redis Stream and its consumer groups; `trouble` says why an embedded engine is down,
-    `disk` is the one that Redis writes to, where it is known, and `count_limited` counts how often
-    a limit was hit."""
+    `disk` is the one that Redis writes to, where it is known, `count_limited` counts how often a
+    limit was hit, and `check_s` is how long Redis has for an answer to the monitor."""
 
     def __init__(
         self,
@@ -83,6 +84,8 @@ class Stream:
         trouble: Callable[[], str | None] = lambda: None,
         disk: Disk | None = None,
         count_limited: Callable[[Mapping[str, int]], None] = lambda _: None,
+        intervals: Intervals | None = None,
+        check_s: float = READ_TIMEOUT_S,
     ) -> None:
         self.name = name
         self._maxlen = maxlen
@@ -90,8 +93,9 @@ class Stream:
         self._keys = keys
         self._transaction = Transaction(name, maxlen)
         self._redis = Connections(
-            address, name, block_ms, ack_replicas, trouble, count_limited, disk
+            address, name, block_ms, ack_replicas, trouble, count_limited, check_s
         )
+        self._monitor = Monitor(self._redis, name, check_s=check_s, disk=disk, intervals=intervals)
         self._failovers = self._redis.failovers
         self._noted = (-1, -1)
         """The generation whose ends these are."""
@@ -113,28 +117,28 @@ class Stream:
     @property
     def memory(self) -> Memory:
         """The memory of Redis as of the last look at it."""
-        return self._redis.memory
+        return self._monitor.memory
 
     @property
     def keeping(self) -> Keeping:
         """How Redis keeps what it has, as of the last look at it."""
-        return self._redis.keeping
+        return self._monitor.keeping
 
     @property
     def no_room(self) -> str:
         """Why the disk that Redis writes to has no room, as of the monitor's last look; empty where
         it has, or is not known."""
-        return self._redis.no_room
+        return self._monitor.no_room
 
     @property
     def now_ms(self) -> int:
         """The time by the clock of Redis, in unix milliseconds; before the monitor's first look,
         and where Redis does not say it, by that of this machine."""
-        return self._redis.now_ms
+        return self._monitor.now_ms
 
     async def monitor(self) -> None:
         """Keeps `health` true, without an end."""
-        await self._redis.monitor()
+        await self._monitor.run()
 
     async def aclose(self) -> None:
         """Closes all connections."""
@@ -149,8 +153,8 @@ class Stream:
         events of this call are not in the stream, unless the connection was lost while Redis
         worked, or too few replicas have confirmed them (of the kind `replicas`).
         """
-        if self._redis.no_room:
-            raise Unavailable("disk", self._redis.no_room)
+        if self._monitor.no_room:
+            raise Unavailable("disk", self._monitor.no_room)
         if self._redis.replicas is not None and self.health.kind == "replicas":
             raise self.health.unavailable()  # each would wait in vain, one after the other
         era = self._failovers.era

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from redis.exceptions import NoPermissionError, ResponseError
 
 from logpipe.ids import from_wire
-from logpipe.stream.connections import Connections, Memory
+from logpipe.stream.connections import Connections
+from logpipe.stream.monitor import Memory
 
 log = logging.getLogger("logpipe")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from logpipe.stream import connections
 from logpipe.stream.floors import FLOORS, hole_in
+from logpipe.stream.monitor import Intervals
 from tests.helpers import wait_until
 from tests.servers import Valkey, serving
 
@@ -44,8 +44,8 @@ async def test_it_is_said_once_and_the_engine_that_is_shipped_is_well(
         asked.append(info)
         return "a hole, for the test"
 
-    monkeypatch.setattr(connections, "hole_in", hole)
-    monkeypatch.setattr(connections, "MONITOR_S", 0.01)
+    monkeypatch.setattr("logpipe.stream.monitor.hole_in", hole)
+    monkeypatch.setattr("logpipe.stream.monitor.INTERVALS", Intervals(healthy_s=0.01))
     caplog.set_level(logging.INFO, "logpipe.redis")
     async with serving(redis_addr=valkey.url, role="collector"):
         await wait_until(lambda: len(asked) > 3, "it was looked at again")

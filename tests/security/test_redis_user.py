@@ -118,7 +118,7 @@ async def done(attempt: Awaitable[object]) -> bool:
 
 async def write(stream: Stream, server: Valkey) -> None:
     """Every verb of a collector."""
-    await stream._redis.check()
+    await stream._monitor.check()
     await stream.append([Append(events(100))])
     lose_the_end(server)
     await wait_until(lambda: done(stream.append([Append(events(100))])), "it is appended")
@@ -131,7 +131,7 @@ async def write(stream: Stream, server: Valkey) -> None:
 
 async def read(stream: Stream, server: Valkey) -> None:
     """Every verb of a distributor."""
-    await stream._redis.check()
+    await stream._monitor.check()
     server.client.delete(NAME)
     server.client.xadd(NAME, {"event": b'{"source":"a","message":"b"}'})
     page = await stream.read(Cursor(BEGIN), 10)
