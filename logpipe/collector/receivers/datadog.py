@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from logpipe.collector.answer import Answer
-from logpipe.collector.receivers import fields, generic
+from logpipe.collector.receivers import fields, generic, json_text, levels, schema
 from logpipe.collector.receivers.protocol import Batch, Item, Request, always
 from logpipe.event import Event
 from logpipe.problems import Problem
@@ -20,7 +20,7 @@ MAX_TAGS = 10_000
 
 _NAMES = generic.Names(
     message=("message", "msg", "log", "text"),
-    level=("status", *fields.LEVELS),
+    level=("status", *levels.LEVELS),
     source=("service", "service.name", "ddsource"),
     time=("timestamp", "@timestamp", "date", "time"),
 )
@@ -37,7 +37,7 @@ def parse_v1(request: Request) -> Batch:
 
 
 def _items(body: bytes) -> Iterator[Item]:
-    for value in fields.json_values(body):
+    for value in json_text.json_values(body):
         if isinstance(value, Problem):
             yield value
         elif value != {}:
@@ -55,7 +55,7 @@ def _event(entry: dict[str, Any]) -> Event:
         del entry["message"]
         fields.merge(entry, message, "message.")
     elif message is not None:
-        entry["message"] = fields.text_of(message)
+        entry["message"] = schema.text_of(message)
     event = generic.event_of(entry, _NAMES, "datadog")
     for more in (about, told):
         fields.merge(event.metadata, more, "datadog.")

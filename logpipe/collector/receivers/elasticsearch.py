@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from logpipe.collector.answer import Answer
-from logpipe.collector.receivers import fields, generic
+from logpipe.collector.receivers import fields, generic, json_text
 from logpipe.collector.receivers.protocol import Batch, Item, Outcome, Request
 from logpipe.problems import Problem
 from logpipe.stream import Appended, Once, Rule, digest_of
@@ -127,7 +127,7 @@ def actions_of(body: bytes, index: str) -> Iterator[Action]:
     document: reading continues at the line after it, where that is an action, else behind that."""
     lines = (
         (number, stripped)
-        for number, line in enumerate(fields.lines_of(body), 1)
+        for number, line in enumerate(json_text.lines_of(body), 1)
         if (stripped := line.strip())
     )
     default = index or "logs"
@@ -146,7 +146,7 @@ def actions_of(body: bytes, index: str) -> Iterator[Action]:
 def _action_in(line: bytes, index: str) -> Action | None:
     """The action of a line, by its first key; what follows that key counts for nothing, as in
     Elasticsearch. None where the line is not an action."""
-    value = fields.json_value(line)
+    value = json_text.json_value(line)
     if not isinstance(value, dict):
         return None
     verb, given = next(iter(value.items()), ("", None))
@@ -182,7 +182,7 @@ def _item(action: Action) -> Item:
         return Problem(400, f"A log is only added to: it takes no {action.verb}.")
     if action.document is None:
         return Problem(400, "The document is missing.")
-    document = fields.json_value(action.document)
+    document = json_text.json_value(action.document)
     if isinstance(document, Problem):
         return document
     event = generic.event_of(document, NAMES, action.target)

@@ -9,7 +9,7 @@ import msgspec
 
 from logpipe.collector.answer import Answer
 from logpipe.collector.body import FrameBudget
-from logpipe.collector.receivers import fields, generic
+from logpipe.collector.receivers import fields, generic, json_text, schema, times
 from logpipe.collector.receivers.mixed import values_of
 from logpipe.collector.receivers.protocol import Batch, Item, Outcome, Request, problems_of
 from logpipe.collector.receivers.repeated import Array, elements
@@ -43,12 +43,12 @@ _decode = msgspec.json.Decoder(Delivery).decode
 
 def parse(request: Request) -> Batch:
     """Each log event of CloudWatch, each JSON object and each other line is an event."""
-    delivery = fields.decoded(_decode, request.body)
+    delivery = json_text.decoded(_decode, request.body)
     records = elements(delivery.records)
-    request_id = fields.json_value(bytes(delivery.request_id))
+    request_id = json_text.json_value(bytes(delivery.request_id))
     if isinstance(request_id, Problem):
         raise request_id
-    answer = _told(request, 200, fields.text_of(request_id))
+    answer = _told(request, 200, schema.text_of(request_id))
     # Not of the body: the time in it is that of the attempt.
     digest = digest_of(bytes(delivery.records))
     return Batch(_items(records, request), _whole(answer), digest=digest)
@@ -82,7 +82,7 @@ def _items(records: Sequence[msgspec.Raw], request: Request) -> Iterator[Item]:
 
 def _data(raw: bytes, room: int, frames: FrameBudget) -> tuple[bytes, str]:
     """The data of a record, and what it should have been and is not. Raises a 413 `Problem`."""
-    record = fields.json_value(raw)
+    record = json_text.json_value(raw)
     text = record.get("data") if isinstance(record, dict) else None
     if not isinstance(text, str):
         return raw, "record"
@@ -120,7 +120,7 @@ def from_base64(text: str, size: int = BASE64_BYTES) -> bytes:
 def _attributes(request: Request) -> dict[str, Any]:
     """What the delivery stream says of all its records."""
     text = request.text("x-amz-firehose-common-attributes")
-    told = fields.json_value(text.encode()) if text else {}
+    told = json_text.json_value(text.encode()) if text else {}
     inner = told.get("commonAttributes") if isinstance(told, dict) else None
     return inner if isinstance(inner, dict) else fields.present(commonAttributes=text)
 
@@ -128,7 +128,7 @@ def _attributes(request: Request) -> dict[str, Any]:
 def _of_record(data: bytes, stream: str) -> Iterator[Event]:
     for value in values_of(data.decode(errors="replace")):
         if not isinstance(value, dict):
-            yield fields.event_of(stream, value, None, None, {})
+            yield schema.event_of(stream, value, None, None, {})
         elif value.get("messageType") == "CONTROL_MESSAGE":
             continue  # CloudWatch only asks whether the destination answers
         elif isinstance(value.get("logEvents"), list) and value["logEvents"]:
@@ -151,11 +151,11 @@ def _of_cloudwatch(batch: dict[str, Any]) -> Iterator[Event]:
     shared |= batch
     for entry in entries:
         fitting = entry if isinstance(entry, dict) else {"message": entry}
-        message = fields.text_of(fitting.pop("message", ""))
-        ts_unix_ms = fields.ms_of(fields.pop(fitting, ("timestamp",), fields.is_time))
+        message = schema.text_of(fitting.pop("message", ""))
+        ts_unix_ms = times.ms_of(fields.pop(fitting, ("timestamp",), times.is_time))
         metadata = fields.present(log__record__uid=fitting.pop("id", None)) | fitting
         fields.merge(metadata, shared, "cloudwatch.")
-        yield fields.event_of(group or "cloudwatch", message, None, ts_unix_ms, metadata)
+        yield schema.event_of(group or "cloudwatch", message, None, ts_unix_ms, metadata)
 
 
 def token(request: Request) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from logpipe.collector.answer import Answer, problem_answer
-from logpipe.collector.receivers import fields
+from logpipe.collector.receivers import fields, json_text, levels, schema, times
 from logpipe.collector.receivers.protocol import (
     Batch,
     Item,
@@ -43,7 +43,7 @@ def _answer(outcomes: Sequence[Outcome]) -> Answer:
 
 
 def _items(body: bytes) -> Iterator[Item]:
-    for value in fields.json_values(body):
+    for value in json_text.json_values(body):
         if isinstance(value, Problem):
             yield value
         elif not isinstance(value, dict):
@@ -56,10 +56,10 @@ def _items(body: bytes) -> Iterator[Item]:
 
 def _event(message: dict[str, Any]) -> Event:
     short = message.pop("short_message", None)
-    text = fields.text_of(message.pop("message") if short is None else short)
-    level = fields.pop(message, ("level",), fields.is_level)
+    text = schema.text_of(message.pop("message") if short is None else short)
+    level = fields.pop(message, ("level",), levels.is_level)
     message.pop("version", None)
-    ts_unix_ms = fields.ms_of(fields.pop(message, ("timestamp",), fields.is_time))
+    ts_unix_ms = times.ms_of(fields.pop(message, ("timestamp",), times.is_time))
     extras = {k[1:]: message.pop(k) for k in list(message) if k.startswith("_") and len(k) > 1}
     source = fields.first(extras, _SOURCES, fields.is_text)
     own = {_NAMES.get(name, name): value for name, value in message.items()}
@@ -69,7 +69,7 @@ def _event(message: dict[str, Any]) -> Event:
     fields.merge(metadata, own, "gelf.")
     fields.merge(metadata, fields.named(extras), "_")
     name = source or (host if fields.is_text(host) else "gelf")
-    return fields.event_of(name, text, level, ts_unix_ms, metadata)
+    return schema.event_of(name, text, level, ts_unix_ms, metadata)
 
 
 def refused(_: Request, problem: Problem) -> Answer:

@@ -15,7 +15,7 @@ from logpipe.collector.ingest import (
     Receipt,
     Reported,
 )
-from logpipe.collector.receivers import fields
+from logpipe.collector.receivers import fields, json_text, levels, schema, times
 from logpipe.collector.receivers.protocol import (
     Batch,
     Item,
@@ -62,7 +62,7 @@ class Names(NamedTuple):
     """Where the event's fields are looked for, and values that stand for them."""
 
     message: Sequence[str] = MESSAGES
-    level: Sequence[str] = fields.LEVELS
+    level: Sequence[str] = levels.LEVELS
     source: Sequence[str] = SOURCES
     time: Sequence[str] = TIMES
     given_source: str = ""
@@ -91,7 +91,7 @@ def names_of(request: Request) -> Names:
 
     return Names(
         names("message_field", MESSAGES),
-        names("level_field", fields.LEVELS),
+        names("level_field", levels.LEVELS),
         names("source_field", SOURCES),
         names("time_field", TIMES),
         chosen("source"),
@@ -125,7 +125,7 @@ def items_of(body: bytes, form: str, names: Names, source: str) -> Iterator[Item
 
 def _values(body: bytes, form: str) -> Iterator[Any]:
     if form == "json":
-        return fields.json_values(body)
+        return json_text.json_values(body)
     text = body.removeprefix(BOM_UTF8)
     if form == "ndjson":
         return _of_json_lines(text)
@@ -135,20 +135,20 @@ def _values(body: bytes, form: str) -> Iterator[Any]:
 
 
 def _lines(body: bytes) -> Iterator[str]:
-    return (line.decode(errors="replace") for line in fields.lines_of(body) if line)
+    return (line.decode(errors="replace") for line in json_text.lines_of(body) if line)
 
 
 def _of_json_lines(body: bytes) -> Iterator[Any]:
-    for line in map(bytes.strip, fields.lines_of(body)):
+    for line in map(bytes.strip, json_text.lines_of(body)):
         if line:
-            value = fields.json_value(line)
+            value = json_text.json_value(line)
             yield from value if isinstance(value, list) else (value,)
 
 
 def _json_or_lines(body: bytes) -> Iterator[Any]:
     """The values of a body that begins as JSON does; its lines where it has malformed text and, in
     the first `MAX_LOOKED_AT` values, no object: text may begin with a bracket, too."""
-    values = fields.json_values(body)
+    values = json_text.json_values(body)
     first = next(values, None)
     if isinstance(first, dict):
         yield first
@@ -160,25 +160,25 @@ def _json_or_lines(body: bytes) -> Iterator[Any]:
             is_text = False
             break
         is_text = is_text or isinstance(value, Problem)
-    yield from _lines(body.removeprefix(BOM_UTF8)) if is_text else fields.json_values(body)
+    yield from _lines(body.removeprefix(BOM_UTF8)) if is_text else json_text.json_values(body)
 
 
 def event_of(value: Any, names: Names, source: str) -> Event:
     """The event of a JSON value. What is not taken for a field of the event is its metadata."""
     if not isinstance(value, dict):
         named = names.given_source or source
-        return fields.event_of(named, fields.text_of(value), names.given_level, None, {})
+        return schema.event_of(named, schema.text_of(value), names.given_level, None, {})
     found_source = fields.first(value, names.source, fields.is_text)
     if value.get("source") == found_source:
         value.pop("source", None)  # any other name says more than that it is the source
-    level = names.given_level or fields.pop(value, names.level, fields.is_level)
-    ts_unix_ms = fields.ms_of(fields.pop(value, names.time, fields.is_time))
+    level = names.given_level or fields.pop(value, names.level, levels.is_level)
+    ts_unix_ms = times.ms_of(fields.pop(value, names.time, times.is_time))
     message = fields.pop(value, names.message, fields.is_text)
     if message is None:
         # Of an object that has no text to show, the whole is shown.
-        message = fields.text_of(value)
+        message = schema.text_of(value)
     found_source = names.given_source or found_source or source
-    return fields.event_of(found_source, message, level, ts_unix_ms, _metadata(value))
+    return schema.event_of(found_source, message, level, ts_unix_ms, _metadata(value))
 
 
 def _metadata(rest: dict[str, Any]) -> dict[str, Any]:

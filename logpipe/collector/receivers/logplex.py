@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from logpipe.collector.answer import Answer, problem_answer
-from logpipe.collector.receivers import fields, syslog
+from logpipe.collector.receivers import fields, schema, syslog
 from logpipe.collector.receivers.protocol import Batch, Item, Request, always
 from logpipe.event import Event
 from logpipe.problems import Problem
@@ -38,7 +38,7 @@ def event_of(frame: syslog.Frame, drain: dict[str, Any]) -> Event:
     severity, rest = syslog.priority(text, metadata)
     header = syslog.HEADER.match(rest)
     if header is None:
-        return fields.event_of("logplex", rest, severity, None, metadata)
+        return schema.event_of("logplex", rest, severity, None, metadata)
     return syslog.finished(header, rest[header.end() :], severity, metadata)
 
 

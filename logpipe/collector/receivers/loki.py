@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from logpipe.collector.answer import Answer
-from logpipe.collector.receivers import fields
+from logpipe.collector.receivers import fields, json_text, levels, schema, times
 from logpipe.collector.receivers.protobuf import each, message, parsed
 from logpipe.collector.receivers.protocol import Batch, Item, Request, always
 from logpipe.collector.receivers.repeated import Array, elements
@@ -62,7 +62,7 @@ def parse(request: Request) -> Batch:
     """Each value of each stream is an event; one that cannot be read is a `Problem` by itself."""
     tenant = request.text("x-scope-orgid")
     if request.media_type == "application/json":
-        items = _of_json(fields.decoded(_decode, request.body), tenant)
+        items = _of_json(json_text.decoded(_decode, request.body), tenant)
     else:
         items = _of_protobuf(request, tenant)
     return Batch(items, always(Answer(204)))
@@ -81,24 +81,24 @@ def _of_json(push: JsonPush, tenant: str) -> Iterator[Item]:
 def _stream_of(text: bytes) -> Any:
     """A stream, or a `Problem`. Of a large one the lists are read element by element."""
     if len(text) <= LARGE_BYTES:
-        return fields.json_value(text)
+        return json_text.json_value(text)
     try:
-        stream = fields.decoded(_decode_stream, text)
+        stream = json_text.decoded(_decode_stream, text)
     except NOT_DECODED as error:
         return Problem(400, f"A stream cannot be read: {error}")
     found: dict[str, Any] = {}
     for name in stream.__struct_fields__:
         raw = bytes(getattr(stream, name))
         if name in _LISTS and raw.startswith(b"["):
-            found[name] = map(fields.json_value, map(bytes, elements(msgspec.Raw(raw))))
+            found[name] = map(json_text.json_value, map(bytes, elements(msgspec.Raw(raw))))
         elif raw:
-            found[name] = fields.json_value(raw)
+            found[name] = json_text.json_value(raw)
     return found
 
 
 def _of_stream(stream: dict[str, Any], tenant: str) -> Iterator[Item]:
     given = stream.get("stream") or stream.get("labels") or {}
-    labels = given if isinstance(given, dict) else labels_of(fields.text_of(given))
+    labels = given if isinstance(given, dict) else labels_of(schema.text_of(given))
     if "values" not in stream and "entries" not in stream:
         yield Problem(400, "A stream has values.")
     for name, read in _LISTS.items():
@@ -116,14 +116,14 @@ def _of_value(labels: Mapping[str, Any], value: Any, tenant: str) -> Item:
     if not isinstance(ts, str) or not re.fullmatch(r"\d{1,20}", ts, re.ASCII):
         return Problem(400, "The time of a value is a text of nanoseconds.")
     extra = rest[0] if rest and isinstance(rest[0], dict) else {}
-    return _event(labels, extra, fields.text_of(line), int(ts) // 1_000_000, tenant)
+    return _event(labels, extra, schema.text_of(line), int(ts) // 1_000_000, tenant)
 
 
 def _of_entry(labels: Mapping[str, Any], entry: Any, tenant: str) -> Item:
     """Of the first version."""
     if not isinstance(entry, dict) or "line" not in entry:
         return Problem(400, "An entry is an object with a line.")
-    return _event(labels, {}, fields.text_of(entry["line"]), fields.ms_of(entry.get("ts")), tenant)
+    return _event(labels, {}, schema.text_of(entry["line"]), times.ms_of(entry.get("ts")), tenant)
 
 
 _LISTS = {"values": _of_value, "entries": _of_entry}
@@ -171,10 +171,10 @@ def _event(
     labels: Mapping[str, Any], extra: Mapping[str, Any], line: str, ts: int | None, tenant: str
 ) -> Event:
     found = fields.merge(dict(labels), extra, "entry.")
-    level = fields.pop(found, fields.LEVELS, fields.is_level)
+    level = fields.pop(found, levels.LEVELS, levels.is_level)
     source = fields.first(found, SOURCES, fields.is_text)
     metadata = fields.named(found) | fields.present(loki__tenant=tenant)
-    return fields.event_of(source or "loki", line, level, fields.ms_within(ts), metadata)
+    return schema.event_of(source or "loki", line, level, times.ms_within(ts), metadata)
 
 
 def labels_of(text: str) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from logpipe.collector.receivers import fields
+from logpipe.collector.receivers import json_text
 from logpipe.splitting import split
 
 
@@ -34,6 +34,6 @@ def _objects(text: bytes) -> list[dict[str, Any]]:
     """The object or objects that a text of JSON is; empty for any other text."""
     if text[:1] not in (b"{", b"["):
         return []
-    value = fields.json_value(text)
+    value = json_text.json_value(text)
     found = value if isinstance(value, list) else [value]
     return found if all(isinstance(each, dict) for each in found) else []

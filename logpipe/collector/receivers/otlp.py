@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from logpipe.collector.answer import Answer
-from logpipe.collector.receivers import fields, otlp_json
+from logpipe.collector.receivers import fields, json_text, otlp_json, schema, times
 from logpipe.collector.receivers.protobuf import attempted, each, message, parsed
 from logpipe.collector.receivers.protocol import Batch, Item, Outcome, Request, problems_of
 from logpipe.collector.receivers.repeated import counted, elements
@@ -76,7 +76,7 @@ def parse(request: Request) -> Batch:
 def _of_json(body: bytes) -> Iterator[Logs | Problem]:
     if not body.isascii():  # msgspec does not look into what it skips
         body = body.decode(errors="replace").encode()
-    for raw in elements(fields.decoded(_decode_export, body).resource_logs):
+    for raw in elements(json_text.decoded(_decode_export, body).resource_logs):
         pause()
         logs = _attempted(_decode_resource_logs, raw)
         if isinstance(logs, Problem):
@@ -107,7 +107,7 @@ def _scopes_of_json(array: msgspec.Raw) -> Iterator[ScopedLogs | Problem]:
 
 def _url(raw: msgspec.Raw) -> str:
     """A schema's; empty where it cannot be read."""
-    value = fields.json_value(bytes(raw))
+    value = json_text.json_value(bytes(raw))
     return "" if isinstance(value, Problem) else _text(value)
 
 
@@ -209,13 +209,13 @@ def _event(record: Any, source: Any, shared: Mapping[str, Any]) -> Event:
     fields.merge(metadata, _attributes(record.attributes), "attributes.")
     fields.merge(metadata, shared, "resource.")
     level, said = _level(record)
-    ts_unix_ms = fields.ms_within(
+    ts_unix_ms = times.ms_within(
         (record.time_unix_nano or record.observed_time_unix_nano) // 1_000_000
     )
     body = _value(record.body)
-    message = _text(record.event_name) if body is None else fields.text_of(body)
+    message = _text(record.event_name) if body is None else schema.text_of(body)
     metadata |= said
-    return fields.event_of(
+    return schema.event_of(
         source or "unknown_service", message, level, ts_unix_ms or None, metadata
     )
 
@@ -264,7 +264,7 @@ def _text(value: Any) -> str:
     """A text of JSON, or of protobuf, where it is bytes."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return "" if value is None else fields.text_of(value)
+    return "" if value is None else schema.text_of(value)
 
 
 def _hex(identifier: bytes | str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from logpipe.collector.receivers import fields
+from logpipe.collector.receivers import json_text, schema
 from logpipe.collector.receivers.repeated import Array
 
 Twin = TypeVar("Twin", bound=msgspec.Struct)
@@ -98,17 +98,17 @@ def reader(twin: type[Twin], name: str = "") -> Callable[[msgspec.Raw], Twin]:
     """A function that reads JSON as a twin. A value of another type than it should have is kept as
     text, in its place or else as an attribute; null stands for a field's default, as protobuf has
     it. What is not an object is an attribute by that name; without one it is an error. The function
-    raises as `fields.decoded`."""
+    raises as `json_text.decoded`."""
     # Not strict: a 64-bit number comes as a text.
     strict = msgspec.json.Decoder(twin, strict=False).decode
 
     def read(raw: msgspec.Raw) -> Twin:
         text = bytes(raw)
-        fields.require_few_values(text)
+        json_text.require_few_values(text)
         try:
-            return fields.decoded(strict, text)
+            return json_text.decoded(strict, text)
         except msgspec.ValidationError:
-            given = fields.decoded(msgspec.json.decode, text)
+            given = json_text.decoded(msgspec.json.decode, text)
         if name and not isinstance(given, dict):
             given = {"attributes": None if given is None else {name: given}}
         return _loose(twin, given)
@@ -126,9 +126,9 @@ def _loose(twin: type[Twin], given: Any) -> Twin:
         if value is None:
             continue
         try:
-            setattr(found, field.name, _READ.get(field.name, fields.text_of)(value))
+            setattr(found, field.name, _READ.get(field.name, schema.text_of)(value))
         except ValueError:
-            odd.append(KeyValue(field.name, AnyValue(fields.text_of(value))))
+            odd.append(KeyValue(field.name, AnyValue(schema.text_of(value))))
     found.attributes = [*found.attributes, *odd]
     return cast("Twin", found)
 
@@ -137,7 +137,7 @@ def _whole(value: Any) -> int:
     """A whole number, also of a decimal one or of a text. Raises ValueError for anything else."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    text = fields.text_of(value)
+    text = schema.text_of(value)
     try:
         return int(text)
     except ValueError:
@@ -164,7 +164,7 @@ def any_value(value: Any) -> AnyValue | None:
     return (
         AnyValue(double_value=value)
         if isinstance(value, float)
-        else AnyValue(fields.text_of(value))
+        else AnyValue(schema.text_of(value))
     )
 
 
@@ -181,10 +181,10 @@ def _of_kinds(value: dict[str, Any]) -> AnyValue | None:
         return (
             msgspec.convert({kind: inner}, AnyValue, strict=False)
             if kind
-            else AnyValue(fields.text_of(inner))
+            else AnyValue(schema.text_of(inner))
         )
     except msgspec.ValidationError:
-        return AnyValue(fields.text_of(inner))
+        return AnyValue(schema.text_of(inner))
 
 
 def _listed(given: Any) -> list[Any]:
@@ -197,7 +197,7 @@ def _pairs(given: Any) -> list[KeyValue]:
     if isinstance(given, dict):
         return [KeyValue(key, any_value(value)) for key, value in given.items()]
     return [
-        KeyValue(fields.text_of(each.get("key") or ""), any_value(each.get("value")))
+        KeyValue(schema.text_of(each.get("key") or ""), any_value(each.get("value")))
         if isinstance(each, dict)
         else KeyValue(f"attribute.{number}", any_value(each))
         for number, each in enumerate(_listed(given))

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import msgspec
 
 from logpipe.collector.ingest import KEY_BYTES, Bounds, too_many
-from logpipe.collector.receivers.fields import text_of
 from logpipe.collector.receivers.protocol import Item
+from logpipe.collector.receivers.schema import text_of
 from logpipe.decoding import has_more_keys
 from logpipe.event import IS_RESERVED, Event, encode, is_reserved
 from logpipe.problems import Problem

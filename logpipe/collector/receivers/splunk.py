@@ -7,7 +7,7 @@ import msgspec
 
 from logpipe.auth import token_of
 from logpipe.collector.answer import Answer
-from logpipe.collector.receivers import fields, generic
+from logpipe.collector.receivers import fields, generic, json_text, levels, schema, times
 from logpipe.collector.receivers.protocol import (
     Batch,
     Item,
@@ -49,7 +49,7 @@ def _answer(outcomes: Sequence[Outcome]) -> Answer:
 
 def _items(body: bytes) -> Iterator[Item]:
     carried: dict[str, Any] = {}
-    for number, envelope in enumerate(fields.json_values(body)):
+    for number, envelope in enumerate(json_text.json_values(body)):
         if not isinstance(envelope, dict):
             yield _bad(6, "Invalid data format", number)
             continue
@@ -64,15 +64,15 @@ def _items(body: bytes) -> Iterator[Item]:
 
 def _event(envelope: dict[str, Any]) -> Event:
     event = _inner(envelope.pop("event"))
-    ts_unix_ms = fields.ms_of(fields.pop(envelope, ("time",), fields.is_time))
+    ts_unix_ms = times.ms_of(fields.pop(envelope, ("time",), times.is_time))
     added = envelope.pop("fields", None)
     metadata = fields.named(added) if isinstance(added, dict) else fields.present(fields=added)
-    level = fields.pop(metadata, fields.LEVELS, fields.is_level)
+    level = fields.pop(metadata, levels.LEVELS, levels.is_level)
     about = _about(envelope)
     origins = [metadata.get("service.name"), event.source, *map(about.get, _ORIGINS)]
     fields.merge(metadata, event.metadata, "event.")
     fields.merge(metadata, about, "splunk.")
-    return fields.event_of(
+    return schema.event_of(
         next(filter(fields.is_text, origins), "splunk"),
         event.message,
         level or event.level,
@@ -84,7 +84,7 @@ def _event(envelope: dict[str, Any]) -> Event:
 def _inner(value: Any) -> Event:
     """What an envelope holds, as far as it tells an event by itself; without a source it is ``."""
     if not isinstance(value, dict):
-        return Event("", fields.text_of(value))
+        return Event("", schema.text_of(value))
     if value.get("source") in ("stdout", "stderr"):  # Docker's
         value["log.iostream"] = value.pop("source")
     source = fields.first(value, _NAMES.source, fields.is_text)
@@ -96,14 +96,14 @@ def _inner(value: Any) -> Event:
 def _about(envelope: dict[str, Any]) -> dict[str, Any]:
     """What an envelope says besides, by the names that OpenTelemetry gives it."""
     about = {known: envelope.pop(name, None) for name, known in _KNOWN.items()}
-    told = {name: fields.text_of(value) for name, value in about.items() if value is not None}
+    told = {name: schema.text_of(value) for name, value in about.items() if value is not None}
     return fields.present(**told) | envelope
 
 
 def parse_raw(request: Request) -> Batch:
     """Each line is an event; parameters say of all what an envelope says of one."""
     about = {name: request.query[name] for name in _KNOWN if request.query.get(name)}
-    lines = (line.decode(errors="replace") for line in fields.lines_of(request.body) if line)
+    lines = (line.decode(errors="replace") for line in json_text.lines_of(request.body) if line)
     return Batch((_event({**about, "event": line}) for line in lines), _answer)
 
 

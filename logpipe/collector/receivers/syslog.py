@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from logpipe.collector.answer import Answer, problem_answer
-from logpipe.collector.receivers import fields
+from logpipe.collector.receivers import fields, levels, schema, times
 from logpipe.collector.receivers.protocol import Batch, Request, always
 from logpipe.event import Event
 from logpipe.problems import Problem
@@ -161,8 +161,8 @@ def event_of(frame: Frame) -> Event:
     if header := _BSD.match(rest):
         metadata |= {"syslog.timestamp": header["time"]}  # has neither a year nor a zone
         metadata |= about(header)
-        return fields.event_of(header["app"], rest[header.end() :], severity, None, metadata)
-    return fields.event_of("syslog", rest, severity, None, metadata)
+        return schema.event_of(header["app"], rest[header.end() :], severity, None, metadata)
+    return schema.event_of("syslog", rest, severity, None, metadata)
 
 
 def priority(text: str, metadata: dict[str, Any]) -> tuple[int | None, str]:
@@ -174,7 +174,7 @@ def priority(text: str, metadata: dict[str, Any]) -> tuple[int | None, str]:
     metadata |= {
         "syslog.facility.code": facility,
         "syslog.facility.name": FACILITIES[facility],
-        fields.SYSLOG_SEVERITY: severity,
+        levels.SYSLOG_SEVERITY: severity,
     }
     return severity, text[pri.end() :]
 
@@ -194,11 +194,11 @@ def finished(
         syslog__msg__id=_nil(header["id"]),
         syslog__version=None if header["version"] == "1" else header["version"],
     )
-    ts_unix_ms = fields.ms_of(header["time"])
+    ts_unix_ms = times.ms_of(header["time"])
     if ts_unix_ms is None and header["time"] != "-":
         metadata["syslog.timestamp"] = header["time"]
     source = _nil(header["app"]) or _nil(header["host"]) or "syslog"
-    return fields.event_of(source, message.removeprefix("\ufeff"), severity, ts_unix_ms, metadata)
+    return schema.event_of(source, message.removeprefix("\ufeff"), severity, ts_unix_ms, metadata)
 
 
 def about(header: re.Match[str]) -> dict[str, Any]:

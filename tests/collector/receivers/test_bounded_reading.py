@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from logpipe import splitting
-from logpipe.collector.receivers import datadog, fields, gelf, generic, loki, otlp, syslog
+from logpipe.collector.receivers import datadog, gelf, generic, json_text, loki, otlp, syslog
 from logpipe.collector.receivers.protobuf import message, parsed
 from logpipe.collector.receivers.repeated import MAX_REPEATED
 from logpipe.decoding import (
@@ -114,7 +114,7 @@ def test_elements_behind_one_of_many_windows_are_counted() -> None:
 def test_a_large_array_is_read_element_by_element() -> None:
     body = b"[" + b",".join([b'{"message":"m","a":{"b":{}}}'] * 100_000) + b"]"
     tracemalloc.start()
-    first = next(fields.json_values(body))
+    first = next(json_text.json_values(body))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert first["message"] == "m"
@@ -125,7 +125,7 @@ def test_a_large_array_is_read_element_by_element() -> None:
 def test_a_bad_element_of_a_large_array_costs_itself(bad: bytes) -> None:
     good = b'{"message":"m"}'
     body = b"[" + b",".join([good] * 5_000 + [bad] + [good] * 10) + b"]"
-    found = list(fields.json_values(body))
+    found = list(json_text.json_values(body))
     assert found[:5_000] == [{"message": "m"}] * 5_000
     replaced = {"message": "\N{REPLACEMENT CHARACTER}"}
     assert isinstance(found[5_000], Problem) or found[5_000] == replaced
@@ -133,9 +133,9 @@ def test_a_bad_element_of_a_large_array_costs_itself(bad: bytes) -> None:
 
 def test_bytes_and_halves_of_pairs_are_replaced_as_in_small_texts() -> None:
     part = b'\xff\xc3\xa4\xe2\x82\\ud800\\ud83d\\ude00\\\\ud800\\n"'
-    small = fields.json_value(b'"' + part)
+    small = json_text.json_value(b'"' + part)
     for count in (1, 7_000):
-        found = fields.json_value(b'"' + part[:-1] * count + b'"')
+        found = json_text.json_value(b'"' + part[:-1] * count + b'"')
         assert found == small * count
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logpipe.collector.receivers import fields
+from logpipe.collector.receivers import fields, json_text, schema, times
 from logpipe.event import MAX_DEPTH, MAX_TS_UNIX_MS, Event, encode
 from logpipe.problems import Problem
 from tests.decoding import decode_json
@@ -38,7 +38,7 @@ from tests.decoding import decode_json
     ],
 )
 def test_a_time_is_understood_by_its_size_or_its_form(value: object, ms: int) -> None:
-    assert fields.ms_of(value) == ms
+    assert times.ms_of(value) == ms
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_time_is_understood_by_its_size_or_its_form(value: object, ms: int) ->
     ],
 )  # fmt: skip
 def test_what_is_no_time_of_an_event_is_none(value: object) -> None:
-    assert fields.ms_of(value) is None
+    assert times.ms_of(value) is None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_is_no_time_of_an_event_is_none(value: object) -> None:
     ],
 )  # fmt: skip
 def test_a_level_is_a_word_or_a_number_of_syslog_or_of_pino(value: object, level: str) -> None:
-    assert fields.event_of("a", "b", value, None, {}).level == level
+    assert schema.event_of("a", "b", value, None, {}).level == level
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_level_is_a_word_or_a_number_of_syslog_or_of_pino(value: object, level
 def test_a_levels_own_word_is_kept_where_the_level_says_it_otherwise(
     word: object, metadata: dict[str, str]
 ) -> None:
-    assert fields.event_of("a", "b", word, None, {}).metadata == metadata
+    assert schema.event_of("a", "b", word, None, {}).metadata == metadata
 
 
 @pytest.mark.parametrize(("depth", "text"), [(MAX_DEPTH - 1, False), (MAX_DEPTH + 1, True)])
@@ -93,7 +93,7 @@ def test_what_is_nested_too_deeply_becomes_a_text(depth: int, text: bool) -> Non
     value: Any = 1
     for _ in range(depth):
         value = [value]
-    found = fields.event_of("a", "b", None, None, {"deep": value, "other": 1}).metadata
+    found = schema.event_of("a", "b", None, None, {"deep": value, "other": 1}).metadata
     assert isinstance(found["deep"], str) is text
     assert found["other"] == 1
 
@@ -135,7 +135,7 @@ def test_a_dot_in_a_name_descends_or_belongs_to_it() -> None:
 def test_json_comes_as_one_value_an_array_or_one_after_another(
     body: bytes, values: list[Any]
 ) -> None:
-    assert list(fields.json_values(body)) == values
+    assert list(json_text.json_values(body)) == values
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_json_comes_as_one_value_an_array_or_one_after_another(
     ids=range(8),
 )
 def test_what_is_no_json_is_a_problem_in_its_place(body: bytes, kinds: list[type]) -> None:
-    assert [type(value) for value in fields.json_values(body)] == kinds
+    assert [type(value) for value in json_text.json_values(body)] == kinds
 
 
 anything = st.recursive(
@@ -169,7 +169,7 @@ anything = st.recursive(
 def test_every_event_made_here_is_one_that_the_schema_takes(
     source: Any, message: str, level: Any, ts: int | None, metadata: dict[str, Any]
 ) -> None:
-    made = fields.event_of(source, message, level, fields.ms_within(ts), metadata)
+    made = schema.event_of(source, message, level, times.ms_within(ts), metadata)
     assert isinstance(made, Event)
     (encoded,) = encode([made], 1)
     _, refusals, _ = decode_json(encoded)

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from logpipe.collector.ingest import Bounds, take_in
-from logpipe.collector.receivers import fields, repeated
+from logpipe.collector.receivers import json_text, repeated
 from logpipe.collector.receivers.packing import pack
 from logpipe.collector.receivers.protocol import Request
 from logpipe.collector.receivers.table import PROTOCOLS
@@ -103,7 +103,7 @@ def test_a_broken_text_of_escapes_is_looked_through_in_little_memory() -> None:
     body = full_of(b"\\n", b'{"a":"')
     tracemalloc.start()
     try:
-        assert isinstance(fields.json_value(body), Problem)
+        assert isinstance(json_text.json_value(body), Problem)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
