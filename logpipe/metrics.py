@@ -1,11 +1,11 @@
-"""What /metrics shows: every metric of logpipe, in one registry a process."""
+"""Every metric of logpipe, in one registry per process."""
 
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -46,6 +46,8 @@ OF_THE_STREAM = frozenset(
 )
 """What each worker counts of the whole stream: shown as the first worker has counted it."""
 
+GaugeMode = Literal["livemax", "livesum", "livemostrecent"]
+
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
@@ -59,299 +61,249 @@ class Metrics:
     """The metrics, by what they measure; labels take a bounded number of values."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         # The library itself looks at this variable; `workers.py` sets it.
         self._folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         if self._folder is None:
-            ProcessCollector(namespace="logpipe", registry=registry)
-        Gauge(
-            "logpipe_build_info",
-            "Always 1.",
-            ["version"],
-            multiprocess_mode="livemax",
-            registry=registry,
-        ).labels(__version__).set(1)
-        Gauge(
-            "logpipe_workers",
-            "Processes that serve this port.",
-            multiprocess_mode="livesum",
-            registry=registry,
-        ).set(1)
-        self.workers_wanted = Gauge(
-            "logpipe_workers_wanted",
-            "WORKERS: how many processes are to serve it.",
-            multiprocess_mode="livemax",
-            registry=registry,
+            ProcessCollector(namespace="logpipe", registry=self.registry)
+        self._group_labels: set[str] = set()
+        self._servers = Servers()
+        self._make_process()
+        self._make_intake()
+        self._make_readers()
+        self._make_groups()
+        self._make_redis()
+        self._make_canary()
+        limited = self._counter(
+            "limited_total",
+            "Times that a limit has rejected or trimmed something, by limit: docs/limits.md.",
+            "limit",
         )
-        self.redis_up = Gauge(
-            "logpipe_redis_up",
-            "1 while Redis serves; NaN where none is needed.",
-            multiprocess_mode="livemostrecent",
-            registry=registry,
+        self._limited = {limit: limited.labels(limit) for limit in limits.NAMES}
+        EXCEEDED.listener = self._limited["filter_steps"].inc
+
+    def _make_process(self) -> None:
+        self._gauge("build_info", "Always 1.", "version", mode="livemax").labels(__version__).set(1)
+        self._gauge("workers", "Processes that serve this port.", mode="livesum").set(1)
+        self.workers_wanted = self._gauge(
+            "workers_wanted", "Processes that are to serve it (WORKERS).", mode="livemax"
         )
-        self.ready = Gauge(
-            "logpipe_ready",
-            "1 while /healthz says so.",
-            multiprocess_mode="livemostrecent",
-            registry=registry,
+        self.redis_up = self._gauge(
+            "redis_up", "1 while Redis serves; NaN where none is needed.", mode="livemostrecent"
         )
-        self.event_loop_lag_seconds = Histogram(
-            "logpipe_event_loop_lag_seconds",
+        self.ready = self._gauge("ready", "1 while /healthz says so.", mode="livemostrecent")
+        self.event_loop_lag_seconds = self._histogram(
+            "event_loop_lag_seconds",
             "How late a timer of the event loop is, ten times a second.",
-            buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-            registry=registry,
+            (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
 
-        self.requests = Counter(
-            "logpipe_ingest_requests_total", "Ingest requests.", ["status"], registry=registry
-        )
+    def _make_intake(self) -> None:
+        self.requests = self._counter("ingest_requests_total", "Ingest requests.", "status")
         self.requests_accepted = self.requests.labels(202)
-        self.requests.labels(503)  # what alerts ask for is there before it happens
-        events = Counter(
-            "logpipe_ingest_events_total",
-            "Events by outcome: accepted, rejected, repeated.",
-            ["outcome"],
-            registry=registry,
+        self.requests.labels(503)  # alert rules find the series before the first one
+        events = self._counter(
+            "ingest_events_total", "Events by outcome: accepted, rejected, repeated.", "outcome"
         )
         self.events_accepted = events.labels("accepted")
         self.events_rejected = events.labels("rejected")
         self.events_repeated = events.labels("repeated")
-        self.wrong_tokens = Counter(
-            "logpipe_wrong_tokens_total",
+        self.wrong_tokens = self._counter(
+            "wrong_tokens_total",
             "Requests with a token that is wrong or of another scope, by route.",
-            ["route"],
-            registry=registry,
+            "route",
         )
-        self.receiver_requests = Counter(
-            "logpipe_receiver_requests_total",
+        self.receiver_requests = self._counter(
+            "receiver_requests_total",
             "Requests in the protocols of other shippers.",
-            ["protocol", "status"],
-            registry=registry,
+            "protocol",
+            "status",
         )
-        self.receiver_events = Counter(
-            "logpipe_receiver_events_total",
-            "Events of such requests by outcome: accepted, repeated, rejected, failed.",
-            ["protocol", "outcome"],
-            registry=registry,
+        self.receiver_events = self._counter(
+            "receiver_events_total",
+            "Events of these requests by outcome: accepted, repeated, rejected, failed.",
+            "protocol",
+            "outcome",
         )
-        self.body_bytes = Counter(
-            "logpipe_ingest_bytes_total", "Body bytes, decompressed.", registry=registry
-        )
-        self.append_seconds = Histogram(
-            "logpipe_append_seconds",
+        self.body_bytes = self._counter("ingest_bytes_total", "Body bytes, decompressed.")
+        self.append_seconds = self._histogram(
+            "append_seconds",
             "Time of one append, for all requests that shared it.",
-            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2),
-            registry=registry,
+            (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2),
         )
-        self.append_events = Histogram(
-            "logpipe_append_events",
+        self.append_events = self._histogram(
+            "append_events",
             "Events of one append.",
-            buckets=(1, 2, 5, 10, 50, 100, 500, 1000, 5000, 10_000, 100_000),
-            registry=registry,
+            (1, 2, 5, 10, 50, 100, 500, 1000, 5000, 10000, 100000),
         )
 
-        self.subscribers = Gauge(
-            "logpipe_subscribers",
-            "Connected subscribers.",
-            ["delivery"],
-            multiprocess_mode="livesum",
-            registry=registry,
+    def _make_readers(self) -> None:
+        self.subscribers = self._gauge(
+            "subscribers", "Connected subscribers.", "delivery", mode="livesum"
         )
-        self.delivered_bytes = Counter(
-            "logpipe_delivered_bytes_total", "Bytes written to subscribers.", registry=registry
+        self.delivered_bytes = self._counter(
+            "delivered_bytes_total", "Bytes written to subscribers."
         )
-        self.delivered_events = Counter(
-            "logpipe_delivered_events_total", "Events written to subscribers.", registry=registry
+        self.delivered_events = self._counter(
+            "delivered_events_total", "Events written to subscribers."
         )
-        self.gaps = Counter(
-            "logpipe_gaps_total", "Gaps told to subscribers.", ["reason"], registry=registry
+        self.gaps = self._counter("gaps_total", "Gaps sent to subscribers.", "reason")
+        self.gap_events = self._counter(
+            "gap_events_total",
+            "Entries reported missing in gaps, where the count is known.",
+            "reason",
         )
-        self.gap_events = Counter(
-            "logpipe_gap_events_total",
-            "Entries that gaps told as missing, as far as they were counted.",
-            ["reason"],
-            registry=registry,
-        )
-        for reason in get_args(Reason):  # the first would be none to `increase` else
+        for reason in get_args(Reason):  # else `increase` misses the first one
             self.gaps.labels(reason)
             self.gap_events.labels(reason)
-        self.feed_events = Counter(
-            "logpipe_feed_events_total", "Entries read into the window.", registry=registry
-        )
-        self.feed_lag_events = Gauge(
-            "logpipe_feed_lag_events",
+        self.feed_events = self._counter("feed_events_total", "Entries read into the window.")
+        self.feed_lag_events = self._gauge(
+            "feed_lag_events",
             "Entries of the stream that are not in the window yet; NaN where not known.",
-            multiprocess_mode="livemax",
-            registry=registry,
+            mode="livemax",
         )
-        self.feed_lag_seconds = Gauge(
-            "logpipe_feed_lag_seconds",
-            "Time between the newest entry of the stream and that of the window; NaN before it has"
-            " any.",
-            multiprocess_mode="livemax",
-            registry=registry,
+        self.feed_lag_seconds = self._gauge(
+            "feed_lag_seconds",
+            "Seconds between the newest entries of the stream and of the window; NaN while empty.",
+            mode="livemax",
         )
-        self.unreadable = Counter(
-            "logpipe_unreadable_entries_total",
-            "Entries of the stream that hold no event.",
-            registry=registry,
+        self.unreadable = self._counter(
+            "unreadable_entries_total", "Entries of the stream that hold no event."
         )
-        self.window_reads = Counter(
-            "logpipe_window_reads_total",
-            "Reads that subscribers made from the window.",
-            registry=registry,
+        self.window_reads = self._counter(
+            "window_reads_total", "Reads that subscribers made from the window."
         )
-        self.catchup_reads = Counter(
-            "logpipe_catchup_reads_total", "Reads for subscribers behind the window.",
-            registry=registry,
-        )  # fmt: skip
-        self.window_events = Gauge(
-            "logpipe_window_events",
-            "Events in the window.",
-            multiprocess_mode="livemax",
-            registry=registry,
+        self.catchup_reads = self._counter(
+            "catchup_reads_total", "Reads for subscribers behind the window."
         )
-        self.window_bytes = Gauge(
-            "logpipe_window_bytes",
-            "Their bytes as JSON, or more where they take over 2.4 times as much memory.",
-            multiprocess_mode="livemax",
-            registry=registry,
+        self.window_events = self._gauge("window_events", "Events in the window.", mode="livemax")
+        self.window_bytes = self._gauge(
+            "window_bytes",
+            "Bytes of JSON in the window; more where events take over 2.4 times as much memory.",
+            mode="livemax",
         )
-        self.group_pending = Gauge(
-            "logpipe_group_pending",
+
+    def _make_groups(self) -> None:
+        self.group_pending = self._gauge(
+            "group_pending",
             "Entries of a group, on all replicas, that are delivered and not acknowledged.",
-            ["group"],
-            multiprocess_mode="livemax",
-            registry=registry,
+            "group",
+            mode="livemax",
         )
-        self.group_in_flight = Gauge(
-            "logpipe_group_in_flight",
-            "Entries that members here were given and that are not acknowledged.",
-            ["group"],
-            multiprocess_mode="livesum",
-            registry=registry,
+        self.group_in_flight = self._gauge(
+            "group_in_flight",
+            "Entries delivered to members of this process and not acknowledged.",
+            "group",
+            mode="livesum",
         )
-        self.group_in_flight_seconds = Gauge(
-            "logpipe_group_in_flight_seconds",
-            "The longest time for which a member here has had such an entry.",
-            ["group"],
-            multiprocess_mode="livemax",
-            registry=registry,
+        self.group_in_flight_seconds = self._gauge(
+            "group_in_flight_seconds",
+            "Age of the oldest of these deliveries.",
+            "group",
+            mode="livemax",
         )
-        self.group_lag = Gauge(
-            "logpipe_group_lag_events",
-            "Entries that a group has not read yet, as of its last read here.",
-            ["group"],
-            multiprocess_mode="livemax",
-            registry=registry,
+        self.group_lag = self._gauge(
+            "group_lag_events",
+            "Entries that a group has not read yet, as of its last read by this process.",
+            "group",
+            mode="livemax",
         )
-        self.group_claimed = Counter(
-            "logpipe_group_claimed_total",
-            "Pending entries taken over from other consumers.",
-            ["group"],
-            registry=registry,
+        self.group_claimed = self._counter(
+            "group_claimed_total", "Pending entries taken over from other consumers.", "group"
         )
-        self.group_lost = Counter(
-            "logpipe_group_lost_total",
-            "Entries trimmed before they were read, or while they were pending.",
-            ["group"],
-            registry=registry,
+        self.group_lost = self._counter(
+            "group_lost_total",
+            "Entries of a group trimmed before they were read or while pending.",
+            "group",
         )
-        self.group_rejected = Counter(
-            "logpipe_group_rejected_total",
+        self.group_rejected = self._counter(
+            "group_rejected_total",
             "Entries that the group's filter rejects: acknowledged and not delivered.",
-            ["group"],
-            registry=registry,
+            "group",
         )
-        self.group_redelivered = Counter(
-            "logpipe_group_redelivered_total",
-            "Entries taken back from a member that has not acknowledged them in time.",
-            ["group"],
-            registry=registry,
+        self.group_redelivered = self._counter(
+            "group_redelivered_total",
+            "Entries redelivered because their member did not acknowledge them in time.",
+            "group",
         )
-        # Of the stream and of its Redis; all processes see the same ones.
-        limited = Counter(
-            "logpipe_limited_total",
-            "What a limit has refused, or trimmed, by limit: docs/limits.md.",
-            ["limit"],
-            registry=registry,
-        )
-        self._limited = {limit: limited.labels(limit) for limit in limits.NAMES}
-        EXCEEDED.listener = self._limited["filter_steps"].inc
-        self.stream_entries = self._common("logpipe_stream_entries", "Entries in the stream.")
+
+    def _make_redis(self) -> None:
+        """Make the metrics of the stream and of its Redis, which are the same in all processes."""
+        self.stream_entries = self._common("stream_entries", "Entries in the stream.")
         self.stream_max_entries = self._common(
-            "logpipe_stream_max_entries", "Entries at which a collector trims the stream, about."
+            "stream_max_entries", "Entries at which a collector trims the stream, about."
         )
         self.stream_bytes = self._common(
-            "logpipe_stream_bytes", "Memory of the stream in Redis, estimated from some entries."
+            "stream_bytes", "Memory of the stream in Redis, estimated from some entries."
         )
         self.redis_replicas = self._common(
-            "logpipe_redis_replicas_in_sync", "Replicas that have all, or are a moment behind."
+            "redis_replicas_in_sync", "Replicas that have caught up, or nearly."
         )
-        self.redis_sentinels = self._common("logpipe_redis_sentinels", "Sentinels of REDIS_ADDR.")
+        self.redis_sentinels = self._common("redis_sentinels", "Sentinels of REDIS_ADDR.")
         self.redis_sentinels_reachable = self._common(
-            "logpipe_redis_sentinels_reachable", "Sentinels that have answered the last question."
+            "redis_sentinels_reachable", "Sentinels that have answered the last query."
         )
-        self.redis_primary = Gauge(
-            "logpipe_redis_primary_info",
+        self.redis_primary = self._gauge(
+            "redis_primary_info",
             "1 for the node that is the primary, 0 for earlier ones.",
-            ["node"],
-            multiprocess_mode="livemostrecent",
-            registry=registry,
+            "node",
+            mode="livemostrecent",
         )
-        self.redis_failovers = Counter(
-            "logpipe_redis_failovers_total",
-            "How often another node has become the primary.",
-            registry=registry,
+        self.redis_failovers = self._counter(
+            "redis_failovers_total", "Times that another node has become the primary."
         )
-        self._servers = Servers()
         self.redis_memory_bytes = self._common(
-            "logpipe_redis_memory_bytes", "Memory that Redis uses, for everything in it."
+            "redis_memory_bytes", "Memory that Redis uses, for everything in it."
         )
         self.redis_max_memory_bytes = self._common(
-            "logpipe_redis_max_memory_bytes", "Memory that Redis may use; 0: no limit."
+            "redis_max_memory_bytes", "Memory that Redis may use; 0: no limit."
         )
         self.redis_evicts = self._common(
-            "logpipe_redis_evicts", "1 where Redis may evict the stream (allkeys-...), else 0."
+            "redis_evicts", "1 where Redis may evict the stream (allkeys-...), else 0."
         )
         self.redis_append_only = self._common(
-            "logpipe_redis_append_only", "1 where Redis has an append-only file, else 0."
+            "redis_append_only", "1 where Redis has an append-only file, else 0."
         )
         self.disk_free_bytes = self._common(
-            "logpipe_disk_free_bytes",
-            "Free bytes of the disk that the embedded engine writes to.",
+            "disk_free_bytes", "Free bytes of the disk that the embedded engine writes to."
         )
         self.disk_needed_bytes = self._common(
-            "logpipe_disk_needed_bytes",
-            "Bytes that have to be free there; with less, events are refused.",
+            "disk_needed_bytes", "Free bytes of that disk below which events are rejected."
         )
-        self._group_labels: set[str] = set()
 
-        self.canary_sent = Counter(
-            "logpipe_canary_sent_total",
-            "Canaries that this collector has appended, as Redis has confirmed.",
-            registry=registry,
+    def _make_canary(self) -> None:
+        self.canary_sent = self._counter(
+            "canary_sent_total",
+            "Canaries that this collector has appended and Redis has confirmed.",
         )
-        self.canary_received = Counter(
-            "logpipe_canary_received_total",
-            "Canaries of all collectors that came to this distributor.",
-            registry=registry,
+        self.canary_received = self._counter(
+            "canary_received_total", "Canaries of all collectors received by this distributor."
         )
-        self.canary_lost = Counter(
-            "logpipe_canary_lost_total",
-            "Canaries that were confirmed and did not come, though a later one did.",
-            registry=registry,
+        self.canary_lost = self._counter(
+            "canary_lost_total",
+            "Canaries that were confirmed and not received, though a later one was.",
         )
-        self.canary_latency_seconds = Histogram(
-            "logpipe_canary_latency_seconds",
-            "Age of a canary when it comes, by the clocks of both processes.",
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-            registry=registry,
+        self.canary_latency_seconds = self._histogram(
+            "canary_latency_seconds",
+            "Age of a canary when received, by the clocks of both processes.",
+            (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"logpipe_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str, mode: GaugeMode) -> Gauge:
+        """Make a gauge; `mode` says what several workers show of it."""
+        return Gauge(
+            f"logpipe_{name}", text, labels, multiprocess_mode=mode, registry=self.registry
+        )
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"logpipe_{name}", text, buckets=buckets, registry=self.registry)
 
     def _common(self, name: str, text: str) -> Gauge:
-        """A gauge that any process may set; NaN where it is not known."""
-        gauge = Gauge(name, text, multiprocess_mode="livemostrecent", registry=self.registry)
+        """Make a gauge that any process may set; NaN where the value is not known."""
+        gauge = self._gauge(name, text, mode="livemostrecent")
         gauge.set(math.nan)
         return gauge
 
@@ -361,12 +313,12 @@ class Metrics:
         return self._folder is not None
 
     def count_limited(self, hits: Mapping[str, int]) -> None:
-        """Limits of `limits.NAMES` were hit, so many times each."""
+        """Add to the counts of limits, by their names in `limits.NAMES`."""
         for limit, count in hits.items():
             self._limited[limit].inc(count)
 
     def servers(self, servers: Servers) -> None:
-        """Sets what is known of the servers behind the address of Redis."""
+        """Set what is known of the servers behind the address of Redis."""
         before, self._servers = self._servers, servers
         in_sync = servers.replicas_in_sync
         self.redis_replicas.set(math.nan if in_sync is None else in_sync)
@@ -380,12 +332,12 @@ class Metrics:
             self.redis_primary.labels(servers.primary).set(1)
 
     def disk(self, free: int, needed: int) -> None:
-        """Sets the free bytes of the disk of the embedded engine, and how many have to be free."""
+        """Set the free bytes of the embedded engine's disk, and how many it needs."""
         self.disk_free_bytes.set(free)
         self.disk_needed_bytes.set(needed)
 
     def count_wrong_token(self, route: str) -> None:
-        """A wrong token was sent to a route."""
+        """Count a wrong token sent to a route."""
         self.wrong_tokens.labels(route).inc()
 
     def group(self, name: str) -> "GroupMetrics":
@@ -396,7 +348,7 @@ class Metrics:
         return GroupMetrics(self, name if name in self._group_labels else OTHER_GROUPS)
 
     def exposition(self) -> bytes:
-        """The text that Prometheus scrapes: of all workers together, where there are several."""
+        """Return the text that Prometheus scrapes, of all workers together."""
         if self._folder is None:
             return generate_latest(self.registry)
         together = CollectorRegistry()
@@ -405,7 +357,7 @@ class Metrics:
 
 
 class _Workers(Collector):
-    """Adds up what all workers have written into a folder."""
+    """Merges the metrics that all workers have written into a folder."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -442,40 +394,40 @@ class GroupMetrics:
         self._redelivered = metrics.group_redelivered.labels(label)
 
     def pending(self, count: int) -> None:
-        """So many entries are pending."""
+        """Set how many entries are pending."""
         self._metrics.group_pending.labels(self._label).set(count)
 
     def in_flight(self, count: int, seconds: float) -> None:
-        """Sets how many entries members here were given, and how long one has had its first."""
+        """Set how many entries members here hold, and the seconds since the oldest delivery."""
         self._metrics.group_in_flight.labels(self._label).set(count)
         self._metrics.group_in_flight_seconds.labels(self._label).set(seconds)
 
     def lag(self, count: int | None) -> None:
-        """So many are not read yet, where that is known."""
+        """Set how many entries are not read yet; None where that is not known."""
         self._metrics.group_lag.labels(self._label).set(math.nan if count is None else count)
 
     def claimed(self, count: int) -> None:
-        """So many were taken over."""
+        """Count entries taken over from other consumers."""
         self._claimed.inc(count)
 
     def lost(self, count: int | None) -> None:
-        """So many are lost, as far as that is known."""
+        """Count lost entries; None where their number is not known."""
         self._lost.inc(count or 0)
 
     def rejected(self, count: int) -> None:
-        """Counts entries that the group's filter rejects."""
+        """Count entries that the group's filter rejects."""
         self._rejected.inc(count)
 
     def redelivered(self, count: int) -> None:
-        """Counts entries that were not acknowledged in time."""
+        """Count entries that were not acknowledged in time."""
         self._redelivered.inc(count)
 
     def unreadable(self, count: int) -> None:
-        """So many entries hold no event."""
+        """Count entries that hold no event."""
         self._metrics.unreadable.inc(count)
 
     def forget(self) -> None:
-        """The group is no longer read here: what is pending is no longer known."""
+        """Remove the gauges of a group that this process no longer reads."""
         metrics = self._metrics
         for gauge in (
             *(metrics.group_pending, metrics.group_lag),
