@@ -55,17 +55,19 @@ async def ratios(say: Callable[[str], None]) -> dict[str, float]:
         ):
             async with start(valkey) as logpipe:
                 for number in range(ROUNDS):
-                    for name, ratio in (await asyncio.to_thread(measure, logpipe)).items():
+                    for name, ratio in (await measure(logpipe)).items():
                         found.setdefault(name, []).append(ratio)
                         say(f"round {number + 1}: {name}: {ratio:.2f}")
     return {name: statistics.median(each) for name, each in found.items()}
 
 
-def _ingest(bare: Measured, ceiling: Callable[[], float], logpipe: Measured) -> dict[str, float]:
-    answers, single = _single(bare), _single(logpipe)
+async def _ingest(
+    bare: Measured, ceiling: Callable[[], float], logpipe: Measured
+) -> dict[str, float]:
+    answers, single = await _single(bare), await _single(logpipe)
     assert logpipe.target.batch is not None
-    most = ceiling()
-    batch = ingest(
+    most = await asyncio.to_thread(ceiling)
+    batch = await ingest(
         logpipe.target,
         logpipe.target.batch,
         connections=8,
@@ -79,9 +81,9 @@ def _ingest(bare: Measured, ceiling: Callable[[], float], logpipe: Measured) -> 
     }
 
 
-def _fan_out(bare: Measured, logpipe: Measured) -> dict[str, float]:
-    answers = _single(bare)
-    fan = fan_out(
+async def _fan_out(bare: Measured, logpipe: Measured) -> dict[str, float]:
+    answers = await _single(bare)
+    fan = await fan_out(
         logpipe.target,
         readers=1000,
         rate=2000.0,
@@ -98,9 +100,9 @@ def _fan_out(bare: Measured, logpipe: Measured) -> dict[str, float]:
     }
 
 
-def _single(server: Measured) -> Ingest:
+async def _single(server: Measured) -> Ingest:
     assert server.target.single is not None
-    return ingest(
+    return await ingest(
         server.target,
         server.target.single,
         connections=64,
