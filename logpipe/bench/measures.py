@@ -1,33 +1,45 @@
-"""The measurements: how fast events go in, how many come out, how late, and whether all did."""
+"""The measurements: how fast events go in, how many come out, how late, and whether all arrive."""
 
+import asyncio
 import contextlib
-import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from logpipe.bench.events import Template
-from logpipe.bench.readers import Crowd, Read, reading
-from logpipe.bench.senders import Recipe, Sent, sender
-from logpipe.bench.target import Target, Wrap
+from logpipe.bench.events import Template, Wrap
+from logpipe.bench.reading import Crowd, Reader
+from logpipe.bench.sending import Address, Connection, Sender, Sent
 
 WARM_UP_S = 0.5
 PUBLISHERS = 16
-"""Connections of a paced publisher: more than are under way at a time, so that none has to wait."""
+"""Connections of a publisher: more than are under way at a time, so that no request has to wait."""
 PUBLISH_HZ = 100
-"""Requests a second of a paced publisher at the most; beyond, they carry several events each."""
-READERS_A_PROCESS = 2_000
+"""The most requests per second of a publisher of batches; beyond, each carries several events."""
+TICK_S = 0.1
 
 Tick = Callable[[float], None]
-"""Told now and then how much of a measurement is done, from 0 to 1."""
+"""Called with the part of a measurement that is done, from 0 to 1."""
+
+
+class Target(NamedTuple):
+    """A server: where events go in and come out, and the requests for it. None for what it does not
+    have."""
+
+    name: str
+    ingest: Address
+    distributor: Address | None
+    single: Wrap | None
+    batch: Wrap | None
+    subscribe: bytes = b""
+    sends: type[Connection] = Connection
+    reads: type[Reader] = Reader
 
 
 class Spread(msgspec.Struct):
-    """A distribution, in milliseconds."""
+    """A distribution in milliseconds."""
 
     p50: float = 0.0
     p99: float = 0.0
@@ -35,7 +47,7 @@ class Spread(msgspec.Struct):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Nearest rank."""
+        """By nearest rank; zeros for no values."""
         if not values:
             return cls()
         ordered = sorted(values)
@@ -43,26 +55,25 @@ class Spread(msgspec.Struct):
         return cls(p50, p99, ordered[-1])
 
 
-class Used(msgspec.Struct):
-    """What a server's processes used meanwhile, where it can be known: cores, and bytes at the
-    end."""
-
-    cores: float | None = None
-    rss_bytes: int | None = None
-
-
 class Usage(NamedTuple):
-    """What a server's processes have used: CPU seconds so far, and bytes right now."""
+    """CPU seconds that the processes of a server have used so far, and their bytes in memory."""
 
     cpu_s: float
     rss_bytes: int
 
 
-Meter = Callable[[], Usage | None]
+class Used(msgspec.Struct):
+    """What a server used during a measurement: cores, and bytes at the end. None: unknown."""
+
+    cores: float | None = None
+    rss_bytes: int | None = None
+
+
+Meter = Callable[[], Awaitable[Usage | None]]
 
 
 class Ingest(msgspec.Struct, tag="ingest", tag_field="measure"):
-    """How fast events go in; each was acknowledged."""
+    """How fast events go in; all that are counted were acknowledged."""
 
     target: str
     connections: int
@@ -72,7 +83,7 @@ class Ingest(msgspec.Struct, tag="ingest", tag_field="measure"):
     refused: dict[str, int]
     used: Used
     last: str
-    """The last acknowledgement."""
+    """The body of the last acknowledgement."""
 
 
 class FanOut(msgspec.Struct, tag="fan-out", tag_field="measure"):
@@ -81,7 +92,7 @@ class FanOut(msgspec.Struct, tag="fan-out", tag_field="measure"):
     target: str
     readers: int
     rate: float
-    """Events a second that were to be sent."""
+    """Events per second that were due."""
     connected: int
     connects_per_s: float
     sent: int
@@ -90,22 +101,27 @@ class FanOut(msgspec.Struct, tag="fan-out", tag_field="measure"):
     missing: int
     doubled: int
     latency_ms: Spread
-    """From when an event was due, so that a publisher that is held up shows."""
+    """From when an event was due, so that a delay of the publisher is included."""
     bytes_a_reader: float | None
     """Of the server's memory."""
     received_bytes: int
     broken: dict[str, int]
+    """Readers that ended early, by reason."""
     refused: dict[str, int]
-    """Requests of the publisher that the server has not taken."""
+    """Requests of the publisher that the server did not accept, by status or reason."""
     used: Used
     readers_cpu: float
-    """Cores that the reading side took: near one a process, it is what was measured."""
+    """Cores used by the measuring process; close to 1, that process is the bottleneck."""
 
 
 Measure = Ingest | FanOut
 
 
-def ingest(
+async def _unknown() -> None:
+    return None
+
+
+async def ingest(
     target: Target,
     wrap: Wrap,
     *,
@@ -114,54 +130,44 @@ def ingest(
     size: int,
     seconds: float,
     rate: float | None = None,
-    meter: Meter = lambda: None,
+    meter: Meter = _unknown,
     tick: Tick = lambda _: None,
+    warm_up_s: float = WARM_UP_S,
 ) -> Ingest:
-    """Sends for so many seconds, at full rate or at `rate` events a second. Where the server
-    refuses the batches as too large, sends again, the largest that it accepts. Raises OSError."""
-    again = partial(
-        ingest,
-        target,
-        wrap,
-        connections=connections,
-        size=size,
-        seconds=seconds,
-        rate=rate,
-        meter=meter,
-        tick=tick,
-    )
-    template = Template(_run(), wrap, per_request=per_request, size=size)
-    recipe = Recipe(target.ingest, template, target.answers)
-    if rate is None:
-        with sender(recipe, connections) as warming:
-            most = warming.at_full_rate(min(WARM_UP_S, seconds)).max_events
-        if 0 < most < per_request:
-            return again(per_request=most)
-    started = time.monotonic()
-
-    def progress(_: int) -> None:
-        tick(min(1.0, (time.monotonic() - started) / seconds))
-
-    with sender(recipe, connections) as sending, _metered(meter) as used:
+    """Sends at full rate or at `rate` events per second. Where the server rejects batches as too
+    large, it sends the largest that the server accepts. Raises OSError."""
+    while True:
+        template = Template(_run(), wrap, per_request=per_request, size=size)
         if rate is None:
-            sent = sending.at_full_rate(seconds, progress)
-        else:
-            sent = sending.at_pace(rate / per_request, seconds, progress)
-    if not sent.events and 0 < sent.max_events < per_request:
-        return again(per_request=sent.max_events)
+            async with _sender(target, template, connections) as warming:
+                most = (await warming.at_full_rate(min(warm_up_s, seconds))).max_events
+            if 0 < most < per_request:
+                per_request = most
+                continue
+        async with (
+            _sender(target, template, connections) as sending,
+            _metered(meter, seconds, tick) as used,
+        ):
+            if rate is None:
+                sent = await sending.at_full_rate(seconds)
+            else:
+                sent = await sending.at_rate(rate / per_request, seconds)
+        if sent.events or not 0 < sent.max_events < per_request:
+            break
+        per_request = sent.max_events
     return Ingest(
         target.name,
         connections,
         per_request,
-        sent.events_per_s,
+        sent.events / sent.seconds,
         Spread.of(sent.answer_ms),
-        sent.refused,
+        dict(sent.refused),
         used,
         sent.last.decode("utf-8", "replace"),
     )
 
 
-def fan_out(
+async def fan_out(
     target: Target,
     *,
     readers: int,
@@ -170,95 +176,86 @@ def fan_out(
     seconds: float,
     requests: Sequence[bytes] = (),
     batch: bool = True,
-    meter: Meter = lambda: None,
+    meter: Meter = _unknown,
     tick: Tick = lambda _: None,
 ) -> FanOut:
-    """So many readers, and `rate` events a second for so many seconds. Raises OSError.
+    """So many readers, and `rate` events per second. Raises OSError.
 
-    `requests` are what the readers send to subscribe, in turn; by default all the target's own.
+    The readers send `requests` in turn to subscribe; by default all send the target's own.
     """
     assert target.distributor is not None
-    many = target.batch if batch and rate > PUBLISH_HZ and target.batch else None
+    many = target.batch if batch and rate > PUBLISH_HZ else None
     wrap = many or target.single
     assert wrap is not None
     per_request = max(1, round(rate / PUBLISH_HZ)) if many else 1
     run = _run()
-    crowd = Crowd(
-        target.distributor,
-        tuple(requests) or (target.subscribe,),
-        run,
-        readers,
-        per_request=per_request,
-        http=target.http,
-    )
-    before = meter()
-    processes = max(1, min(os.cpu_count() or 1, readers // READERS_A_PROCESS))
     template = Template(run, wrap, per_request=per_request, size=size)
-    recipe = Recipe(target.ingest, template, target.answers)
-    with reading(crowd, processes) as crowds:
-        connected = crowds.connected
-        after = meter()
-        crowds.arm()
-        started = time.monotonic()
-
-        def progress(_: int) -> None:
-            tick(min(1.0, (time.monotonic() - started) / seconds))
-
-        with sender(recipe, PUBLISHERS) as sending, _metered(meter) as used:
-            sent = sending.at_pace(rate / per_request, seconds, progress)
-        read = crowds.finish(_numbers(sent, per_request))
-    grown = after.rss_bytes - before.rss_bytes if before and after else None
-    return _fan_out(target, readers, rate, connected, sent, read, grown, used)
-
-
-def _fan_out(
-    target: Target,
-    readers: int,
-    rate: float,
-    connected: Read,
-    sent: Sent,
-    read: Read,
-    grown: int | None,
-    used: Used,
-) -> FanOut:
-    broken: dict[str, int] = {}
-    for reason in [*connected.broken, *read.broken]:
-        broken[reason] = broken.get(reason, 0) + 1
+    before = await meter()
+    async with contextlib.aclosing(Crowd(run, per_request)) as crowd:
+        await crowd.connect(
+            target.distributor, requests or (target.subscribe,), readers, target.reads
+        )
+        after = await meter()
+        await crowd.arm()
+        async with (
+            _sender(target, template, PUBLISHERS) as sending,
+            _metered(meter, seconds, tick) as used,
+        ):
+            sent = await sending.at_rate(rate / per_request, seconds)
+        read = await crowd.finish(_events(sent, per_request))
     return FanOut(
         target.name,
         readers,
         rate,
-        connected.connected,
-        connected.connected / connected.connect_s if connected.connect_s else 0.0,
+        read.connected,
+        read.connected / read.connect_s,
         sent.events,
         read.delivered,
         read.delivered / sent.seconds,
         read.missing,
         read.doubled,
         Spread.of(read.latency_ms),
-        grown / readers if grown is not None else None,
+        (after.rss_bytes - before.rss_bytes) / readers if before and after else None,
         read.received_bytes,
-        broken,
-        sent.refused,
+        dict(read.broken),
+        dict(sent.refused),
         used,
         read.cpu_s / sent.seconds,
     )
 
 
-def _numbers(sent: Sent, per_request: int) -> list[int]:
-    return [number * per_request + index for number in sent.numbers for index in range(per_request)]
+def _events(sent: Sent, per_request: int) -> set[int]:
+    return {number * per_request + index for number in sent.numbers for index in range(per_request)}
 
 
 def _run() -> str:
     return uuid.uuid4().hex[:8]
 
 
-@contextlib.contextmanager
-def _metered(meter: Meter) -> Iterator[Used]:
+@contextlib.asynccontextmanager
+async def _sender(target: Target, template: Template, connections: int) -> AsyncIterator[Sender]:
+    async with contextlib.aclosing(Sender(template)) as made:
+        await made.connect(target.ingest, connections, target.sends)
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def _metered(meter: Meter, seconds: float, tick: Tick) -> AsyncIterator[Used]:
+    """Fills in what the server uses during this context, and reports how much of it is over."""
     used = Used()
-    started, before = time.monotonic(), meter()
-    yield used
-    after = meter()
+    before, started = await meter(), time.monotonic()
+    ticking = asyncio.create_task(_tick(tick, started, seconds))
+    try:
+        yield used
+    finally:
+        ticking.cancel()
+    took, after = time.monotonic() - started, await meter()
     if before is not None and after is not None:
-        used.cores = (after.cpu_s - before.cpu_s) / (time.monotonic() - started)
+        used.cores = (after.cpu_s - before.cpu_s) / took
         used.rss_bytes = after.rss_bytes
+
+
+async def _tick(tick: Tick, started: float, seconds: float) -> None:
+    while True:
+        await asyncio.sleep(TICK_S)
+        tick(min(1.0, (time.monotonic() - started) / seconds))

@@ -14,6 +14,7 @@ from logpipe.cli.common import (
     CONTEXT,
     fail,
     local_url,
+    loop_factory,
     over_echo,
     settings_of,
     show,
@@ -122,18 +123,10 @@ def _serve(settings: Settings, inherited: "Inherited | None" = None) -> NoReturn
     else:
         serving = serve_until_stopped(settings, inherited)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             sys.exit(runner.run(serving))
     except (EngineError, PortTakenError) as error:
         fail(str(error), 1)
-
-
-def _loop_factory() -> Callable[[], Any] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 @main.command(context_settings=CONTEXT)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,12 +10,17 @@ from logpipe.cli.common import (
     CONTEXT,
     fail,
     local_url,
+    loop_factory,
     show,
     show_json,
     tokens_of,
     url_option,
     visible,
 )
+
+if TYPE_CHECKING:
+    from logpipe.bench.deployment import Plan
+    from logpipe.settings import Settings
 
 _COUNT = click.IntRange(min=1)
 _SOME = click.FloatRange(min=0, min_open=True)
@@ -59,50 +64,59 @@ def command(
     The first of INGEST_TOKENS, READ_TOKENS and ADMIN_TOKENS is sent. Exit 1 when anything was lost
     or refused.
     """
-    import msgspec
+    import asyncio
 
-    from logpipe.bench.deployment import NAMES, Plan, UnfitError, foreign_events, measure
-    from logpipe.bench.report import lines, whole
-    from logpipe.bench.target import address_of, logpipe_at
+    from logpipe.bench.deployment import NAMES, Plan, UnfitError, address_of
 
-    settings = tokens_of(os.environ)
-    ingest_token, read_token, admin_token = (
-        "".join(t[:1])
-        for t in (settings.ingest_tokens, settings.read_tokens, settings.admin_tokens)
-    )
     url = url or local_url()
-    for option, given in (("--url", url), ("--ingest-url", ingest_url or url)):
+    ingest_url = ingest_url or url
+    settings = tokens_of(os.environ)
+    for option, given_url in (("--url", url), ("--ingest-url", ingest_url)):
         try:
-            address_of(given)
+            address_of(given_url)
         except ValueError as error:
-            fail(f"{option} {given}: {error}", 2)
-    target = logpipe_at(ingest_url or url, url, ingest_token=ingest_token, read_token=read_token)
-    target = target._replace(admin_token=admin_token)
+            fail(f"{option} {given_url}: {error}", 2)
     plan = Plan(names=asked.pop("only") or NAMES, **asked)
-    done = []
     try:
-        if not yes and foreign_events(target, read_token):
-            fail(
-                f"the stream at {url} holds events, which a benchmark pushes out:"
-                " --yes if that may be",
-                1,
-            )
-        for each in measure(target, plan, _progress, read_token):
-            _progress("", 1)
-            done.append(each)
-            if as_json:
-                show_json(msgspec.json.encode(each).decode())
-                continue
-            for line in lines([each]):
-                show(line)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            good = runner.run(_run(ingest_url, url, settings, plan, yes=yes, as_json=as_json))
     except UnfitError as error:
         _progress("", 1)
         fail(visible(str(error)), 1)
-    sys.exit(0 if whole(done) else 1)
+    sys.exit(0 if good else 1)
+
+
+async def _run(
+    ingest_url: str, url: str, settings: "Settings", plan: "Plan", *, yes: bool, as_json: bool
+) -> bool:
+    """Whether nothing went wrong."""
+    import msgspec
+
+    from logpipe.bench.deployment import Deployment, UnfitError
+    from logpipe.bench.report import lines, troubles
+    from logpipe.client.connection import http_client
+
+    good = True
+    async with http_client() as http:
+        deployment = Deployment(http, ingest_url, url, settings)
+        if not yes and await deployment.holds_events_of_others():
+            raise UnfitError(
+                f"the stream at {url} holds events, which a benchmark pushes out:"
+                " --yes if that may be"
+            )
+        async for each in deployment.measure(plan, _progress):
+            _progress("", 1)
+            good = good and not troubles(each)
+            if as_json:
+                show_json(msgspec.json.encode(each).decode())
+            else:
+                for line in lines(each):
+                    show(line)
+    return good
 
 
 def _progress(name: str, part: float) -> None:
-    """How much of a measurement is done, on a terminal; no name wipes it away."""
+    """Draws the part of a measurement that is done, on a terminal; no name erases it."""
     if sys.stderr.isatty():
         from logpipe.terminal import bar
 

@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import click
 
@@ -40,6 +40,15 @@ def tokens_of(environ: Mapping[str, str]) -> Settings:
         f"{scope}_TOKENS{end}" for scope in ("INGEST", "READ", "ADMIN") for end in ("", "_FILE")
     ]
     return settings_of({name: environ[name] for name in names if name in environ})
+
+
+def loop_factory() -> Callable[[], Any] | None:
+    """What makes an event loop: uvloop, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def over_echo() -> str:

@@ -2,20 +2,21 @@
 
 python -m tests.bench                 the comparison, a table of medians
 python -m tests.bench --growth DIR    how cost grows, as a picture in DIR, and what catch-up costs
-python -m tests.bench --guard         a minute: fails where a ratio has fallen by a quarter
+python -m tests.bench --guard         a minute or two: fails where a ratio has fallen by a quarter
 """
 
 import argparse
 import asyncio
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 from logpipe.bench.measures import Measure, fan_out, ingest
 from logpipe.bench.report import lines
+from logpipe.cli.common import loop_factory
 from tests.bench import catchup, growth, guard, peers, servers
 from tests.bench.machine import allow_many_files, description
 from tests.bench.servers import Measured, Opened
@@ -29,23 +30,23 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def measures(server: Measured, seconds: float) -> Iterator[Measure]:
+async def measures(server: Measured, seconds: float) -> AsyncIterator[Measure]:
     """All that a server can do of what is compared."""
     target = server.target
-    if server.ingests and target.single is not None and target.answers:
-        yield ingest(
+    if server.ingests and target.single is not None:
+        yield await ingest(
             target, target.single, connections=64, per_request=1, size=200, seconds=seconds,
             meter=server.at_takers,
         )  # fmt: skip
-    if server.ingests and target.batch is not None and target.answers:
-        yield ingest(
+    if server.ingests and target.batch is not None:
+        yield await ingest(
             target, target.batch, connections=8, per_request=1000, size=200, seconds=seconds,
             meter=server.at_takers,
         )  # fmt: skip
     if target.distributor is None:
         return
     for readers, rate in ((1000, 1000.0), (100, 1000.0), (100, 10.0)):
-        yield fan_out(
+        yield await fan_out(
             target, readers=readers, rate=rate, size=200, seconds=seconds, batch=readers > 100,
             meter=server.at_givers,
         )  # fmt: skip
@@ -95,7 +96,7 @@ async def compare(seconds: float, repeats: int, only: list[str]) -> None:
                 valkey.reset()
                 async with start() as server:
                     named = server._replace(target=server.target._replace(name=name))
-                    found += await asyncio.to_thread(_all, named, seconds, repeat)
+                    found += await _all(named, seconds, repeat)
     print(f"{description()}; {repeats} rounds of {seconds:g} s, medians\n")
     for name, rates in ceilings.items():
         print(f"{name}: {statistics.median(rates):,.0f}/s")
@@ -103,11 +104,11 @@ async def compare(seconds: float, repeats: int, only: list[str]) -> None:
     print(markdown(HEAD, list(rows(found))))
 
 
-def _all(server: Measured, seconds: float, repeat: int) -> list[Measure]:
+async def _all(server: Measured, seconds: float, repeat: int) -> list[Measure]:
     found = []
-    for measure in measures(server, seconds):
+    async for measure in measures(server, seconds):
         found.append(measure)
-        for line in lines([measure]):
+        for line in lines(measure):
             say(f"round {repeat + 1}: {server.target.name}: {line}")
     return found
 
@@ -138,13 +139,14 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="records what the guard compares")
     asked = parser.parse_args()
     allow_many_files()
-    if asked.guard or asked.record:
-        return asyncio.run(guard.run(record=asked.record, say=say))
-    if asked.growth:
-        asyncio.run(growth.run(asked.growth, asked.seconds, say))
-        asyncio.run(catchup.run(asked.seconds, say))
-        return 0
-    asyncio.run(compare(asked.seconds, asked.repeats, asked.only))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        if asked.guard or asked.record:
+            return runner.run(guard.run(record=asked.record, say=say))
+        if asked.growth:
+            runner.run(growth.run(asked.growth, asked.seconds, say))
+            runner.run(catchup.run(asked.seconds, say))
+        else:
+            runner.run(compare(asked.seconds, asked.repeats, asked.only))
     return 0
 
 

@@ -1,14 +1,14 @@
 """What readers that catch up cost the live ones."""
 
-import asyncio
 import contextlib
 import multiprocessing
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
-from logpipe.bench.http import Address, Body, BrokenError, connect
+from logpipe.bench.deployment import get
 from logpipe.bench.measures import FanOut, fan_out
-from logpipe.bench.target import get
+from logpipe.bench.sending import Address
 from tests.bench import servers
 from tests.bench.servers import Measured
 from tests.servers import Valkey
@@ -19,7 +19,7 @@ RATE = 1000.0
 BEHIND = 8
 KEPT = 50_000
 PAGE_BYTES = 8 << 20
-"""A reader that has had so much begins again."""
+"""After so many bytes a reader begins again."""
 
 
 async def run(seconds: float, say: Callable[[str], None]) -> None:
@@ -28,7 +28,7 @@ async def run(seconds: float, say: Callable[[str], None]) -> None:
         async with servers.logpipe(valkey) as logpipe:
             _fill(valkey)
             for name, count in (("alone", 0), (f"beside {BEHIND} that catch up", BEHIND)):
-                found = await asyncio.to_thread(_measure, logpipe, seconds, count)
+                found = await _measure(logpipe, seconds, count)
                 latency = found.latency_ms
                 say(
                     f"{READERS} live readers x {RATE:,.0f}/s, {name}:"
@@ -45,10 +45,10 @@ def _fill(valkey: Valkey) -> None:
         pipe.execute()
 
 
-def _measure(logpipe: Measured, seconds: float, count: int) -> FanOut:
+async def _measure(logpipe: Measured, seconds: float, count: int) -> FanOut:
     assert logpipe.target.distributor is not None
     with _behind(logpipe.target.distributor, count):
-        return fan_out(
+        return await fan_out(
             logpipe.target,
             readers=READERS,
             rate=RATE,
@@ -81,11 +81,10 @@ def _read_all(address: Address, count: int) -> None:
 
 
 def _read_again(address: Address) -> None:
-    request = get(address, "/subscribe?since=earliest")
+    request = get(f"http://{address.host}:{address.port}", "/subscribe?since=earliest")
     while True:
-        had = 0
-        with contextlib.closing(connect(address)) as sock, contextlib.suppress(BrokenError):
-            body = Body()
+        received = 0
+        with socket.create_connection((address.host, address.port)) as sock:
             sock.sendall(request)
-            while had < PAGE_BYTES:
-                had += sum(map(len, body.feed(memoryview(sock.recv(1 << 18)))))
+            while received < PAGE_BYTES and (data := sock.recv(1 << 18)):
+                received += len(data)

@@ -1,13 +1,12 @@
 """How cost grows with readers, rate, event size and filters: four small pictures."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from logpipe.bench.deployment import get
 from logpipe.bench.measures import FanOut, fan_out
-from logpipe.bench.target import get
 from tests.bench import servers
 from tests.bench.servers import Measured
 
@@ -51,37 +50,41 @@ async def run(folder: Path, seconds: float, say: Callable[[str], None]) -> None:
             for value in values:
                 valkey.reset()
                 async with servers.logpipe(valkey) as logpipe:
-                    found = await asyncio.to_thread(measure, logpipe, value, seconds)
+                    found = await measure(logpipe, value, seconds)
                 points.append(_point(value, found))
                 say(f"{title}: {points[-1]}")
             rows.append(Row(title, points))
     draw(rows, folder / PICTURE)
 
 
-def _readers(logpipe: Measured, value: int, seconds: float) -> FanOut:
-    return _fan_out(logpipe, seconds, readers=value, rate=500)
+async def _readers(logpipe: Measured, value: int, seconds: float) -> FanOut:
+    return await _fan_out(logpipe, seconds, readers=value, rate=500)
 
 
-def _rate(logpipe: Measured, value: int, seconds: float) -> FanOut:
-    return _fan_out(logpipe, seconds, readers=1000, rate=value)
+async def _rate(logpipe: Measured, value: int, seconds: float) -> FanOut:
+    return await _fan_out(logpipe, seconds, readers=1000, rate=value)
 
 
-def _size(logpipe: Measured, value: int, seconds: float) -> FanOut:
-    return _fan_out(logpipe, seconds, readers=100, rate=100, size=value)
+async def _size(logpipe: Measured, value: int, seconds: float) -> FanOut:
+    return await _fan_out(logpipe, seconds, readers=100, rate=100, size=value)
 
 
-def _filters(logpipe: Measured, value: int, seconds: float) -> FanOut:
-    return _fan_out(logpipe, seconds, readers=1000, rate=1000, requests=filtered(logpipe, value))
+async def _filters(logpipe: Measured, value: int, seconds: float) -> FanOut:
+    return await _fan_out(
+        logpipe, seconds, readers=1000, rate=1000, requests=filtered(logpipe, value)
+    )
 
 
 def filtered(logpipe: Measured, count: int) -> list[bytes]:
     """So many subscriptions with different filters, each of which takes every event."""
-    assert logpipe.target.distributor is not None
+    address = logpipe.target.distributor
+    assert address is not None
+    url = f"http://{address.host}:{address.port}"
     queries = (f'level>=info source:bench -"word {number}"' for number in range(count))
-    return [get(logpipe.target.distributor, f"/subscribe?q={quote(query)}") for query in queries]
+    return [get(url, f"/subscribe?q={quote(query)}") for query in queries]
 
 
-def _fan_out(
+async def _fan_out(
     logpipe: Measured,
     seconds: float,
     *,
@@ -90,7 +93,7 @@ def _fan_out(
     size: int = 200,
     requests: Sequence[bytes] = (),
 ) -> FanOut:
-    return fan_out(
+    return await fan_out(
         logpipe.target,
         readers=readers,
         rate=rate,

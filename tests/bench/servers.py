@@ -1,14 +1,16 @@
 """The servers of a comparison as targets: logpipe, and what it is compared with."""
 
+import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from logpipe.bench.http import Address
-from logpipe.bench.measures import Usage
-from logpipe.bench.target import Target, logpipe_at
+from logpipe.bench.deployment import logpipe_at
+from logpipe.bench.measures import Target, Usage
+from logpipe.bench.reading import Reader
+from logpipe.bench.sending import Address, Connection
 from tests.bench.machine import usage
 from tests.bench.peers import Peer
 from tests.servers import Process, Valkey, spawned
@@ -22,15 +24,43 @@ class Measured(NamedTuple):
     takers: tuple[int, ...]
     givers: tuple[int, ...]
     ingests: bool = True
-    """Whether what it takes in is measured here."""
+    """Whether what it takes in is measured."""
 
-    def at_takers(self) -> Usage:
-        """What taking in has used."""
+    async def at_takers(self) -> Usage:
+        """What the processes that take events in have used."""
         return usage(self.takers)
 
-    def at_givers(self) -> Usage:
-        """What giving out has used."""
+    async def at_givers(self) -> Usage:
+        """What the processes that give events out have used."""
         return usage(self.givers)
+
+
+class _Unanswered(Connection):
+    """A publisher of a broker that speaks first and does not answer a request: it counts as
+    acknowledged once it is written."""
+
+    greeting = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.write(self.greeting)
+
+    def send(self, request: bytes) -> None:
+        self.transport.write(request)
+        asyncio.get_running_loop().call_soon(
+            lambda: self.sender.answered(self, 202, b"", kept=True)
+        )
+
+    def data_received(self, data: bytes) -> None:
+        pass
+
+
+class _Raw(Reader):
+    """A reader of such a broker, which asks each client for a sign of life in turn."""
+
+    def feed(self, data: memoryview) -> None:
+        self.begun = True
+        self.on_body(bytes(data).replace(b"PING\r\n", b""))
 
 
 def of(peer: Peer) -> Measured:
@@ -39,18 +69,19 @@ def of(peer: Peer) -> Measured:
     def single(events: Sequence[bytes]) -> bytes:
         return b"".join(map(peer.single, events))
 
-    address = Address("127.0.0.1", peer.port, greeting=peer.greeting)
+    address = Address("127.0.0.1", peer.port)
     target = Target(
         peer.name,
         address,
         address if peer.subscribe is not None else None,
         single,
         peer.batch,
-        peer.subscribe or b"",
-        peer.answers,
-        http=peer.answers,
+        peer.greeting + (peer.subscribe or b""),
     )
-    return Measured(target, peer.pids, peer.pids)
+    if not peer.answers:
+        sends = type("_Greeting", (_Unanswered,), {"greeting": peer.greeting})
+        target = target._replace(sends=sends, reads=_Raw)
+    return Measured(target, peer.pids, peer.pids, ingests=peer.answers)
 
 
 @contextlib.asynccontextmanager
