@@ -11,11 +11,11 @@ from typing import Protocol
 import httpx
 import msgspec
 
-from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY, Backoff
-from logpipe.client.connection import http_client
+from logpipe.client.connection import MISDIRECTED, MISDIRECTED_REMEDY, http_client
 from logpipe.client.distributor import UNREACHABLE, Refused, RemoteDistributor
 from logpipe.continuity import Gap
 from logpipe.event import Entry
+from logpipe.handler.retry import Backoff
 from logpipe.ids import StreamId
 from logpipe.messages import Batch, Hello, Item, Notice, Progress, Start, Subscription, named
 from logpipe.terminal import (

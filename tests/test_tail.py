@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from wcwidth import width
 
-from logpipe.client.backoff import Backoff
 from logpipe.client.connection import base_url, http_client
 from logpipe.client.distributor import RemoteDistributor
 from logpipe.continuity import Gap
 from logpipe.fanout.streaming import NDJSON
+from logpipe.handler.retry import Backoff
 from logpipe.ids import StreamId
 from logpipe.messages import Start
 from logpipe.tail import Acknowledging, JsonLines, Totals, Wanted

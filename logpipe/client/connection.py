@@ -16,6 +16,10 @@ from logpipe.settings import BadSettingsError
 
 CONNECT_TIMEOUT_S = 3.0
 
+MISDIRECTED = 421
+"""A process on loopback does not know the host name by which it was asked."""
+MISDIRECTED_REMEDY = "ask it by an address or localhost, or add the name to its ALLOWED_HOSTS"
+
 
 def trusted() -> ssl.SSLContext:
     """Whose certificates are accepted: those of SSL_CERT_FILE or SSL_CERT_DIR where that is set,
@@ -110,5 +114,6 @@ def refusal(role: str, tokens: str, answer: httpx.Response) -> Problem:
     if status < 400:
         return stranger(role, status)
     members: dict[str, Any] = {"errors": msgspec.to_builtins(document.errors)}
-    passed_on = {k: v for k, v in answer.headers.items() if k == "retry-after"}
+    asked = answer.headers.get("retry-after")
+    passed_on = {"Retry-After": asked} if asked else {}
     return Problem(status, document.detail, headers=passed_on, **members if document.errors else {})

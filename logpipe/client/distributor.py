@@ -15,13 +15,19 @@ import httpx
 import msgspec
 
 from logpipe import sse
-from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY, NOT_NOW, Backoff
-from logpipe.client.connection import CONNECT_TIMEOUT_S, bearer, shown
+from logpipe.client.connection import (
+    CONNECT_TIMEOUT_S,
+    MISDIRECTED,
+    MISDIRECTED_REMEDY,
+    bearer,
+    shown,
+)
 from logpipe.client.items import items_of
 from logpipe.continuity import Gap
 from logpipe.event import NOT_DECODED
 from logpipe.fanout.live import Writer
 from logpipe.filters import EVERYTHING, Filter
+from logpipe.handler.retry import Backoff, asks_to_retry
 from logpipe.ids import StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Progress, Start
 
@@ -246,7 +252,7 @@ class RemoteSubscription:
 
     def _is_final(self, status: int) -> bool:
         """Whether an answer that is no stream ends the subscription."""
-        if self._insist or status >= 500 or status in NOT_NOW:
+        if self._insist or asks_to_retry(status):
             return False
         return status in NOT_US or not self._greeted
 

@@ -43,7 +43,7 @@ def send(wanted: Wanted, screen: Screen, stop: Stop) -> int:
         )
         stack.callback(screen.close)
         screen.show(totals, reading.size)
-        whole = _deliver_all(reading, pending, journal, delivery, screen.tell, totals)
+        whole = _deliver_all(reading, pending, journal, delivery, screen, totals)
         stop.forget()
         reading.end()
         totals.left = pending.left
@@ -102,7 +102,7 @@ def _deliver_all(
     pending: Pending,
     journal: Journal,
     delivery: Delivery,
-    tell: Callable[[str], None],
+    screen: Screen,
     totals: Totals,
 ) -> bool:
     """Delivers until there is no more; whether that was the end of the input."""
@@ -118,11 +118,12 @@ def _deliver_all(
                 journal.taken(batch)
             pending.done()
             totals.size += batch.size
+            screen.advance(batch.size)
         whole = True
     except StoppedError:
         pass
     except UndeliverableError as error:
-        tell(str(error))
+        screen.tell(str(error))
     return whole
 
 

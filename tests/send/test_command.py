@@ -683,7 +683,8 @@ async def test_a_terminal_shows_how_far_it_is_and_words_above_it(
             assert await asyncio.to_thread(terminal.popen.wait, 10) == 1
             seen = terminal.seen
     assert re.search(
-        r"\r\x1b\[K +\d+% [#.]{30} [\d.]+ k?B of 324.2 kB  [\d,]+ lines?  [\d,]+/s", seen
+        r"\r\x1b\[K[#.]{30} +\d+%  [\d:]*( {2})?[\d.]+ k?B of 324.2 kB  [\d,]+ lines?  [\d,]+/s",
+        seen,
     )
     assert seen.endswith("\r20,000 lines sent (324.2 kB), 300 refused\n")
     assert all(len(line) < 100 for line in re.split(r"[\r\n]", seen) if "%" in line)

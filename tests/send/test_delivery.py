@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from logpipe.client.ingest import Later, Never, Refused, Taken, TooLarge, Verdict
+from logpipe.handler.retry import Backoff
 from logpipe.send.batch import REQUEST_EVENTS
 from logpipe.send.delivery import Delivery, UndeliverableError
 from logpipe.send.progress import Totals
@@ -47,14 +48,9 @@ class Script:
             stop=self.stop,
             patience_s=patience_s,
             patient_until=until,
+            backoff=Backoff(0.001, 0.001),
             clock=self.clock,
         )
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("logpipe.client.backoff.FIRST_RETRY_S", 0.001)
-    monkeypatch.setattr("logpipe.client.backoff.LAST_RETRY_S", 0.001)
 
 
 def test_it_is_posted_under_one_key_until_it_is_taken_and_the_trouble_is_told_once() -> None:
