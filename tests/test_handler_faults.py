@@ -16,7 +16,7 @@ from tests.scripted import HANG, RESET, Scripted, Step
 from tests.servers import free_port
 
 
-async def test_a_batch_is_sent_again_under_the_same_key_until_it_is_taken() -> None:
+async def test_a_batch_is_retried_under_the_same_key() -> None:
     script = (Step(RESET), Step(503), Step(500), Step(429), Step())
     with Scripted(*script) as collector:
         async with handling(collector.url) as (log, handler):
@@ -74,7 +74,7 @@ async def test_what_is_refused_is_dropped_and_not_sent_again(status: int) -> Non
     assert collector.messages == ["bad", "good", notice]
 
 
-async def test_a_notice_that_is_refused_is_told_later_and_never_sent_in_a_circle() -> None:
+async def test_a_rejected_notice_is_sent_later_without_a_loop() -> None:
     with Scripted(Step(403), Step(403), Step(403), Step()) as collector:
         async with handling(collector.url) as (log, handler):
             for number in range(4):
@@ -85,7 +85,7 @@ async def test_a_notice_that_is_refused_is_told_later_and_never_sent_in_a_circle
     assert "dropped 3 events: refused" in collector.messages[-1]
 
 
-async def test_refused_events_of_a_taken_batch_are_counted_and_told_at_once() -> None:
+async def test_rejected_events_of_a_stored_batch_are_reported_at_once() -> None:
     partly = b'{"accepted": 1, "rejected": 1, "errors": [{"index": 1, "error": "no level"}]}'
     with Scripted(Step(202, body=partly), Step()) as collector:
         async with handling(collector.url) as (log, handler):
@@ -111,7 +111,7 @@ async def test_a_loss_of_the_last_batch_is_told_before_the_end() -> None:
     assert collector.messages[1].startswith("logpipe handler dropped 1 event: refused")
 
 
-async def test_a_notice_that_is_refused_alone_waits_for_the_next_events() -> None:
+async def test_a_notice_rejected_alone_waits_for_the_next_events() -> None:
     partly = Step(202, body=b'{"accepted": 0, "rejected": 1, "errors": []}')
     with Scripted(partly, Step(403), Step()) as collector:
         async with handling(collector.url) as (log, handler):
@@ -163,7 +163,7 @@ async def test_an_event_that_is_too_large_alone_is_dropped() -> None:
             assert handler.dropped == 1
 
 
-async def test_a_collector_that_hangs_blocks_neither_a_call_nor_the_end(
+async def test_a_hanging_collector_blocks_neither_a_call_nor_the_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with Scripted(Step(HANG)) as collector:
@@ -203,7 +203,7 @@ async def test_a_shutdown_waits_once_for_what_cannot_be_sent() -> None:
         assert fair_time() - begun < 0.5
 
 
-async def test_a_collector_that_is_away_is_complained_of_once_until_it_is_back(
+async def test_an_outage_is_reported_once_on_stderr(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with Scripted(Step(503), Step(503), Step(), Step(401), Step()) as collector:
@@ -275,7 +275,7 @@ async def test_an_idle_connection_is_not_used_again(monkeypatch: pytest.MonkeyPa
     assert collector.messages == ["0", "1", "2"]
 
 
-async def test_an_error_that_nobody_foresaw_costs_one_batch_and_not_the_thread(
+async def test_an_unexpected_error_costs_one_batch_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with Scripted() as collector:

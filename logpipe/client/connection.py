@@ -114,6 +114,6 @@ def refusal(role: str, tokens: str, answer: httpx.Response) -> Problem:
     if status < 400:
         return stranger(role, status)
     members: dict[str, Any] = {"errors": msgspec.to_builtins(document.errors)}
-    asked = answer.headers.get("retry-after")
-    passed_on = {"Retry-After": asked} if asked else {}
+    # In lower case, by which `Problem.answered_headers` does not add to it what the role has added.
+    passed_on = {k: v for k, v in answer.headers.items() if k == "retry-after"}
     return Problem(status, document.detail, headers=passed_on, **members if document.errors else {})

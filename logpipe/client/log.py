@@ -164,7 +164,7 @@ class RemoteScan:
             try:
                 answer = await self._ask(query)
             except Problem as problem:
-                asked = retry_after_s(problem.headers.get("Retry-After"), time.time())
+                asked = retry_after_s(problem.headers.get("retry-after"), time.time())
                 pause_s = RETRY_S if asked is None else max(MIN_RETRY_S, asked)
                 late = time.monotonic() + pause_s > deadline
                 if problem.status != 503 or self.searched_to is None or late:

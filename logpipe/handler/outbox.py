@@ -85,7 +85,7 @@ class Outbox:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Events taken in, and those done with; equal to an earlier one: nothing has happened."""
+        """How many events were added, and how many of them are settled."""
         return self._added, self._done
 
     @property

@@ -6,8 +6,8 @@ import sys
 import threading
 import time
 
-from logpipe.handler.outbox import Batch, Loss, Outbox, batch
-from logpipe.handler.record import counted, joined, notice_of
+from logpipe.handler.outbox import Batch, Outbox, batch
+from logpipe.handler.record import counted, notice_of
 from logpipe.handler.retry import Backoff
 from logpipe.handler.transport import Answer, Transport
 
@@ -76,7 +76,10 @@ class Sender:
 
     def _answered(self, part: Batch) -> Answer | None:
         """The first answer that is final, or None when the outbox was abandoned before."""
-        body = joined([*part.events, *map(self._notice, part.losses)])
+        notices = [
+            notice_of(loss.events, loss.reason, self._source, loss.since_ms) for loss in part.losses
+        ]
+        body = b"\n".join([*part.events, *notices])
         backoff = Backoff(BACKOFF_S, MAX_BACKOFF_S)
         while not self.outbox.abandoned:
             try:
@@ -87,15 +90,13 @@ class Sender:
                 asked = answer.retry_after
             except (OSError, http.client.HTTPException) as error:
                 trouble, asked = f"{type(error).__name__}: {error}", None
-            self._waits(trouble)
+            self.outbox.flowing = False
+            self._complain(f"waits: {trouble}")
             # A `flush` cuts a long pause short, but not one that the collector has asked for.
             if asked is not None or self.outbox.pause(backoff.pause_s(), hurry=True):
                 backoff.reset()
                 self.outbox.pause((asked or 0.0) + backoff.pause_s(), hurry=False)
         return None
-
-    def _notice(self, loss: Loss) -> bytes:
-        return notice_of(loss.events, loss.reason, self._source, loss.since_ms)
 
     def _stored(self, part: Batch, answer: Answer) -> None:
         self._trouble = ""
@@ -113,10 +114,6 @@ class Sender:
             self.outbox.drop(reason, len(part.events))
             self.outbox.settle(part.events)
             self._complain(f"dropped {counted(len(part.events))}: {reason}")
-
-    def _waits(self, trouble: str) -> None:
-        self.outbox.flowing = False
-        self._complain(f"waits: {trouble}")
 
     def _complain(self, trouble: str) -> None:
         """On stderr, where logging reports handlers in trouble; once until all is well again."""
