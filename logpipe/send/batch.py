@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from logpipe.send.lines import Line
+from logpipe.send.lines import Line, NotAnEventError, Shaper
 from logpipe.send.position import Position
-from logpipe.send.shape import NotAnEventError, Shaper
 
 REQUEST_EVENTS = 1_000
 """Events of one request, at the most: what a collector accepts whatever RATE_PER_TOKEN is."""

@@ -9,7 +9,6 @@ from logpipe.client.ingest import Later, Never, Taken, TooLarge, Verdict
 from logpipe.handler.retry import Backoff
 from logpipe.send.batch import REQUEST_EVENTS, Batch, parts
 from logpipe.send.progress import Totals
-from logpipe.send.stop import StoppedError
 from logpipe.terminal import seconds
 
 Post = Callable[[bytes, str, int], Verdict]
@@ -17,6 +16,10 @@ Post = Callable[[bytes, str, int], Verdict]
 
 class UndeliverableError(Exception):
     """Nothing more can be sent; the words name the remedy."""
+
+
+class StoppedError(Exception):
+    """There is no more time."""
 
 
 class Delivery:

@@ -10,9 +10,8 @@ from typing import Protocol
 
 from logpipe.send.batch import Chunk
 from logpipe.send.lines import Line, Splitter
-from logpipe.send.log import Log
+from logpipe.send.log import READ_BYTES, Log
 from logpipe.send.position import Position
-from logpipe.send.reader import READ_BYTES
 
 POLL_S = 0.1
 """Between two looks at files, or at a stream, that have nothing new."""
