@@ -80,7 +80,6 @@ class JsonFormatter(logging.Formatter):
     """For machines: an event as logpipe takes it, so that it can carry its own log."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The event's JSON."""
         metadata = {"logger": record.name}
         if id_ := request_ids.current():
             metadata["request_id"] = id_
@@ -129,7 +128,6 @@ class QueuedHandler(QueueHandler):
         _Writer(self.queue, descriptor).start()
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Queues the record, or counts it as dropped."""
         try:
             if self._dropped:
                 text = "dropped %d log records: stderr is not being read"

@@ -90,7 +90,6 @@ _document = msgspec.json.Decoder(_Document)
 
 
 def away(role: str, error: httpx.HTTPError) -> Problem:
-    """A role that does not answer."""
     detail = f"The {role} cannot be reached: {shown(error)}"
     return Problem(503, detail, headers={"Retry-After": "1"})
 

@@ -214,10 +214,10 @@ class RemoteSubscription:
         self._refused = item
 
     async def follow(self, writer: Writer) -> None:
-        """Never: the window is elsewhere."""
+        """Returns at once: there is no window here."""
 
     async def sent(self) -> None:
-        """Nothing: a broadcast is not acknowledged."""
+        """Returns at once: a broadcast is not acknowledged."""
 
     async def _follow(self) -> None:
         """Reads until it is refused, for ever if it insists; the one loop that reconnects."""
@@ -319,7 +319,6 @@ async def _document(answer: httpx.Response) -> Mapping[str, Any]:
 
 
 def _parameters(start: Start) -> dict[str, str]:
-    """The query of `/subscribe` for a start."""
     given: Mapping[str, Any] = {
         "delivery": "broadcast",
         "on_lag": start.on_lag,
@@ -330,7 +329,6 @@ def _parameters(start: Start) -> dict[str, str]:
 
 
 def query_of(chosen: Filter) -> dict[str, str]:
-    """The query of `/subscribe` for a filter."""
     return {"q": chosen.query} if chosen.query else {}
 
 

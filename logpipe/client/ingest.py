@@ -50,7 +50,7 @@ class Later(NamedTuple):
 
 
 class TooLarge(NamedTuple):
-    """In smaller parts it may be taken."""
+    """The batch may be accepted in smaller parts."""
 
     reason: str
 
@@ -95,7 +95,6 @@ class Collector:
         )
 
     def close(self) -> None:
-        """Closes the connection."""
         self._http.close()
 
     def post(self, body: bytes, key: str, events: int) -> Verdict:

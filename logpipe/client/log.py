@@ -68,7 +68,6 @@ class RemoteLog:
 
     @property
     def now_ms(self) -> int:
-        """The time of this machine."""
         return time.time_ns() // 1_000_000
 
     def tail(self, start: Start, chosen: Filter) -> Subscription:  # noqa: ARG002
@@ -84,7 +83,6 @@ class RemoteLog:
         newest_first: bool,
         budget: Budget | None = None,
     ) -> "RemoteScan":
-        """A search by pages of `/events`."""
         query = {"q": chosen.query, "order": "desc" if newest_first else "asc"}
         return RemoteScan(self._ask, query, low, high, budget or Budget(), self._patience_s)
 

@@ -90,7 +90,6 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        """Whether the next event would be dropped."""
         return self.held >= self.capacity or self._bytes >= MAX_HELD_BYTES
 
     def put(self, event: bytes) -> bool:

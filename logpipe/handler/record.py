@@ -242,5 +242,4 @@ def notice_of(count: int, reason: str, source: str | None, since_ms: int) -> byt
 
 
 def counted(events: int) -> str:
-    """As people say it."""
     return "1 event" if events == 1 else f"{events} events"

@@ -38,7 +38,6 @@ class Backoff:
         self._last_s = last_s
 
     def pause_s(self) -> float:
-        """The seconds of the next pause."""
         pause_s = self._next_s * random.uniform(0.7, 1.3)  # noqa: S311 - jitter is no secret
         self._next_s = min(self._next_s * 2, self._last_s)
         return pause_s

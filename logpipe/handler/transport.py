@@ -43,7 +43,7 @@ class Answer(NamedTuple):
 
     @property
     def transient(self) -> bool:
-        """Worth sending again as it is."""
+        """Whether the same batch may be accepted later."""
         return asks_to_retry(self.status) and self.status != 501
 
 

@@ -19,7 +19,7 @@ class UndeliverableError(Exception):
 
 
 class StoppedError(Exception):
-    """There is no more time."""
+    """The time for the last lines is over."""
 
 
 class Delivery:

@@ -44,7 +44,6 @@ class Splitter:
         self._begun = b""
 
     def feed(self, data: bytes) -> list[Line]:
-        """The lines that `data` completes."""
         first, *others = data.split(b"\n")
         if not others:
             self._hold(first)
@@ -77,7 +76,7 @@ class Splitter:
 
 
 class NotAnEventError(ValueError):
-    """Why a line that has to be an event is none."""
+    """The reason why a line is no event."""
 
 
 class Shaper:

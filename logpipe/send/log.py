@@ -50,11 +50,9 @@ class Reader:
         os.lseek(self._file, offset, os.SEEK_SET)
 
     def close(self) -> None:
-        """Closes the file."""
         os.close(self._file)
 
     def restart(self) -> None:
-        """Begins anew, as the file did."""
         self._begin(0, 0)
 
     def skip(self) -> None:
@@ -105,7 +103,6 @@ class Reader:
             return None
 
     def written_ns(self) -> int:
-        """When it was last written."""
         return os.fstat(self._file).st_mtime_ns
 
     def remaining(self) -> int:
@@ -113,7 +110,7 @@ class Reader:
         return max(0, os.fstat(self._file).st_size - self.offset)
 
     def position(self, *, rotated: bool) -> Position:
-        """Where the lines given so far end."""
+        """The position after the lines returned so far."""
         return Position(
             path=str(Path(self.path).absolute()),
             inode=os.fstat(self._file).st_ino,

@@ -21,13 +21,13 @@ class Totals(msgspec.Struct):
     """What became of the lines so far. Each field is written by one thread."""
 
     size: int = 0
-    """Bytes of the input that are dealt with."""
+    """Bytes of the input that are stored or rejected."""
     sent: int = 0
     refused: int = 0
     unfit: int = 0
     """Refused without asking the collector."""
     left: int = 0
-    """Read, and neither."""
+    """Read, but neither stored nor rejected."""
 
     def __str__(self) -> str:
         parts = [f"{counted(self.sent, 'line')} sent ({amount(self.size)})"]
@@ -39,7 +39,7 @@ class Totals(msgspec.Struct):
 
 
 def amount(size: int) -> str:
-    """Bytes for people."""
+    """`1.2 kB`, `45.6 MB`."""
     if size < 1000:
         return f"{size} B"
     power = min(4, (len(str(size)) - 1) // 3)
@@ -88,14 +88,12 @@ class Screen:
         self._draw()
 
     def advance(self, size: int) -> None:
-        """Moves the bar by some bytes."""
         with self._lock:
             if self._bar:
                 self._bar.make_step(size)
                 self._draw()
 
     def close(self) -> None:
-        """Wipes the bar."""
         with self._lock:
             if self._bar:
                 self._write(WIPE)

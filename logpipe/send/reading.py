@@ -73,20 +73,17 @@ class Reading:
 
     @property
     def ended(self) -> bool:
-        """Whether all was read."""
         return self._input.ended and not self._failed
 
     @property
     def cut(self) -> int:
-        """Lines that were too long."""
         return self._shaper.cut
 
     def start(self) -> None:
-        """Begins to read."""
         self._thread.start()
 
     def end(self) -> None:
-        """Has it put aside what it has."""
+        """Ends the thread; the lines that it has read are queued."""
         self._stop.set()
         self._pending.stop()
         if self._thread.ident:
