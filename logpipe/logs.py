@@ -2,12 +2,23 @@
 
 import json
 import logging
+import os
+import queue
+import select
+import stat
 import sys
 import time
+from contextlib import suppress
+from logging.handlers import QueueHandler, QueueListener
 from typing import IO
 
 from logpipe import request_ids
-from logpipe.outlet import Outlet, may_block
+
+MAX_QUEUED = 10_000
+"""Records that are queued while stderr is not being read; more are dropped and counted."""
+
+FLUSH_S = 0.5
+"""How long the end of the process waits for queued records to be written."""
 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}
@@ -29,7 +40,7 @@ def _handler(style: str, out: IO[str] | None) -> logging.Handler:
         return logging.NullHandler()
     terminal = out.isatty()
     as_text = style == "text" or (style == "auto" and terminal)
-    handler = Outlet(out.fileno()) if may_block(out) else logging.StreamHandler(out)
+    handler = QueuedHandler(out.fileno()) if may_block(out) else logging.StreamHandler(out)
     handler.setFormatter(TextFormatter(colour=terminal) if as_text else JsonFormatter())
     return handler
 
@@ -69,7 +80,6 @@ class JsonFormatter(logging.Formatter):
     """For machines: an event as logpipe takes it, so that it can carry its own log."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The event's JSON."""
         metadata = {"logger": record.name}
         if id_ := request_ids.current():
             metadata["request_id"] = id_
@@ -89,3 +99,67 @@ class JsonFormatter(logging.Formatter):
 def _whole(text: str) -> str:
     """The text with half characters, as of a file name that is not UTF-8, spelled out."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def may_block(out: IO[str]) -> bool:
+    """Returns whether a write may wait for a reader, as that to a pipe or a terminal."""
+    try:
+        mode = os.fstat(out.fileno()).st_mode
+    except (OSError, ValueError):  # not a file of the system, as in a test
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
+
+
+class QueuedHandler(QueueHandler):
+    """Formats records and queues them for a thread that writes to a descriptor.
+
+    Logging never waits for the reader of stderr: written from the event loop, a log that is not
+    being read would stop a collector after some 64 KiB.
+    """
+
+    queue: "queue.Queue[logging.LogRecord]"
+
+    def __init__(
+        self, descriptor: int, capacity: int = MAX_QUEUED, flush_s: float = FLUSH_S
+    ) -> None:
+        super().__init__(queue.Queue(capacity))
+        self._flush_s = flush_s
+        self._dropped = 0
+        _Writer(self.queue, descriptor).start()
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            if self._dropped:
+                text = "dropped %d log records: stderr is not being read"
+                fields = {"name": "logpipe", "levelno": logging.WARNING, "levelname": "WARNING"}
+                notice = logging.makeLogRecord({**fields, "msg": text, "args": (self._dropped,)})
+                self.queue.put_nowait(self.prepare(notice))
+                self._dropped = 0
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Waits until all records are written, at most `flush_s` seconds."""
+        with self.queue.all_tasks_done:
+            self.queue.all_tasks_done.wait_for(
+                lambda: not self.queue.unfinished_tasks, self._flush_s
+            )
+
+
+class _Writer(QueueListener):
+    # With a `logging.Handler` for the descriptor, the end of the process would wait for its lock.
+
+    def __init__(self, records: "queue.Queue[logging.LogRecord]", descriptor: int) -> None:
+        super().__init__(records)
+        self._descriptor = descriptor
+
+    def handle(self, record: logging.LogRecord) -> None:
+        rest = f"{record.msg}\n".encode(errors="backslashreplace")
+        # Not through `sys.stderr`: the end of the process would wait for its lock.
+        with suppress(OSError):
+            while rest:
+                try:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                except BlockingIOError:  # another process has made the pipe non-blocking
+                    select.select([], [self._descriptor], [])

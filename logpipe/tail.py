@@ -11,11 +11,11 @@ from typing import Protocol
 import httpx
 import msgspec
 
-from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY, Backoff
-from logpipe.client.connection import http_client
+from logpipe.client.connection import MISDIRECTED, MISDIRECTED_REMEDY, http_client
 from logpipe.client.distributor import UNREACHABLE, Refused, RemoteDistributor
 from logpipe.continuity import Gap
 from logpipe.event import Entry
+from logpipe.handler.retry import Backoff
 from logpipe.ids import StreamId
 from logpipe.messages import Batch, Hello, Item, Notice, Progress, Start, Subscription, named
 from logpipe.terminal import (
@@ -67,8 +67,6 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Totals:
-    """What was shown so far."""
-
     def __init__(self) -> None:
         self.events = 0
         self.gaps = 0
@@ -77,7 +75,6 @@ class Totals:
         self.reconnects = 0
 
     def add_gap(self, gap: Gap) -> None:
-        """Counts a gap and what is missing in it."""
         self.gaps += 1
         self.missing += gap.count or 0
         self.exact &= gap.count is not None
@@ -93,8 +90,6 @@ class Totals:
 
 
 class Format(Protocol):
-    """How events and gaps are written."""
-
     def entries(self, entries: Sequence[Entry]) -> bytes: ...
     def gap(self, gap: Gap) -> bytes: ...
 
@@ -110,11 +105,9 @@ class Pretty:
         self._encoding = encoding
 
     def entries(self, entries: Sequence[Entry]) -> bytes:
-        """The events in columns."""
         return self._encode(self._printer.entries(entries, self._columns()))
 
     def gap(self, gap: Gap) -> bytes:
-        """A sentence."""
         return self._encode(self._printer.gap(gap, self._columns()))
 
     def _encode(self, lines: str) -> bytes:
@@ -129,7 +122,6 @@ class JsonLines:
         self._terminal = terminal
 
     def entries(self, entries: Sequence[Entry]) -> bytes:
-        """A line each."""
         return b"".join([self._line(entry.json) for entry in entries])
 
     def gap(self, gap: Gap) -> bytes:

@@ -145,7 +145,6 @@ def local_time(entry: Entry) -> tuple[str, str]:
 
 
 def local_time_of(unix_ms: int) -> tuple[str, str]:
-    """The day and the time with milliseconds."""
     seconds, rest = divmod(unix_ms, 1000)
     day, time = _day_and_second(seconds)
     return day, f"{time}.{rest:03d}"
@@ -159,7 +158,6 @@ class _Column:
         self._most = most
 
     def grow(self, texts: Iterable[str]) -> None:
-        """Makes room for these."""
         self.width = min(self._most, max(self.width, *map(width, texts)))
 
     def fit(self, text: str, most: int | None) -> str:
@@ -197,7 +195,6 @@ class Printer:
         return "\n".join(lines)
 
     def gap(self, gap: Gap, columns: int | None) -> str:
-        """The line of a gap."""
         lines = wrapped(gap_text(gap), max(columns, MIN_WIDTH)) if columns else [gap_text(gap)]
         return "".join(f"{self._paint(line, STYLES['gap'])}\n" for line in lines)
 

@@ -9,7 +9,6 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from logpipe.client import backoff
 from logpipe.client import distributor as client
 from logpipe.client.collector import RemoteCollector
 from logpipe.client.connection import http_client
@@ -110,7 +109,7 @@ async def send(service: Service, first: int, last: int) -> None:
     assert (await service.post(events)).status_code == 202
 
 
-async def test_a_subscription_begins_with_a_hello_and_gives_all_events_in_order(
+async def test_a_subscription_gives_a_hello_then_all_events(
     valkey: Valkey,
 ) -> None:
     async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
@@ -162,7 +161,7 @@ async def test_the_first_events_wanted_are_those_of_tail(valkey: Valkey) -> None
 
 
 @pytest.mark.parametrize("signal", ["kill", "terminate"])
-async def test_nothing_is_missing_or_doubled_when_the_distributor_ends_and_comes_back(
+async def test_a_restart_of_the_distributor_costs_no_event(
     own_valkey: Valkey, tmp_path: Path, signal: str
 ) -> None:
     port = str(free_port())
@@ -186,7 +185,7 @@ async def test_nothing_is_missing_or_doubled_when_the_distributor_ends_and_comes
                 assert any(isinstance(item, Notice) for item in taken.items)
 
 
-async def test_a_page_that_was_there_before_the_distributor_gets_what_was_sent_since(
+async def test_a_page_opened_before_the_distributor_misses_nothing(
     valkey: Valkey,
 ) -> None:
     port = free_port()
@@ -241,15 +240,13 @@ async def test_a_token_that_the_distributor_refuses_is_told(
             assert "wrong" not in notice.reason
 
 
-async def test_a_trouble_that_lasts_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff, "LAST_RETRY_S", 0.01)
-    monkeypatch.setattr(backoff, "FIRST_RETRY_S", 0.01)
+async def test_a_trouble_that_lasts_is_told_once() -> None:
     async with (
         Impostor("HTTP/1.1 500 Oops\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") as other,
         remote(other.url, heartbeat_s=0.05) as distributor,
     ):
         with reading(distributor) as taken:
-            await wait_until(lambda: len(other.heads) > 5, "it tries on")
+            await wait_until(lambda: len(other.heads) > 2, "it tries on")
             assert (await taken.until(Notice)).reason == "the distributor answers 500"
             assert list(await taken.more() or ()) == []
 
@@ -276,7 +273,7 @@ async def test_a_last_event_id_that_is_none_is_answered_by_a_gap(valkey: Valkey)
             await taken.until_count(3)
 
 
-async def test_a_page_that_reads_nothing_holds_the_distributor_back_and_loses_nothing(
+async def test_a_page_that_does_not_read_loses_nothing(
     valkey: Valkey,
 ) -> None:
     async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
@@ -314,7 +311,7 @@ def pool_is_empty(distributor: RemoteDistributor) -> bool:
     return not transport._pool.connections
 
 
-async def test_leaving_while_the_queue_is_full_ends_the_connection_too(valkey: Valkey) -> None:
+async def test_leaving_with_a_full_queue_ends_the_connection(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url) as service, remote(service.url) as distributor:
         for _ in range(20):
             await service.post([{"source": "t", "message": "x" * 4000}] * 500)
@@ -442,7 +439,7 @@ NAMELESS_HELLO = HELLO.removeprefix("id: 5-0\n")
 LIMITED = 'id: 6-0\nevent: progress\ndata: {"id":"6-0","looked_back_to":"5-0"}\n\n'
 
 
-async def test_a_reader_that_has_no_id_yet_asks_for_the_same_tail_again() -> None:
+async def test_a_reader_without_an_id_asks_for_its_tail_again() -> None:
     async with (
         Impostor(
             f"{SSE_HEAD}{NAMELESS_HELLO}",
@@ -550,9 +547,7 @@ async def test_the_collectors_503_keeps_its_retry_after(own_valkey: Valkey) -> N
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])
-async def test_a_token_that_the_collector_refuses_is_no_fault_of_the_user(
-    valkey: Valkey, token: str
-) -> None:
+async def test_a_token_rejected_by_the_collector_is_a_502(valkey: Valkey, token: str) -> None:
     async with (
         serving(redis_addr=valkey.url, ingest_tokens="right") as service,
         collector_at(service.url, ingest_tokens=token) as submit,
@@ -670,7 +665,7 @@ async def test_a_step_in_the_history_has_no_more_than_its_bytes(
         assert found == (list(range(200))[::-1] if newest_first else list(range(200)))
 
 
-async def test_a_distributor_whose_redis_is_away_is_a_503_with_retry_after(
+async def test_a_distributor_without_redis_is_a_503_with_retry_after(
     own_valkey: Valkey,
 ) -> None:
     async with serving(redis_addr=own_valkey.url) as service, log_at(service.url) as log:
@@ -732,7 +727,7 @@ async def test_a_distributor_that_is_away_is_a_503_for_the_history() -> None:
         assert refused.value.headers["Retry-After"] == "1"
 
 
-async def test_a_token_that_the_distributor_refuses_is_no_fault_of_the_user(
+async def test_a_token_rejected_by_the_distributor_is_a_502(
     valkey: Valkey,
 ) -> None:
     async with (

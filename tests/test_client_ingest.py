@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 
-from logpipe.client.ingest import Later, Never, Refused, Taken, TooLarge, judge, retry_after_s
-
-NOW = 1_710_000_000.0
+from logpipe.client.ingest import Later, Never, Refused, Taken, TooLarge, judge
 
 
 def body(**members: Any) -> bytes:
@@ -65,18 +63,6 @@ def test_a_host_name_that_is_not_known_has_its_remedy() -> None:
     assert "ALLOWED_HOSTS" in verdict.remedy
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("", 0),
-        ("7", 7),
-        (" 7 ", 7),
-        ("-7", 0),
-        ("soon", 0),
-        ("Sat, 09 Mar 2024 16:00:30 GMT", 30),
-        ("Sat, 09 Mar 2024 15:00:00 GMT", 0),
-        ("9" * 50, 999_999_999),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date(text: str, seconds: float) -> None:
-    assert retry_after_s(text, NOW) == seconds
+@pytest.mark.parametrize(("text", "seconds"), [("", 0.0), ("7", 7.0), ("soon", 0.0)])
+def test_a_503_is_retried_when_the_collector_says(text: str, seconds: float) -> None:
+    assert judge(503, {"retry-after": text}, b"", 1) == Later("answers 503", seconds)

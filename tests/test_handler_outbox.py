@@ -104,7 +104,7 @@ def test_each_batch_has_a_key_of_its_own() -> None:
     assert len(keys) == 3
 
 
-async def test_a_batch_is_not_held_back_when_it_is_full_or_somebody_waits() -> None:
+async def test_a_full_or_flushed_batch_is_not_held_back() -> None:
     box = outbox(10 * BATCH_EVENTS, interval=3_600)
     found: list[Batch | None] = []
     thread = threading.Thread(target=lambda: found.extend(box.take() for _ in range(3)))
@@ -165,7 +165,7 @@ def test_losses_that_could_not_be_told_are_added_to_later_ones() -> None:
     assert box.dropped == 2
 
 
-def test_reasons_that_always_differ_do_not_pile_up_and_every_loss_is_told() -> None:
+def test_reasons_are_bounded_and_every_loss_is_counted() -> None:
     box = outbox()
     for number in range(100):
         box.put(b"e")
@@ -180,7 +180,7 @@ def test_reasons_that_always_differ_do_not_pile_up_and_every_loss_is_told() -> N
     assert losses[-1].reason == OTHER_REASONS
 
 
-def test_losses_are_told_alone_only_while_the_collector_takes_things() -> None:
+def test_losses_go_alone_only_while_batches_are_stored() -> None:
     box = outbox()
     box.drop("x")
     box.flowing = True
@@ -230,7 +230,7 @@ def test_what_is_given_up_is_counted_once() -> None:
     assert box.take() is None
 
 
-def test_a_signal_handler_may_log_while_its_thread_is_in_the_queue() -> None:
+def test_a_signal_handler_may_log_during_a_put() -> None:
     box = outbox()
     previous = signal.signal(signal.SIGUSR1, lambda *_: box.put(b"from the handler"))
     try:

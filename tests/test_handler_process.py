@@ -109,7 +109,7 @@ async def test_a_first_record_at_the_very_end_is_sent() -> None:
     assert collector.messages == ["only"]
 
 
-async def test_a_collector_that_hangs_holds_up_the_end_for_the_deadline_alone() -> None:
+async def test_a_hanging_collector_delays_the_end_to_the_deadline() -> None:
     """One deadline for two handlers, each flushed and closed."""
     first = """
         import atexit, time
@@ -135,7 +135,7 @@ async def test_a_collector_that_is_away_is_no_reason_to_fail() -> None:
     assert done.stderr.splitlines()[-1] == "logpipe handler: 1 event not sent before the end"
 
 
-async def test_a_program_that_fails_by_a_bad_argument_fails_by_nothing_else() -> None:
+async def test_a_bad_argument_is_the_only_error_of_a_program() -> None:
     done = await run("", "logs.example:8080")
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1

@@ -31,7 +31,7 @@ def test_who_gets_colours(
     assert wants_color(choice, environ, terminal=terminal) is wanted
 
 
-def test_a_pipe_that_another_has_made_non_blocking_gets_all_bytes() -> None:
+def test_a_non_blocking_pipe_gets_all_bytes() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     data = bytes(range(256)) * 4096

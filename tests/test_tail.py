@@ -10,21 +10,21 @@ import signal
 import struct
 import sys
 import termios
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from wcwidth import width
 
-from logpipe.client.backoff import Backoff
 from logpipe.client.connection import base_url, http_client
 from logpipe.client.distributor import RemoteDistributor
 from logpipe.continuity import Gap
 from logpipe.fanout.streaming import NDJSON
+from logpipe.handler.retry import Backoff
 from logpipe.ids import StreamId
 from logpipe.messages import Start
 from logpipe.tail import Acknowledging, JsonLines, Totals, Wanted
+from tests.commands import Command
 from tests.helpers import wait_until
 from tests.hostile import HOSTILE
 from tests.impostor import HELLO, SSE_HEAD, Impostor, refusing
@@ -34,29 +34,12 @@ from tests.terminals import CLEAN, on_terminal
 TAIL = [sys.executable, "-m", "logpipe", "tail"]
 
 
-class Tailing:
-    """A running `logpipe tail` and what it has written so far."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.out = b""
-        self.err = b""
-        self.read = [
-            asyncio.create_task(self._take("out", process.stdout)),
-            asyncio.create_task(self._take("err", process.stderr)),
-        ]
-
-    async def _take(self, name: str, stream: asyncio.StreamReader | None) -> None:
-        while stream is not None and (data := await stream.read(65_536)):
-            setattr(self, name, getattr(self, name) + data)
+class Tailing(Command):
+    """A running `logpipe tail`."""
 
     @property
     def lines(self) -> list[str]:
         return self.out.decode().splitlines()
-
-    @property
-    def told(self) -> list[str]:
-        return self.err.decode().splitlines()
 
     @property
     def messages(self) -> list[str]:
@@ -66,32 +49,9 @@ class Tailing:
     async def until_lines(self, count: int, timeout: float = 20) -> None:
         await wait_until(lambda: self.out.count(b"\n") >= count, f"{count} lines", timeout)
 
-    async def until_told(self, words: str, times: int = 1) -> None:
-        await wait_until(lambda: self.err.decode().count(words) >= times, words, 20)
 
-    async def stop(self, number: int = signal.SIGINT) -> int:
-        """Sends a signal; the exit status."""
-        self.process.send_signal(number)
-        return await self.exit_status(5)
-
-    async def exit_status(self, timeout: float = 20) -> int:
-        async with asyncio.timeout(timeout):
-            await asyncio.gather(*self.read)
-            return await self.process.wait()
-
-
-@contextlib.asynccontextmanager
-async def tailing(*arguments: str, **environ: str) -> AsyncIterator[Tailing]:
-    process = await asyncio.create_subprocess_exec(
-        *TAIL, *arguments, stdout=-1, stderr=-1, env={**CLEAN, **environ}
-    )
-    running = Tailing(process)
-    try:
-        yield running
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await running.exit_status()
+def tailing(*arguments: str, **environ: str) -> contextlib.AbstractAsyncContextManager[Tailing]:
+    return Tailing.running("tail", *arguments, **environ)
 
 
 async def send(service: Service, first: int, last: int, **fields: Any) -> None:
@@ -168,7 +128,7 @@ def test_a_gap_in_json_holds_nothing_that_a_terminal_obeys() -> None:
 # -- connections that end ----------------------------------------------------------------------
 
 
-async def test_each_event_comes_once_and_in_order_though_the_distributor_is_killed(
+async def test_a_killed_distributor_costs_no_event_and_no_order(
     own_valkey: Valkey, tmp_path: Path
 ) -> None:
     port = str(free_port())
@@ -255,7 +215,7 @@ async def test_a_search_that_ended_at_its_limit_is_told_with_its_time() -> None:
         ]
 
 
-async def test_who_cannot_reach_the_service_is_told_the_address_and_what_to_do() -> None:
+async def test_an_unreachable_service_is_reported_with_a_remedy() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     async with tailing("--url", url) as tail:
         await tail.until_told("cannot be reached")
@@ -267,7 +227,7 @@ async def test_who_cannot_reach_the_service_is_told_the_address_and_what_to_do()
         assert tail.out == b""
 
 
-async def test_a_service_without_its_redis_is_told_and_that_it_is_back(own_valkey: Valkey) -> None:
+async def test_an_outage_of_redis_and_its_end_are_reported(own_valkey: Valkey) -> None:
     async with serving(redis_addr=own_valkey.url) as service:
         await send(service, 0, 3)
         own_valkey.kill()
@@ -280,7 +240,7 @@ async def test_a_service_without_its_redis_is_told_and_that_it_is_back(own_valke
             assert tail.told[2:] == ["3 events, 0 gaps, 0 reconnects"]
 
 
-async def test_what_a_distributor_says_in_mid_stream_is_told_once_and_is_no_reconnect() -> None:
+async def test_a_notice_in_mid_stream_is_no_reconnect() -> None:
     over = f'{HELLO}: over\n\nid: 7-0\ndata: {{"id":"7-0","source":"t","message":"good"}}\n\n'
     answer = f"{SSE_HEAD}{over}: away\x1b[2J\n\n:\n\n[wait]"
     async with Impostor(answer) as other, tailing("--url", other.url) as tail:
@@ -404,9 +364,7 @@ async def test_a_full_disk_is_told() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_reader_that_takes_nothing_does_not_keep_it_from_ending(
-    valkey: Valkey, number: int
-) -> None:
+async def test_a_blocked_output_does_not_prevent_the_end(valkey: Valkey, number: int) -> None:
     async with serving(redis_addr=valkey.url) as service:
         await send(service, 0, 500, metadata={"pad": "x" * 2000})
         reader, writer = os.pipe()
@@ -431,7 +389,7 @@ def _bytes_in(pipe: int) -> int:
     return int(count)
 
 
-async def test_a_terminal_gets_colours_its_width_and_a_word_at_the_end(valkey: Valkey) -> None:
+async def test_a_terminal_gets_colours_its_width_and_a_sum(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url) as service:
         await send(service, 0, 2, message="漢字 " * 30, level="error")
         with on_terminal(60, "tail", "--url", service.url) as terminal:
@@ -532,7 +490,7 @@ async def test_a_member_of_a_group_acknowledges_what_it_has_written(valkey: Valk
             assert tail.told == ["30 events, 0 gaps, 0 reconnects"]
 
 
-async def test_events_that_a_killed_member_had_not_written_go_to_another(valkey: Valkey) -> None:
+async def test_unwritten_events_of_a_killed_member_go_to_another(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url) as service:
         asked = ("--url", service.url, "--group", "g", "--ack", "--output", "json")
         async with tailing(*asked) as killed, tailing(*asked) as other:

@@ -60,7 +60,7 @@ def is_harmless(text: str) -> bool:
     TEXT, TEXT, TEXT, st.dictionaries(TEXT, JSON, max_size=4), st.integers(1, 120), st.booleans()
 )
 @settings(max_examples=300, deadline=None)
-def test_no_control_character_gets_through_and_no_line_is_wider_than_the_terminal(
+def test_lines_fit_and_have_no_control_characters(
     message: str, source: str, level: str, metadata: dict[str, Any], columns: int, cut: bool
 ) -> None:
     shown = Printer(color=True, cut=cut)
@@ -95,7 +95,7 @@ def test_printable_json_is_the_same_value(text: str) -> None:
     assert shown.isprintable()
 
 
-def test_pictures_that_are_joined_stay_one_and_other_joiners_are_shown() -> None:
+def test_joined_pictures_stay_one_and_other_joiners_show() -> None:
     family = "👩\u200d👩\u200d👧"
     assert printable(f"{family}!\n") == f"{family}!\\n"
     assert printable("a\u200db") == "a\\u200db"
@@ -191,7 +191,7 @@ def test_the_longest_words_are_wrapped_at_once() -> None:
     assert wrapped("y" * (LONG_WORD - 1), 100)[0] == "y" * 100
 
 
-def test_times_are_local_with_milliseconds_and_those_of_the_id_where_none_is_told() -> None:
+def test_times_are_local_or_those_of_the_id() -> None:
     at = StreamId(1710000000123, 0)
     told = local_time(Entry(at, b"", StoredEvent(ts_unix_ms=None)))
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.123", told[1])
@@ -199,7 +199,7 @@ def test_times_are_local_with_milliseconds_and_those_of_the_id_where_none_is_tol
     assert local_time(entry(ts=10**30)) == ("????-??-??", "??:??:??.000")
 
 
-def test_another_day_has_a_line_of_its_own_on_a_terminal_and_else_is_in_each_line() -> None:
+def test_a_new_day_is_a_line_on_a_terminal_else_a_column() -> None:
     day, time = local_time(entry())
     printer = Printer()
     first = printer.entries([entry(), entry()], 80).split("\n")

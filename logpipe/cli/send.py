@@ -10,7 +10,7 @@ import click
 from logpipe.cli.common import CONTEXT, fail, local_url, over_echo, settings_of, url_option
 
 if TYPE_CHECKING:
-    from logpipe.send.wanted import Wanted
+    from logpipe.send.reading import Wanted
 
 
 @click.command("send", context_settings=CONTEXT)
@@ -71,11 +71,11 @@ def command(**asked: Any) -> None:
       logpipe send --follow --resume app.state /var/log/app.log
     """
     from logpipe.output import Output
+    from logpipe.send.delivery import StoppedError
     from logpipe.send.progress import Screen
+    from logpipe.send.reading import BadUseError
     from logpipe.send.resume import BadFileError
-    from logpipe.send.send import send
-    from logpipe.send.stop import Stop, StoppedError
-    from logpipe.send.wanted import BadUseError
+    from logpipe.send.send import Stop, send
 
     wanted = _wanted(**asked)
     screen = Screen(Output(sys.stderr.buffer), over_echo())
@@ -94,7 +94,7 @@ def _wanted(
     url: str | None, token: str | None, files: tuple[str, ...], source: str | None, **others: Any
 ) -> "Wanted":
     from logpipe.client.connection import base_url
-    from logpipe.send.wanted import Wanted
+    from logpipe.send.reading import Wanted
 
     url = url or local_url()
     try:

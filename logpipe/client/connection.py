@@ -16,6 +16,10 @@ from logpipe.settings import BadSettingsError
 
 CONNECT_TIMEOUT_S = 3.0
 
+MISDIRECTED = 421
+"""A process on loopback does not know the host name by which it was asked."""
+MISDIRECTED_REMEDY = "ask it by an address or localhost, or add the name to its ALLOWED_HOSTS"
+
 
 def trusted() -> ssl.SSLContext:
     """Whose certificates are accepted: those of SSL_CERT_FILE or SSL_CERT_DIR where that is set,
@@ -86,7 +90,6 @@ _document = msgspec.json.Decoder(_Document)
 
 
 def away(role: str, error: httpx.HTTPError) -> Problem:
-    """A role that does not answer."""
     detail = f"The {role} cannot be reached: {shown(error)}"
     return Problem(503, detail, headers={"Retry-After": "1"})
 
@@ -110,5 +113,6 @@ def refusal(role: str, tokens: str, answer: httpx.Response) -> Problem:
     if status < 400:
         return stranger(role, status)
     members: dict[str, Any] = {"errors": msgspec.to_builtins(document.errors)}
+    # In lower case, by which `Problem.answered_headers` does not add to it what the role has added.
     passed_on = {k: v for k, v in answer.headers.items() if k == "retry-after"}
     return Problem(status, document.detail, headers=passed_on, **members if document.errors else {})

@@ -15,13 +15,19 @@ import httpx
 import msgspec
 
 from logpipe import sse
-from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY, NOT_NOW, Backoff
-from logpipe.client.connection import CONNECT_TIMEOUT_S, bearer, shown
+from logpipe.client.connection import (
+    CONNECT_TIMEOUT_S,
+    MISDIRECTED,
+    MISDIRECTED_REMEDY,
+    bearer,
+    shown,
+)
 from logpipe.client.items import items_of
 from logpipe.continuity import Gap
 from logpipe.event import NOT_DECODED
 from logpipe.fanout.live import Writer
 from logpipe.filters import EVERYTHING, Filter
+from logpipe.handler.retry import Backoff, asks_to_retry
 from logpipe.ids import StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Notice, Progress, Start
 
@@ -208,10 +214,10 @@ class RemoteSubscription:
         self._refused = item
 
     async def follow(self, writer: Writer) -> None:
-        """Never: the window is elsewhere."""
+        """Returns at once: there is no window here."""
 
     async def sent(self) -> None:
-        """Nothing: a broadcast is not acknowledged."""
+        """Returns at once: a broadcast is not acknowledged."""
 
     async def _follow(self) -> None:
         """Reads until it is refused, for ever if it insists; the one loop that reconnects."""
@@ -246,7 +252,7 @@ class RemoteSubscription:
 
     def _is_final(self, status: int) -> bool:
         """Whether an answer that is no stream ends the subscription."""
-        if self._insist or status >= 500 or status in NOT_NOW:
+        if self._insist or asks_to_retry(status):
             return False
         return status in NOT_US or not self._greeted
 
@@ -313,7 +319,6 @@ async def _document(answer: httpx.Response) -> Mapping[str, Any]:
 
 
 def _parameters(start: Start) -> dict[str, str]:
-    """The query of `/subscribe` for a start."""
     given: Mapping[str, Any] = {
         "delivery": "broadcast",
         "on_lag": start.on_lag,
@@ -324,7 +329,6 @@ def _parameters(start: Start) -> dict[str, str]:
 
 
 def query_of(chosen: Filter) -> dict[str, str]:
-    """The query of `/subscribe` for a filter."""
     return {"q": chosen.query} if chosen.query else {}
 
 

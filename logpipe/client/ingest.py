@@ -1,6 +1,5 @@
 """Batches into a collector: one request, and what its answer means for the sender."""
 
-import email.utils
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -9,9 +8,16 @@ from typing import Any, NamedTuple
 import httpx
 import msgspec
 
-from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY, NOT_NOW
-from logpipe.client.connection import CONNECT_TIMEOUT_S, bearer, shown, trusted
+from logpipe.client.connection import (
+    CONNECT_TIMEOUT_S,
+    MISDIRECTED,
+    MISDIRECTED_REMEDY,
+    bearer,
+    shown,
+    trusted,
+)
 from logpipe.event import NOT_DECODED
+from logpipe.handler.retry import asks_to_retry, retry_after_s
 
 ANSWER_S = 30.0
 """What a collector may take for one request."""
@@ -44,7 +50,7 @@ class Later(NamedTuple):
 
 
 class TooLarge(NamedTuple):
-    """In smaller parts it may be taken."""
+    """The batch may be accepted in smaller parts."""
 
     reason: str
 
@@ -89,7 +95,6 @@ class Collector:
         )
 
     def close(self) -> None:
-        """Closes the connection."""
         self._http.close()
 
     def post(self, body: bytes, key: str, events: int) -> Verdict:
@@ -125,8 +130,8 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, events: int) -> 
         return Taken(receipt.accepted, receipt.rejected, receipt.errors)
     problem = _decoded(body, _Problem)
     told = f"answers {status}{f': {problem.detail}' if problem else ''}"
-    if status >= 500 or status in NOT_NOW:
-        return Later(told, retry_after_s(headers.get("retry-after", ""), time.time()))
+    if asks_to_retry(status):
+        return Later(told, retry_after_s(headers.get("retry-after"), time.time()) or 0.0)
     if status in (401, 403):
         return Never(told, "give a token that may send with --token or INGEST_TOKENS")
     if problem and problem.errors:
@@ -148,13 +153,3 @@ def _decoded(body: bytes, kind: type[Any]) -> Any:
         return msgspec.json.decode(body, type=kind)
     except NOT_DECODED:
         return None
-
-
-def retry_after_s(text: str, now: float) -> float:
-    """The seconds that Retry-After asks for, as a number or a date; 0 for what is neither."""
-    if text.strip().isascii() and text.strip().isdigit():
-        return float(text.strip()[:9])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now)
-    except (TypeError, ValueError, OverflowError):
-        return 0.0

@@ -13,6 +13,11 @@ from logpipe.messages import Batch, Bye, Hello, Item, Message, Progress
 _event = msgspec.json.Decoder(StoredEvent)
 
 
+def entry_of(id_: str, json: bytes) -> Entry:
+    """The entry that a distributor has sent. Raises `NOT_DECODED`, ValueError."""
+    return Entry(parse_id(id_), json, _event.decode(json))
+
+
 def items_of(told: Iterator[sse.ServerSentEvent]) -> Iterator[Item]:
     """Items of events as they came; runs of plain ones become one batch.
 
@@ -21,8 +26,7 @@ def items_of(told: Iterator[sse.ServerSentEvent]) -> Iterator[Item]:
     run: list[Entry] = []
     for each in told:
         if each.event == "message":
-            data = each.data.encode()
-            run.append(Entry(parse_id(each.id), data, _event.decode(data)))
+            run.append(entry_of(each.id, each.data.encode()))
             continue
         if run:
             yield Batch.of(run)

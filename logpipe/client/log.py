@@ -11,9 +11,11 @@ import msgspec
 
 from logpipe.client.connection import away, bearer, refusal, stranger
 from logpipe.client.distributor import RemoteDistributor
-from logpipe.event import NOT_DECODED, Entry, StoredEvent
+from logpipe.client.items import entry_of
+from logpipe.event import NOT_DECODED, Entry
 from logpipe.fanout.history import PAGE_BYTES, STEP_BYTES, STEP_GROWTH, Budget
 from logpipe.filters import Filter
+from logpipe.handler.retry import retry_after_s
 from logpipe.ids import StreamId, parse_id
 from logpipe.messages import Start, Subscription
 from logpipe.problems import Problem
@@ -26,7 +28,7 @@ MAX_COUNT = 5_000
 PATIENCE_S = 30.0
 """For how long a step of a search that has begun is repeated while the distributor answers 503."""
 RETRY_S = 1.0
-"""Between two attempts where the distributor names no time in seconds."""
+"""Between two attempts where the distributor names no time."""
 MIN_RETRY_S = 0.1
 """Between two attempts at the least."""
 
@@ -44,7 +46,6 @@ class _Id(msgspec.Struct):
 
 _page = msgspec.json.Decoder(_Page)
 _id = msgspec.json.Decoder(_Id)
-_event = msgspec.json.Decoder(StoredEvent)
 
 
 class RemoteLog:
@@ -67,7 +68,6 @@ class RemoteLog:
 
     @property
     def now_ms(self) -> int:
-        """The time of this machine."""
         return time.time_ns() // 1_000_000
 
     def tail(self, start: Start, chosen: Filter) -> Subscription:  # noqa: ARG002
@@ -83,7 +83,6 @@ class RemoteLog:
         newest_first: bool,
         budget: Budget | None = None,
     ) -> "RemoteScan":
-        """A search by pages of `/events`."""
         query = {"q": chosen.query, "order": "desc" if newest_first else "asc"}
         return RemoteScan(self._ask, query, low, high, budget or Budget(), self._patience_s)
 
@@ -141,7 +140,7 @@ class RemoteScan:
         answer = await self._answer(query)
         try:
             found = _page.decode(answer.content)
-            entries = [_entry(bytes(raw)) for raw in found.events]
+            entries = [entry_of(_id.decode(raw).id, bytes(raw)) for raw in found.events]
             self.next = parse_id(found.next) if found.next else None
             if found.searched_to:
                 self.searched_to = parse_id(found.searched_to)
@@ -163,7 +162,8 @@ class RemoteScan:
             try:
                 answer = await self._ask(query)
             except Problem as problem:
-                pause_s = _retry_s(problem)
+                asked = retry_after_s(problem.headers.get("retry-after"), time.time())
+                pause_s = RETRY_S if asked is None else max(MIN_RETRY_S, asked)
                 late = time.monotonic() + pause_s > deadline
                 if problem.status != 503 or self.searched_to is None or late:
                     raise
@@ -180,13 +180,3 @@ class RemoteScan:
             self.searched_to = entries[end - 1].id
             self.next = entries[end].id
         return entries[:end]
-
-
-def _retry_s(problem: Problem) -> float:
-    """The seconds to wait before the next attempt."""
-    named = {name.lower(): value for name, value in problem.headers.items()}.get("retry-after", "")
-    return max(MIN_RETRY_S, float(named)) if named.isdecimal() else RETRY_S
-
-
-def _entry(raw: bytes) -> Entry:
-    return Entry(parse_id(_id.decode(raw).id), raw, _event.decode(raw))

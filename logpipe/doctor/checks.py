@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from logpipe.client.backoff import MISDIRECTED, MISDIRECTED_REMEDY
+from logpipe.client.connection import MISDIRECTED, MISDIRECTED_REMEDY
 from logpipe.doctor.look import KEPT, Answer, Facts
 from logpipe.doctor.senders import SENDERS
 from logpipe.samples import Sample

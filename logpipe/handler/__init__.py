@@ -79,8 +79,8 @@ class LogpipeHandler(logging.Handler):
         self._outbox = Outbox(self._capacity, self._interval)
         self._sender = Sender(self._outbox, Transport(*self._connection), self._source)
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()  # held for ever by who starts the thread
         self._gave_up_at: tuple[int, int] | None = None
+        self._starting = threading.Lock()  # held for ever by who starts the thread
         # The thread of a handler that nobody holds any more sends what is left, and ends.
         self._finalizer = weakref.finalize(self, self._outbox.close)
         self._finalizer.atexit = False
@@ -116,16 +116,14 @@ class LogpipeHandler(logging.Handler):
     def _put(self, record: logging.LogRecord) -> None:
         here.depth += 1
         try:
-            event = event_of(record, self._source, lambda: self._formatted(record))
+            formatted = self.formatter.format if self.formatter else logging.LogRecord.getMessage
+            event = event_of(record, self._source, lambda: formatted(record))
             if self._outbox.put(event) and self._thread is None:
                 self._started()
         except Exception as error:  # noqa: BLE001 - a program must not fail because it logs
             self._outbox.drop(f"{type(error).__name__} in the handler")
         finally:
             here.depth -= 1
-
-    def _formatted(self, record: logging.LogRecord) -> str:
-        return self.formatter.format(record) if self.formatter else record.getMessage()
 
     def _started(self) -> bool:
         """Starts the thread unless that was done; whether there is one."""
@@ -149,8 +147,7 @@ class LogpipeHandler(logging.Handler):
         if here.sending or (self._outbox.held and not self._started()):
             return False
         done = self._outbox.wait(self._deadline(timeout))
-        if not done:
-            self._gave_up_at = self._outbox.progress
+        self._gave_up_at = None if done else self._outbox.progress
         return done
 
     def _deadline(self, timeout: float | None = None) -> float:
@@ -171,20 +168,17 @@ class LogpipeHandler(logging.Handler):
         if self._outbox.held and not self._started():
             # Python 3.12 has no new thread for what is first logged at the interpreter's end.
             self._sender.run_until(deadline)
-        # `logging.shutdown` flushes first: what was waited for in vain is not waited for again.
+        # `logging.shutdown` has flushed already: nothing is waited for twice in vain.
         elif self._gave_up_at != self._outbox.progress and self.flush():
             self._join(deadline - time.monotonic())  # it may still have a loss to tell
-        self._abandon()
+        if left := self._outbox.abandon():
+            complain(f"{counted(left)} not sent before the end")
+            self._sender.transport.abort()
         self._join(ABORT_S)
 
     def _join(self, seconds: float) -> None:
         if self._thread is not None and not here.sending:
             self._thread.join(max(0.0, seconds))
-
-    def _abandon(self) -> None:
-        if left := self._outbox.abandon():
-            complain(f"{counted(left)} not sent before the end")
-            self._sender.transport.abort()
 
     def _renew(self) -> None:
         """In a forked process: what the parent has is the parent's to send.

@@ -85,12 +85,11 @@ class Outbox:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Events taken in, and those done with; equal to an earlier one: nothing has happened."""
+        """How many events were added, and how many of them are settled."""
         return self._added, self._done
 
     @property
     def full(self) -> bool:
-        """Whether the next event would be dropped."""
         return self.held >= self.capacity or self._bytes >= MAX_HELD_BYTES
 
     def put(self, event: bytes) -> bool:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -62,7 +62,8 @@ def event_of(record: logging.LogRecord, source: str | None, message: Callable[[]
         metadata["otel.scope.name"] = name
     metadata |= _exception(record)
     words = _message(record, message, metadata)
-    metadata |= _extra(record)
+    extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+    metadata |= plain(extra)
     event = Event(
         source=text(source or name)[:MAX_SOURCE] or "root",
         message=words,
@@ -92,7 +93,9 @@ def _exception(record: logging.LogRecord) -> dict[str, Any]:
     found: dict[str, Any] = {}
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, BaseException):
-        found["exception.type"] = _qualified(type(error))
+        kind = type(error)
+        package = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        found["exception.type"] = f"{package}{kind.__qualname__}"
         found["exception.message"] = text(error)
         found["exception.stacktrace"] = _stacktrace(error)
     elif record.exc_text:  # all that is left after a way through another process
@@ -100,14 +103,6 @@ def _exception(record: logging.LogRecord) -> dict[str, Any]:
     if record.stack_info:
         found["code.stacktrace"] = text(record.stack_info)
     return found
-
-
-def _qualified(kind: type) -> str:
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
 
 
 def _stacktrace(error: BaseException) -> str:
@@ -125,12 +120,6 @@ def _message(
     except Exception as error:  # noqa: BLE001 - the arguments' own code may raise anything
         metadata["logpipe.format_error"] = f"{type(error).__name__}: {text(error)}"
         return f"{text(record.msg)} {text(record.args)}" if record.args else text(record.msg)
-
-
-def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    own = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
-    kept: dict[str, Any] = plain(own) if own else {}
-    return kept
 
 
 def _level(record: logging.LogRecord, metadata: dict[str, Any]) -> str:
@@ -167,67 +156,37 @@ def text(value: object) -> str:
 
 
 def plain(value: object) -> Any:
-    """The value as JSON has it: containers are copied, everything else unknown is its text."""
-    if type(value) is str:
+    """The value as JSON has it; what is no JSON becomes its text.
+
+    Containers are copied, up to `MAX_VALUES` values and `MAX_NESTING` levels; a mark says how many
+    values are missing.
+    """
+    return _plain(value, iter(range(MAX_VALUES)), 0)
+
+
+def _plain(value: Any, room: Iterator[int], depth: int) -> Any:
+    kind = type(value)
+    if (
+        value is None
+        or kind is bool
+        or (kind is int and _MIN_INT <= value <= _MAX_INT)
+        or (kind is float and math.isfinite(value))
+    ):
+        return value
+    if depth >= MAX_NESTING or not isinstance(value, dict | list | tuple | set | frozenset):
         return text(value)
-    return _Plain().of(value, ())
-
-
-class _Plain:
-    """One walk through a value, bounded by `MAX_VALUES` and `MAX_NESTING`."""
-
-    def __init__(self) -> None:
-        self._left = MAX_VALUES
-
-    def of(self, value: object, within: tuple[int, ...]) -> Any:
-        kind = type(value)
-        if kind is str:
-            return text(value)
-        if kind is bool or value is None:
-            return value
-        if kind is int:
-            return value if _MIN_INT <= value <= _MAX_INT else text(value)  # type: ignore[operator]
-        if kind is float:
-            return value if math.isfinite(value) else text(value)  # type: ignore[arg-type]
-        if isinstance(value, dict | list | tuple | set | frozenset):
-            return self._container(value, within)
+    try:
+        # A copy: another thread may change it meanwhile.
+        items = list(value.copy().items() if isinstance(value, dict) else enumerate(list(value)))
+        within = zip(items, room, strict=False)
+        kept = [(key, _plain(item, room, depth + 1)) for (key, item), _ in within]
+        left = len(items) - len(kept)
+        mark = f"[cut: {left} of {len(items)} values]"
+        if isinstance(value, dict):
+            return {text(key): item for key, item in kept} | ({"…": mark} if left else {})
+        return [item for _, item in kept] + ([f"… {mark}"] if left else [])
+    except Exception:  # noqa: BLE001 - a subclass's own code may raise anything
         return text(value)
-
-    def _container(self, value: Any, within: tuple[int, ...]) -> Any:
-        if id(value) in within:
-            return f"<circular {type(value).__name__}>"
-        if len(within) >= MAX_NESTING:
-            return text(value)
-        inner = (*within, id(value))
-        try:
-            # A copy: another thread may change it meanwhile.
-            if isinstance(value, dict):
-                return self._mapping(value.copy(), inner)
-            return self._sequence(list(value), inner)
-        except Exception:  # noqa: BLE001 - a subclass's own code may raise anything
-            return text(value)
-
-    def _mapping(self, value: Mapping[Any, Any], within: tuple[int, ...]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, item in value.items():
-            if self._spent():
-                found["…"] = f"[cut: {len(value) - len(found)} of {len(value)} values]"
-                break
-            found[text(name)] = self.of(item, within)
-        return found
-
-    def _sequence(self, value: list[Any], within: tuple[int, ...]) -> list[Any]:
-        found: list[Any] = []
-        for item in value:
-            if self._spent():
-                found.append(f"… [cut: {len(value) - len(found)} of {len(value)} values]")
-                break
-            found.append(self.of(item, within))
-        return found
-
-    def _spent(self) -> bool:
-        self._left -= 1
-        return self._left < 0
 
 
 def fitted(event: Event) -> bytes:
@@ -283,10 +242,4 @@ def notice_of(count: int, reason: str, source: str | None, since_ms: int) -> byt
 
 
 def counted(events: int) -> str:
-    """As people say it."""
     return "1 event" if events == 1 else f"{events} events"
-
-
-def joined(events: Iterable[bytes]) -> bytes:
-    """A body of NDJSON."""
-    return b"\n".join(events)

@@ -2,18 +2,18 @@
 
 import http.client
 import logging
-import random
 import sys
 import threading
 import time
 
-from logpipe.handler.outbox import Batch, Loss, Outbox, batch
-from logpipe.handler.record import counted, joined, notice_of
+from logpipe.handler.outbox import Batch, Outbox, batch
+from logpipe.handler.record import counted, notice_of
+from logpipe.handler.retry import Backoff
 from logpipe.handler.transport import Answer, Transport
 
 BACKOFF_S = 0.25
 MAX_BACKOFF_S = 30.0
-"""Waits between two attempts double from one to the other; half of each is chance."""
+"""The first and the longest pause between two attempts, up to a third more by chance."""
 
 TOO_LARGE = 413
 
@@ -65,7 +65,10 @@ class Sender:
             if answer is None:
                 return
             if answer.status == TOO_LARGE and len(part.events) > 1:
-                waiting[:0] = _halves(part)
+                # Each half has a key of its own: nothing of the whole was stored.
+                middle = len(part.events) // 2
+                first, second = part.events[:middle], part.events[middle:]
+                waiting[:0] = [batch(first, part.losses), batch(second, [])]
             elif answer.stored:
                 self._stored(part, answer)
             else:
@@ -73,8 +76,11 @@ class Sender:
 
     def _answered(self, part: Batch) -> Answer | None:
         """The first answer that is final, or None when the outbox was abandoned before."""
-        body = joined([*part.events, *map(self._notice, part.losses)])
-        backoff = BACKOFF_S
+        notices = [
+            notice_of(loss.events, loss.reason, self._source, loss.since_ms) for loss in part.losses
+        ]
+        body = b"\n".join([*part.events, *notices])
+        backoff = Backoff(BACKOFF_S, MAX_BACKOFF_S)
         while not self.outbox.abandoned:
             try:
                 answer = self.transport.post(body, part.key)
@@ -84,22 +90,13 @@ class Sender:
                 asked = answer.retry_after
             except (OSError, http.client.HTTPException) as error:
                 trouble, asked = f"{type(error).__name__}: {error}", None
-            self._waits(trouble)
-            backoff = self._pause(asked, backoff)
+            self.outbox.flowing = False
+            self._complain(f"waits: {trouble}")
+            # A `flush` cuts a long pause short, but not one that the collector has asked for.
+            if asked is not None or self.outbox.pause(backoff.pause_s(), hurry=True):
+                backoff.reset()
+                self.outbox.pause((asked or 0.0) + backoff.pause_s(), hurry=False)
         return None
-
-    def _pause(self, asked: float | None, backoff: float) -> float:
-        """Waits as asked for, or for about `backoff` seconds. Returns the next backoff."""
-        if asked is not None:
-            self.outbox.pause(asked + random.uniform(0, BACKOFF_S), hurry=False)  # noqa: S311
-            return BACKOFF_S
-        if self.outbox.pause(backoff * random.uniform(0.5, 1), hurry=True):  # noqa: S311
-            self.outbox.pause(BACKOFF_S * random.uniform(0.5, 1), hurry=False)  # noqa: S311
-            return BACKOFF_S
-        return min(2 * backoff, MAX_BACKOFF_S)
-
-    def _notice(self, loss: Loss) -> bytes:
-        return notice_of(loss.events, loss.reason, self._source, loss.since_ms)
 
     def _stored(self, part: Batch, answer: Answer) -> None:
         self._trouble = ""
@@ -117,10 +114,6 @@ class Sender:
             self.outbox.drop(reason, len(part.events))
             self.outbox.settle(part.events)
             self._complain(f"dropped {counted(len(part.events))}: {reason}")
-
-    def _waits(self, trouble: str) -> None:
-        self.outbox.flowing = False
-        self._complain(f"waits: {trouble}")
 
     def _complain(self, trouble: str) -> None:
         """On stderr, where logging reports handlers in trouble; once until all is well again."""
@@ -143,12 +136,6 @@ def _visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _halves(part: Batch) -> list[Batch]:
-    """Two batches, each with a key of its own: nothing of the whole was stored."""
-    middle = len(part.events) // 2
-    return [batch(part.events[:middle], part.losses), batch(part.events[middle:], [])]
 
 
 def _shown(answer: Answer) -> str:

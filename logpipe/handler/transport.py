@@ -1,7 +1,6 @@
 """One connection to a collector, by `http.client`; a request and what its answer means."""
 
 import contextlib
-import email.utils
 import gzip
 import http.client
 import json
@@ -11,6 +10,8 @@ import ssl
 import time
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+from logpipe.handler.retry import asks_to_retry, retry_after_s
 
 IDLE_S = 3.0
 """An idle connection is not used again after this time: servers close theirs after 5 s."""
@@ -42,8 +43,8 @@ class Answer(NamedTuple):
 
     @property
     def transient(self) -> bool:
-        """Worth sending again as it is."""
-        return self.status in (408, 425, 429) or (self.status >= 500 and self.status != 501)
+        """Whether the same batch may be accepted later."""
+        return asks_to_retry(self.status) and self.status != 501
 
 
 class Transport:
@@ -158,22 +159,10 @@ def answer_of(status: int, retry_after: str | None, content: bytes) -> Answer:
     first = errors[0] if isinstance(errors, list) and errors else None
     detail = document.get("detail") or (first.get("error") if isinstance(first, dict) else "")
     rejected = document.get("rejected")
+    asked = retry_after_s(retry_after, time.time())
     return Answer(
         status,
-        retry_after_of(retry_after),
+        None if asked is None else min(asked, MAX_RETRY_AFTER_S),
         rejected if isinstance(rejected, int) else 0,
         str(detail)[:200],
     )
-
-
-def retry_after_of(value: str | None) -> float | None:
-    """Seconds, from a header that has seconds or a date; None when it has neither."""
-    if value is None:
-        return None
-    if value.isascii() and value.isdigit():
-        return min(float(value[:10]), MAX_RETRY_AFTER_S)
-    try:
-        seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-    except (TypeError, ValueError):
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from logpipe.send.lines import Line
+from logpipe.send.lines import Line, NotAnEventError, Shaper
 from logpipe.send.position import Position
-from logpipe.send.shape import NotAnEventError, Shaper
 
 REQUEST_EVENTS = 1_000
 """Events of one request, at the most: what a collector accepts whatever RATE_PER_TOKEN is."""
@@ -47,10 +46,10 @@ class Batch(msgspec.Struct, frozen=True):
     key: str
     events: int
     size: int
-    """Bytes of the input that it stands for."""
+    """Bytes of the input that its events were read from."""
     runs: list[Run]
     positions: list[Position]
-    """Of all files, after it."""
+    """Of all files, after the batch."""
     body: bytes
     """NDJSON in gzip."""
 
@@ -88,13 +87,10 @@ def _cut(runs: Sequence[Run], start: int, end: int) -> Iterator[Run]:
 
 
 def packed(lines: Sequence[bytes]) -> bytes:
-    """A body; each line has its end."""
     return gzip.compress(b"".join(lines), _LEVEL, mtime=0)
 
 
 class Builder:
-    """Gathers chunks until they make a batch."""
-
     def __init__(self, shaper: Shaper) -> None:
         self._shaper = shaper
         self._clear()
@@ -107,7 +103,6 @@ class Builder:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to take it."""
         return len(self._lines) >= BATCH_EVENTS or self._bytes >= BATCH_BYTES
 
     def add(self, chunk: Chunk, now_ms: int) -> list[tuple[int, str]]:

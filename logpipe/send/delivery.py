@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable
 from threading import Event
 
-from logpipe.client.backoff import Backoff
 from logpipe.client.ingest import Later, Never, Taken, TooLarge, Verdict
+from logpipe.handler.retry import Backoff
 from logpipe.send.batch import REQUEST_EVENTS, Batch, parts
 from logpipe.send.progress import Totals
-from logpipe.send.stop import StoppedError
 from logpipe.terminal import seconds
 
 Post = Callable[[bytes, str, int], Verdict]
@@ -17,6 +16,10 @@ Post = Callable[[bytes, str, int], Verdict]
 
 class UndeliverableError(Exception):
     """Nothing more can be sent; the words name the remedy."""
+
+
+class StoppedError(Exception):
+    """The time for the last lines is over."""
 
 
 class Delivery:
@@ -33,6 +36,7 @@ class Delivery:
         stop: Event,
         patience_s: float,
         patient_until: Callable[[], float] = lambda: -math.inf,
+        backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._post = post
@@ -43,7 +47,7 @@ class Delivery:
         self._patience_s = patience_s
         self._patient_until = patient_until
         self._now = clock
-        self._backoff = Backoff()
+        self._backoff = backoff or Backoff()
         self._trouble_since: float | None = None
 
     def deliver(self, batch: Batch) -> None:

@@ -10,9 +10,8 @@ from typing import Protocol
 
 from logpipe.send.batch import Chunk
 from logpipe.send.lines import Line, Splitter
-from logpipe.send.log import Log
+from logpipe.send.log import READ_BYTES, Log
 from logpipe.send.position import Position
-from logpipe.send.reader import READ_BYTES
 
 POLL_S = 0.1
 """Between two looks at files, or at a stream, that have nothing new."""
@@ -31,10 +30,10 @@ class Input(Protocol):
     def chunks(self, stop: Event) -> Iterator[Chunk | None]: ...
 
     def positions(self) -> list[Position]:
-        """How far the chunks that were given go."""
+        """Where the chunks read so far end."""
 
     def size(self) -> int | None:
-        """Bytes that there are to read; None where nobody knows."""
+        """Bytes to read; None where that is not known."""
 
 
 class Stream:
@@ -49,7 +48,6 @@ class Stream:
         self.ended = False
 
     def chunks(self, stop: Event) -> Iterator[Chunk | None]:
-        """Until its end, or the sender's."""
         deadline: float | None = None
         while deadline is None or time.monotonic() < deadline:
             if stop.is_set() and deadline is None:
@@ -76,37 +74,29 @@ class Stream:
         return Chunk(self._name, self._source, first, lines)
 
     def positions(self) -> list[Position]:
-        """None: there is no way back in it."""
         return []
 
     def size(self) -> int | None:
-        """Its size when it is a file."""
         found = os.fstat(self._file)
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 class InOrder:
-    """One input after the other."""
-
     def __init__(self, inputs: Sequence[Input]) -> None:
         self._inputs = inputs
 
     @property
     def ended(self) -> bool:
-        """Whether all are."""
         return all(each.ended for each in self._inputs)
 
     def chunks(self, stop: Event) -> Iterator[Chunk | None]:
-        """Each to its end."""
         for each in self._inputs:
             yield from each.chunks(stop)
 
     def positions(self) -> list[Position]:
-        """Of all."""
         return [position for each in self._inputs for position in each.positions()]
 
     def size(self) -> int | None:
-        """The sum, where all are known."""
         sizes = [each.size() for each in self._inputs]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
@@ -120,7 +110,6 @@ class Following:
         self._logs = logs
 
     def chunks(self, stop: Event) -> Iterator[Chunk | None]:
-        """Until it is to end."""
         while not stop.is_set():
             news = False
             for log in self._logs:
@@ -132,9 +121,7 @@ class Following:
                 stop.wait(POLL_S)
 
     def positions(self) -> list[Position]:
-        """Of all."""
         return [position for log in self._logs for position in log.positions()]
 
     def size(self) -> int | None:
-        """Nobody knows."""
         return None

@@ -1,4 +1,4 @@
-"""The thread that reads, and what it reads."""
+"""The thread that reads, and what it was asked to read."""
 
 import os
 import stat
@@ -8,20 +8,43 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from logpipe.event import IS_RESERVED, is_reserved
 from logpipe.send.batch import Builder
 from logpipe.send.inputs import Following, InOrder, Input, Stream
+from logpipe.send.lines import Kind, Shaper
 from logpipe.send.log import Log
 from logpipe.send.position import Position
 from logpipe.send.progress import Totals
 from logpipe.send.resume import Journal
-from logpipe.send.shape import Shaper
 from logpipe.send.spool import Pending, Spool
-from logpipe.send.wanted import BadUseError, Wanted
 
 STDIN = 0
 JOIN_S = 2.0
 """What putting aside what was read may take."""
+
+
+class BadUseError(Exception):
+    """What was asked for cannot be; the words name the remedy."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What is to be sent where; no files: standard input."""
+
+    url: str
+    token: str = ""
+    files: Sequence[str] = ()
+    source: str = ""
+    level: str = "INFO"
+    kind: Kind = "auto"
+    detect_level: bool = False
+    follow: bool = False
+    from_end: bool = False
+    resume: Path | None = None
+    spool: Path | None = None
+    spool_bytes: int = 1 << 30
+    patience_s: float = 60.0
 
 
 class Reading:
@@ -50,20 +73,17 @@ class Reading:
 
     @property
     def ended(self) -> bool:
-        """Whether all was read."""
         return self._input.ended and not self._failed
 
     @property
     def cut(self) -> int:
-        """Lines that were too long."""
         return self._shaper.cut
 
     def start(self) -> None:
-        """Begins to read."""
         self._thread.start()
 
     def end(self) -> None:
-        """Has it put aside what it has."""
+        """Ends the thread; the lines that it has read are queued."""
         self._stop.set()
         self._pending.stop()
         if self._thread.ident:

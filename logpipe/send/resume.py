@@ -18,8 +18,6 @@ class BadFileError(Exception):
 
 
 class State(msgspec.Struct, frozen=True):
-    """What a resume file holds."""
-
     version: int
     taken: str = ""
     """Key of the last batch that was taken."""
@@ -74,11 +72,10 @@ class Journal:
 
     @property
     def in_flight(self) -> Batch | None:
-        """What has to be sent first."""
+        """The batch that may not have been stored."""
         return self._state.in_flight
 
     def begin(self) -> list[Position]:
-        """Where reading begins."""
         flying = self._state.in_flight
         return flying.positions if flying else self._state.positions
 

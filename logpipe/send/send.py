@@ -2,20 +2,59 @@
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Self
 
 from logpipe.client.ingest import Collector
 from logpipe.locks import locked, owner, sign
-from logpipe.send.delivery import Delivery, UndeliverableError
+from logpipe.send.delivery import Delivery, StoppedError, UndeliverableError
 from logpipe.send.progress import Screen, Totals
-from logpipe.send.reading import Reading
+from logpipe.send.reading import Reading, Wanted
 from logpipe.send.resume import BadFileError, Journal
 from logpipe.send.spool import Handover, Pending, Spool
-from logpipe.send.stop import Stop, StoppedError
-from logpipe.send.wanted import Wanted
 from logpipe.terminal import counted
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+GRACE_S = 3.0
+"""What delivering the last lines may take."""
+
+
+class Stop:
+    """While entered, `asked` is set by the first signal, upon which the sender finishes what it has
+    read, within `GRACE_S`; another signal, or the end of that time, raises `StoppedError`."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._forgotten = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._on_signal) for number in HANDLED}
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def forget(self) -> None:
+        """There is nothing left to interrupt: what is to come takes a moment."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._forgotten = True
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self._forgotten:
+            return
+        if self.asked.is_set():
+            raise StoppedError
+        self.asked.set()
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
 
 def send(wanted: Wanted, screen: Screen, stop: Stop) -> int:
@@ -43,7 +82,7 @@ def send(wanted: Wanted, screen: Screen, stop: Stop) -> int:
         )
         stack.callback(screen.close)
         screen.show(totals, reading.size)
-        whole = _deliver_all(reading, pending, journal, delivery, screen.tell, totals)
+        whole = _deliver_all(reading, pending, journal, delivery, screen, totals)
         stop.forget()
         reading.end()
         totals.left = pending.left
@@ -102,7 +141,7 @@ def _deliver_all(
     pending: Pending,
     journal: Journal,
     delivery: Delivery,
-    tell: Callable[[str], None],
+    screen: Screen,
     totals: Totals,
 ) -> bool:
     """Delivers until there is no more; whether that was the end of the input."""
@@ -118,11 +157,12 @@ def _deliver_all(
                 journal.taken(batch)
             pending.done()
             totals.size += batch.size
+            screen.advance(batch.size)
         whole = True
     except StoppedError:
         pass
     except UndeliverableError as error:
-        tell(str(error))
+        screen.tell(str(error))
     return whole
 
 

@@ -34,7 +34,7 @@ class _Waiting:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self.finished_at = math.inf
-        """When it was said that there will be no more."""
+        """The time (monotonic) of `finish`."""
         self._stopped = False
 
     @property
@@ -42,21 +42,19 @@ class _Waiting:
         return self.finished_at < math.inf
 
     def finish(self) -> None:
-        """There will be no more."""
+        """Says that no more batches are put."""
         with self._changed:
             self.finished_at = time.monotonic()
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """`put` waits no longer."""
+        """Lets `put` wait no longer."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
 
 class Handover(_Waiting):
-    """In memory."""
-
     linger_s = 0.0
     broken = 0
 
@@ -66,7 +64,6 @@ class Handover(_Waiting):
 
     @property
     def left(self) -> int:
-        """Events that wait."""
         return sum(batch.events for batch in self._waiting)
 
     def put(self, batch: Batch) -> None:
@@ -83,7 +80,6 @@ class Handover(_Waiting):
             return self._waiting[0] if self._waiting else None
 
     def done(self) -> None:
-        """Forgets the oldest."""
         with self._changed:
             self._waiting.popleft()
             self._changed.notify_all()
@@ -122,7 +118,6 @@ class Spool(_Waiting):
 
     @property
     def left(self) -> int:
-        """Events that wait."""
         return sum(each.events for each in self._waiting)
 
     def _file(self, kept: _Kept) -> Path:
@@ -134,7 +129,6 @@ class Spool(_Waiting):
         return SPOOL_LINGER_S if len(self._waiting) > 1 else 0.0
 
     def newest(self) -> Batch | None:
-        """The last that was put there."""
         return self._read(self._waiting[-1]) if self._waiting else None
 
     def put(self, batch: Batch) -> None:
@@ -197,7 +191,6 @@ class Spool(_Waiting):
         self._forget()
 
     def done(self) -> None:
-        """Removes the oldest."""
         self._file(self._waiting[0]).unlink(missing_ok=True)
         self._forget()
 

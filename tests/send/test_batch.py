@@ -7,8 +7,7 @@ import msgspec
 import pytest
 
 from logpipe.send.batch import BATCH_EVENTS, Batch, Builder, Chunk, Run, parts
-from logpipe.send.lines import Line
-from logpipe.send.shape import Shaper
+from logpipe.send.lines import Line, Shaper
 
 
 def built(*texts: bytes, name: str = "log", first: int = 1) -> Batch:
@@ -28,7 +27,7 @@ def test_each_event_knows_its_line_though_others_were_skipped() -> None:
     assert (batch.events, batch.size) == (3, 7)
 
 
-def test_lines_that_are_no_events_are_given_back_and_the_others_stay() -> None:
+def test_invalid_lines_are_returned_and_the_others_kept() -> None:
     builder = Builder(Shaper("json"))
     lines = [Line(text, 1) for text in (b'{"message":"a"}', b"x", b'{"message":"b"}')]
     assert [number for number, _ in builder.add(Chunk("log", "log", 1, lines), 0)] == [2]

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from logpipe.client.distributor import MAX_REFUSAL
+from tests.commands import Command
 from tests.helpers import fair_time, wait_until
 from tests.impostor import Impostor, refusing
 from tests.servers import Valkey, free_port, serving, spawned
@@ -32,55 +33,17 @@ TAKEN = (
 )
 
 
-class Sending:
-    """A running `logpipe send` and what it has said so far."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.err = b""
-        self._read = asyncio.create_task(self._take())
-
-    async def _take(self) -> None:
-        assert self.process.stderr is not None
-        while data := await self.process.stderr.read(65_536):
-            self.err += data
-
-    @property
-    def told(self) -> list[str]:
-        return self.err.decode().splitlines()
+class Sending(Command):
+    """A running `logpipe send`."""
 
     async def write(self, *lines: object) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
         await self.process.stdin.drain()
 
-    async def until_told(self, words: str) -> None:
-        await wait_until(lambda: words in self.err.decode(), words, 20)
 
-    async def stop(self, number: int = signal.SIGINT) -> int:
-        self.process.send_signal(number)
-        return await self.exit_status(8)
-
-    async def exit_status(self, timeout: float = 40) -> int:
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        async with asyncio.timeout(timeout):
-            await self._read
-            return await self.process.wait()
-
-
-@contextlib.asynccontextmanager
-async def sending(*arguments: object, **environ: str) -> AsyncIterator[Sending]:
-    process = await asyncio.create_subprocess_exec(
-        *SEND, *map(str, arguments), stdin=-1, stderr=-1, env={**CLEAN, **environ}
-    )
-    running = Sending(process)
-    try:
-        yield running
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await running.exit_status()
+def sending(*arguments: object, **environ: str) -> contextlib.AbstractAsyncContextManager[Sending]:
+    return Sending.running("send", *arguments, **environ)
 
 
 async def sent(*arguments: object, stdin: bytes = b"", **environ: str) -> tuple[int, list[str]]:
@@ -143,7 +106,7 @@ async def test_lines_of_a_pipe_become_events_in_their_order(valkey: Valkey) -> N
     ]
 
 
-async def test_files_come_one_after_the_other_with_their_names_as_sources(
+async def test_files_are_sent_in_order_with_their_names_as_sources(
     valkey: Valkey, tmp_path: Path
 ) -> None:
     for name in ("b.log", "a.log"):
@@ -197,7 +160,7 @@ async def test_a_long_line_is_cut_and_told(valkey: Valkey) -> None:
 # -- refusals and exit codes -------------------------------------------------------------------
 
 
-async def test_what_is_refused_is_told_with_its_line_and_the_rest_is_sent(
+async def test_rejected_lines_are_reported_and_the_rest_is_sent(
     valkey: Valkey, tmp_path: Path
 ) -> None:
     path = tmp_path / "events.json"
@@ -219,7 +182,7 @@ async def test_what_is_refused_is_told_with_its_line_and_the_rest_is_sent(
     assert messages(valkey) == ["a", "c"]
 
 
-async def test_a_batch_of_which_nothing_is_taken_is_refused_line_by_line(valkey: Valkey) -> None:
+async def test_a_wholly_rejected_batch_is_reported_line_by_line(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url) as service:
         code, told = await sent("--format=json", stdin=b'{"message":1}\n{}\n', URL=service.url)
     assert code == 1
@@ -328,7 +291,7 @@ async def test_a_closed_standard_input_is_told() -> None:
 
 
 @pytest.mark.parametrize("status", [503, 429])
-async def test_it_comes_again_when_it_is_asked_to_with_the_same_batch_and_key(status: int) -> None:
+async def test_a_retry_sends_the_same_batch_under_the_same_key(status: int) -> None:
     later = refusing(status).replace("Connection", "Retry-After: 1\r\nConnection", 1)
     async with Impostor("", later, TAKEN) as other:
         started = time.monotonic()
@@ -489,7 +452,7 @@ async def test_killed_at_any_moment_it_goes_on_with_every_line_once(
     assert messages(valkey) == numbers(0, total)
 
 
-async def test_a_batch_that_was_stored_before_the_kill_is_not_stored_again(
+async def test_a_batch_stored_before_a_kill_is_not_stored_again(
     valkey: Valkey, tmp_path: Path
 ) -> None:
     """The answer never came: the next run repeats the batch under its key."""
@@ -549,9 +512,7 @@ async def test_a_resume_file_that_cannot_be_written_is_told(tmp_path: Path) -> N
 # -- the spool ---------------------------------------------------------------------------------
 
 
-async def test_while_the_collector_is_away_a_pipe_is_read_on_and_nothing_is_lost(
-    valkey: Valkey, tmp_path: Path
-) -> None:
+async def test_a_pipe_is_read_while_the_collector_is_away(valkey: Valkey, tmp_path: Path) -> None:
     port = str(free_port())
     spool = tmp_path / "spool"
     environ = {"PORT": port, "REDIS_ADDR": valkey.url}
@@ -571,7 +532,7 @@ async def test_while_the_collector_is_away_a_pipe_is_read_on_and_nothing_is_lost
     assert [path.name for path in spool.iterdir()] == ["lock"]
 
 
-async def test_what_a_killed_send_has_spooled_is_sent_first_by_the_next(
+async def test_batches_spooled_by_a_killed_send_are_sent_first(
     valkey: Valkey, tmp_path: Path
 ) -> None:
     spool = tmp_path / "spool"
@@ -683,7 +644,8 @@ async def test_a_terminal_shows_how_far_it_is_and_words_above_it(
             assert await asyncio.to_thread(terminal.popen.wait, 10) == 1
             seen = terminal.seen
     assert re.search(
-        r"\r\x1b\[K +\d+% [#.]{30} [\d.]+ k?B of 324.2 kB  [\d,]+ lines?  [\d,]+/s", seen
+        r"\r\x1b\[K[#.]{30} +\d+%  [\d:]*( {2})?[\d.]+ k?B of 324.2 kB  [\d,]+ lines?  [\d,]+/s",
+        seen,
     )
     assert seen.endswith("\r20,000 lines sent (324.2 kB), 300 refused\n")
     assert all(len(line) < 100 for line in re.split(r"[\r\n]", seen) if "%" in line)

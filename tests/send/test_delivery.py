@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from logpipe.client.ingest import Later, Never, Refused, Taken, TooLarge, Verdict
+from logpipe.handler.retry import Backoff
 from logpipe.send.batch import REQUEST_EVENTS
-from logpipe.send.delivery import Delivery, UndeliverableError
+from logpipe.send.delivery import Delivery, StoppedError, UndeliverableError
 from logpipe.send.progress import Totals
-from logpipe.send.stop import StoppedError
 from tests.send.test_batch import built
 
 
@@ -47,17 +47,12 @@ class Script:
             stop=self.stop,
             patience_s=patience_s,
             patient_until=until,
+            backoff=Backoff(0.001, 0.001),
             clock=self.clock,
         )
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("logpipe.client.backoff.FIRST_RETRY_S", 0.001)
-    monkeypatch.setattr("logpipe.client.backoff.LAST_RETRY_S", 0.001)
-
-
-def test_it_is_posted_under_one_key_until_it_is_taken_and_the_trouble_is_told_once() -> None:
+def test_a_batch_is_retried_under_one_key_and_reported_once() -> None:
     script = Script(Later("is away"), Later("answers 503"), Taken(1))
     script.delivery().deliver(batch := built(b"a"))
     assert script.keys == [batch.key] * 3
@@ -82,7 +77,7 @@ def test_a_batch_of_over_a_thousand_goes_in_several_requests() -> None:
     assert max(script.events) <= REQUEST_EVENTS
 
 
-def test_what_was_refused_is_told_line_by_line_as_far_as_it_is_known() -> None:
+def test_rejected_lines_are_reported_as_far_as_known() -> None:
     script = Script(Taken(1, 3, [Refused(1, "odd"), Refused(7, "lost")]))
     script.delivery().deliver(built(b"a", b"b", b"c", b"d"))
     assert script.told == [
@@ -105,14 +100,14 @@ def test_its_patience_ends() -> None:
     assert len(script.keys) > 2
 
 
-def test_it_does_not_begin_a_wait_that_is_longer_than_its_patience() -> None:
+def test_no_wait_is_begun_that_is_longer_than_the_patience() -> None:
     script = Script(Later("is busy", 61.0))
     with pytest.raises(UndeliverableError, match="--patience waits longer"):
         script.delivery().deliver(built(b"a"))
     assert len(script.keys) == 1
 
 
-def test_its_patience_does_not_count_while_there_is_something_else_to_do() -> None:
+def test_patience_counts_only_when_nothing_else_is_to_do() -> None:
     script = Script(*[Later("is away")] * 20, Taken(1))
     script.delivery(0.0, until=lambda: math.inf).deliver(built(b"a"))
     assert script.totals.sent == 1

@@ -12,7 +12,7 @@ from logpipe.send.log import Log
 from tests.send.test_log import write
 
 
-def test_files_are_read_one_after_the_other_or_followed_in_turns(tmp_path: Path) -> None:
+def test_files_are_read_in_order_or_followed_in_turns(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a", "b")]
     for path in paths:
         write(path, path.name, path.name)
@@ -33,7 +33,7 @@ def test_files_are_read_one_after_the_other_or_followed_in_turns(tmp_path: Path)
     assert following.size() is None
 
 
-def test_a_stream_is_read_to_its_end_and_knows_its_size_where_it_is_a_file(tmp_path: Path) -> None:
+def test_a_stream_is_read_to_its_end_and_a_file_has_a_size(tmp_path: Path) -> None:
     path = tmp_path / "log"
     write(path, "a", "b", "c", end="")
     file = os.open(path, os.O_RDONLY)
@@ -45,7 +45,7 @@ def test_a_stream_is_read_to_its_end_and_knows_its_size_where_it_is_a_file(tmp_p
     os.close(file)
 
 
-def test_a_stream_that_has_nothing_says_so_and_one_that_is_stopped_is_not_ended(
+def test_an_idle_stream_says_so_and_a_stopped_one_has_not_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(inputs, "DRAIN_S", 0.0)

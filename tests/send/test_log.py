@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logpipe.send import log, reader
+from logpipe.send import log
 from logpipe.send.log import Log
 from logpipe.send.position import Position
 
@@ -74,7 +74,7 @@ def path(tmp_path: Path) -> Path:
 LONG = "a line that is long enough to be known again "
 
 
-def test_what_is_written_later_comes_later_and_half_a_line_waits(path: Path) -> None:
+def test_later_lines_come_later_and_half_a_line_waits(path: Path) -> None:
     write(path, "one", "two", "thr", end="")
     tail = Tail(path)
     assert tail.read() == ["one", "two"]
@@ -138,7 +138,7 @@ def test_a_rotated_file_is_read_until_it_was_silent_for_a_while(
     assert Tail(path, tail.log.positions()).read() == []
 
 
-def test_a_log_that_was_emptied_and_has_grown_beyond_begins_anew(path: Path) -> None:
+def test_an_emptied_log_that_grew_again_is_read_from_its_start(path: Path) -> None:
     write(path, *(f"old {n}" for n in range(5)))
     tail = Tail(path)
     tail.read()
@@ -151,7 +151,7 @@ def test_a_log_that_was_emptied_and_has_grown_beyond_begins_anew(path: Path) -> 
 def test_a_line_without_end_takes_no_more_memory_than_its_bound(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "READ_BYTES", 1000)
+    monkeypatch.setattr(log, "READ_BYTES", 1000)
     path.write_bytes(b"first\n" + b"x" * 3_000_000 + b"\nlast\n")
     tail = Tail(path)
     while chunk := tail.log.next():
@@ -214,7 +214,7 @@ def test_it_goes_on_where_it_was_though_the_log_was_rotated(
     assert again.numbers[0] == 6
 
 
-def test_a_file_of_the_same_beginning_is_not_taken_for_the_one_that_was_read(path: Path) -> None:
+def test_a_file_with_the_same_beginning_is_not_mistaken(path: Path) -> None:
     head = "# the same header in every file, longer than what is looked at" * 5
     write(path, head, "one")
     tail = Tail(path)
@@ -225,7 +225,7 @@ def test_a_file_of_the_same_beginning_is_not_taken_for_the_one_that_was_read(pat
     assert again.read() == [head, "two"]
 
 
-def test_a_log_that_is_gone_is_told_and_the_new_one_read_from_its_start(path: Path) -> None:
+def test_a_missing_log_is_reported_and_its_successor_read(path: Path) -> None:
     write(path, LONG, LONG)
     tail = Tail(path)
     tail.read()
@@ -300,7 +300,7 @@ def test_files_that_were_finished_are_remembered_within_a_bound(path: Path) -> N
     assert len(positions) == log.PAST + 1
 
 
-def test_a_new_file_with_the_number_of_a_removed_one_is_read_once(path: Path) -> None:
+def test_a_new_file_with_a_reused_inode_is_read_once(path: Path) -> None:
     write(path, LONG)
     tail = Tail(path)
     tail.read()
@@ -325,7 +325,7 @@ def test_a_finished_file_that_is_written_again_is_read_on(path: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(["write", "half", "read", "rename", "restart"]), max_size=25))
-def test_whatever_happens_in_whatever_order_each_line_comes_once(
+def test_each_line_comes_once_through_any_rotations(
     tmp_path_factory: pytest.TempPathFactory, steps: list[str]
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "app.log"

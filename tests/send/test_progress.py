@@ -1,11 +1,11 @@
-"""What is shown of how far it is."""
+"""What a send shows."""
 
 import io
 
 import pytest
 
 from logpipe.output import Output
-from logpipe.send.progress import Rate, Screen, Totals, amount, line
+from logpipe.send.progress import Screen, Totals, amount
 
 
 @pytest.mark.parametrize(
@@ -30,27 +30,59 @@ def test_the_sum_names_only_what_there_is() -> None:
     assert told == "1,234 lines sent (5.0 kB), 3 refused, 10 not sent"
 
 
-def test_the_line_fits_the_terminal() -> None:
-    totals = Totals(size=500, sent=1234)
-    assert line(totals, 1000, 99.6, 100) == (
-        f" 50% {'#' * 15}{'.' * 15} 500 B of 1.0 kB  1,234 lines  100/s"
-    )
-    assert line(totals, None, 0.0, 100) == "500 B  1,234 lines  0/s"
-    assert line(totals, 0, 0.0, 100).startswith("100% ")
-    assert len(line(totals, 1000, 99.6, 20)) == 19
-
-
-def test_the_rate_is_that_of_the_last_seconds() -> None:
-    rate = Rate()
-    assert rate.of(100, 0.0) == 0.0
-    assert rate.of(300, 2.0) == 100.0
-    assert rate.of(300, 100.0) == 0.0
-
-
-def test_words_cannot_steer_a_terminal_and_a_reader_that_has_left_is_no_error() -> None:
+def test_words_cannot_steer_a_terminal_nor_fail_a_send() -> None:
     stream = io.BytesIO()
     screen = Screen(Output(stream))
     screen.tell("a\x1b[2J\nb")
     assert stream.getvalue() == b"logpipe: a\\x1b[2J\\nb\n"
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
         Screen(Output(full)).tell("a")
+
+
+class Terminal(Output):
+    """A terminal of so many columns that keeps what it is given."""
+
+    def __init__(self, columns: int) -> None:
+        self.stream = io.BytesIO()
+        super().__init__(self.stream)
+        self.terminal = True
+        self._columns = columns
+
+    def columns(self) -> int | None:
+        return self._columns
+
+    @property
+    def last(self) -> str:
+        return self.stream.getvalue().decode().rpartition("\r\x1b[K")[2]
+
+
+def test_a_bar_shows_the_part_that_was_sent() -> None:
+    terminal, totals = Terminal(100), Totals(size=500, sent=1)
+    screen = Screen(terminal)
+    screen.show(totals, 1000)
+    screen.advance(500)
+    assert terminal.last == f"{'#' * 15}{'.' * 15}  50%  500 B of 1.0 kB  1 line  1/s"
+    screen.tell("words")
+    assert "\r\x1b[Klogpipe: words\n\r\x1b[K#" in terminal.stream.getvalue().decode()
+    screen.close()
+    assert terminal.last == ""
+
+
+def test_without_a_total_figures_are_shown_alone() -> None:
+    terminal = Terminal(100)
+    Screen(terminal).show(Totals(size=500, sent=1234), None)
+    assert terminal.last == "500 B  1,234 lines  1,234/s"
+
+
+def test_the_bar_fits_a_narrow_terminal() -> None:
+    terminal = Terminal(20)
+    Screen(terminal).show(Totals(), 1000)
+    assert len(terminal.last) == 19
+
+
+def test_an_empty_file_is_done() -> None:
+    terminal, totals = Terminal(100), Totals()
+    screen = Screen(terminal)
+    screen.show(totals, 0)
+    screen.advance(0)
+    assert terminal.last.startswith("#" * 30 + " 100%")

@@ -19,7 +19,7 @@ def batch(*positions: Position) -> Batch:
     return msgspec.structs.replace(built(b"a"), positions=list(positions))
 
 
-def test_a_batch_is_in_it_before_it_is_sent_and_its_positions_after_it_was_taken(
+def test_a_batch_is_recorded_before_it_is_sent_and_after(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "state"

@@ -81,7 +81,7 @@ def test_a_batch_over_the_bound_goes_alone(tmp_path: Path) -> None:
     assert drained(spool) == BATCHES[:1]
 
 
-def test_what_was_left_comes_first_and_a_half_written_file_is_forgotten(tmp_path: Path) -> None:
+def test_kept_batches_come_first_and_half_written_ones_go(tmp_path: Path) -> None:
     before = make_spool(tmp_path)
     for batch in BATCHES[:3]:
         before.put(batch)
