@@ -23,6 +23,7 @@ from logpipe.limits import (
     Seats,
     client_of,
     largest_batch,
+    sender_of,
 )
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
@@ -474,3 +475,12 @@ async def test_one_group_too_many_is_counted_and_told_in_each_format(
         line = await turned_away(service, path, Accept="application/x-ndjson")
         assert json.loads(line.text)["event"] == "bye"
         assert await limited(service, "groups") == 2
+
+
+def test_senders_without_a_token_are_told_apart_by_their_address() -> None:
+    addresses = ("10.0.0.1", "10.0.0.2")
+    senders = [sender_of({"client": (address, 1)}, None) for address in addresses]
+    assert senders == list(addresses)
+    assert sender_of({"client": ("10.0.0.1", 2)}, None) == senders[0]
+    assert sender_of({"client": ("10.0.0.1", 1)}, "10.0.0.1") not in senders
+    assert sender_of({"client": None}, None) == ""

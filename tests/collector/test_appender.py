@@ -318,3 +318,25 @@ async def test_closing_before_anything_was_sent_does_nothing() -> None:
     stream = SlowStream()
     await an_appender(stream).aclose()
     assert stream.calls == []
+
+
+async def test_a_sender_that_left_does_not_keep_others_from_their_refusal() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream, answer_within_s=0.05)
+    leaves, stays = sending(appender, b"leaves"), sending(appender, b"stays")
+    await wait_until(lambda: stream.calls, "the append has begun")
+    leaves.cancel()
+    outcomes = await asyncio.gather(leaves, stays, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, Unavailable]
+
+
+async def test_closing_refuses_those_that_wait_beside_one_that_left() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream)
+    leaves, stays = sending(appender, b"leaves"), sending(appender, b"stays")
+    await wait_until(lambda: stream.calls, "the append has begun")
+    leaves.cancel()
+    await asyncio.sleep(0)
+    appender.answer_within_s = 0.05
+    await appender.aclose()
+    assert isinstance(stays.exception(), Unavailable)
