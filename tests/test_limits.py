@@ -21,6 +21,7 @@ from logpipe.limits import (
     Rates,
     Returns,
     Seats,
+    charged,
     client_of,
     largest_batch,
     sender_of,
@@ -408,7 +409,7 @@ async def test_lines_and_the_page_are_told_in_their_own_words(valkey: Valkey) ->
 def test_events_that_could_not_be_stored_are_not_charged(status: int, wait_s: float) -> None:
     rates = Rates(10, lambda: 5.0)
     rates.begin("a")
-    with pytest.raises(Problem), rates.charged("a", 1_000, 1_000):
+    with pytest.raises(Problem), charged(rates, "a", 1_000, 1_000):
         raise Problem(status, "no")
     assert round(rates.wait_s("a")) == (round(wait_s - 3.9) if wait_s else 0)
 

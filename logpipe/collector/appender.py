@@ -168,8 +168,8 @@ class Appender:
         stream_bytes: Callable[[], float] = lambda: 0,
         answer_within_s: float = ANSWER_WITHIN_S,
     ) -> None:
-        """`stream_bytes` returns what the stream may take in Redis now; 0: any. A request that Redis
-        has not confirmed within `answer_within_s` is answered 503."""
+        """`stream_bytes` returns what the stream may take in Redis now; 0: any. A request that
+        Redis has not confirmed within `answer_within_s` is answered 503."""
         self.inflight = inflight
         self.answer_within_s = answer_within_s
         self._stream_bytes = stream_bytes
