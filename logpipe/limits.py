@@ -139,19 +139,6 @@ class Rates:
                 raise self._refusal(sender)
             self.spend(sender, events - 1)
 
-    @contextmanager
-    def charged(self, sender: str, events: int, stored: int) -> Iterator[None]:
-        """A context in which the events of a request are stored. They are charged as by
-        `charge`; the `stored` ones of them are given back where they could not be, for want of room
-        or of Redis: the sender is asked to send them again."""
-        self.charge(sender, events)
-        try:
-            yield
-        except Problem as problem:
-            if problem.status in (413, 503):
-                self.give_back(sender, stored)
-            raise
-
     def give_back(self, sender: str, events: int) -> None:
         """Takes back the charge of events that were not stored, apart from the one of `begin`."""
         if events > 1 and sender in self._paid_at:
@@ -173,6 +160,23 @@ class Rates:
         self._paid_at.move_to_end(sender)
         if len(self._paid_at) > MAX_SENDERS:
             self._paid_at.popitem(last=False)
+
+
+@contextmanager
+def charged(rates: Rates | None, sender: str | None, events: int, stored: int) -> Iterator[None]:
+    """A context in which the events of a request are stored; without rates or a sender it does
+    nothing. They are charged as by `Rates.charge`; the `stored` ones of them are given back where
+    they could not be, for want of room or of Redis: the sender is asked to send them again."""
+    if rates is None or sender is None:
+        yield
+        return
+    rates.charge(sender, events)
+    try:
+        yield
+    except Problem as problem:
+        if problem.status in (413, 503):
+            rates.give_back(sender, stored)
+        raise
 
 
 class Seats:

@@ -201,7 +201,9 @@ async def test_a_hostile_path_or_header_forges_no_record(
 # -- faults --------------------------------------------------------------------------------------
 
 
-async def ask(answers: Any) -> tuple[list[Message], Exception | None]:
+async def ask(
+    answers: Any, method: str = "GET", path: str = "/"
+) -> tuple[list[Message], Exception | None]:
     """What is sent for one request to an app within `Access`, and what it raises."""
     sent: list[Message] = []
 
@@ -214,7 +216,8 @@ async def ask(answers: Any) -> tuple[list[Message], Exception | None]:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await answers(send)
 
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"x-request-id", b"r-1")]}
+    headers = [(b"x-request-id", b"r-1")]
+    scope = {"type": "http", "method": method, "path": path, "headers": headers}
 
     async def serve() -> None:
         await Access(app)(scope, receive, send)
@@ -226,11 +229,17 @@ async def ask(answers: Any) -> tuple[list[Message], Exception | None]:
     return sent, None
 
 
-async def test_a_fault_is_answered_with_the_id_and_nothing_of_its_cause() -> None:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/"), ("GET", "/ingest"), ("POST", "/ingest/json"), ("POST", "/login")],
+)
+async def test_a_fault_is_answered_with_the_id_and_nothing_of_its_cause(
+    method: str, path: str
+) -> None:
     async def fail(_: Send) -> None:
         raise RuntimeError("secret")
 
-    (start, body), error = await ask(fail)
+    (start, body), error = await ask(fail, method, path)
     assert isinstance(error, RuntimeError)  # for the server's log
     assert start["status"] == 500
     assert (b"x-request-id", b"r-1") in start["headers"]

@@ -629,3 +629,13 @@ def test_the_memory_of_a_container_bounds_that_of_the_engine(
 
 def test_the_log_is_the_one_that_the_service_configures() -> None:
     assert module.log is logging.getLogger("logpipe.engine")
+
+
+async def test_an_engine_that_somebody_stops_is_started_again(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as engine:
+        await write(engine, 3)
+        os.kill(pid_of(engine), signal.SIGTERM)  # it ends in order, with status 0
+        await wait_until(lambda: engine.trouble, "the trouble is known")
+        assert (engine.trouble or "").startswith("the engine ended: ")
+        await wait_until(lambda: engine.trouble is None, "the engine is back")
+        assert await written(engine) == 3

@@ -955,3 +955,10 @@ def test_commas_and_braces_of_a_message_weigh_nothing() -> None:
         if (entry := read_entry(StreamId(1, 0), HEAD % (text * 5_000, b'{"a":1}')))
     ]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("space", [b"\n", b"\r", b"\r\n"])
+def test_line_ends_between_members_of_anothers_json_are_removed(space: bytes) -> None:
+    entry = read_entry(ID, b'{"source":"a",' + space + b'"message":"b"}')
+    assert entry is not None
+    assert entry.json == b'{"id":"%d-%d","source":"a","message":"b"}' % ID

@@ -16,6 +16,7 @@ from logpipe.filters.tree import And, Compare, Match, Node, Not, Or, Pattern, Re
 from logpipe.filters.tree import all_of as and_
 from logpipe.filters.tree import any_of as or_
 from logpipe.filters.tree import negation as not_
+from logpipe.filters.values import MISSING
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "filters.md"
 
@@ -311,6 +312,7 @@ stored = st.builds(
 
 @given(trees, stored)
 @example(Regex("x.y", "^$"), StoredEvent(metadata={"x.y": "\n"}))
+@example(Match("x", ("", "")), StoredEvent(metadata={"x": []}))
 def test_the_predicate_agrees_with_a_naive_evaluator(node: Node, event: StoredEvent) -> None:
     assert predicate_of(node)(event) == naive(node, event)
 
@@ -332,6 +334,8 @@ def naive(node: Node, event: StoredEvent) -> bool:
             # RE2's `$` is the end alone; Python's is also before a newline there.
             found_in = re.compile(expression.replace("$", r"\Z"), re.IGNORECASE)
             return any(found_in.search(text) for text in texts)
+        case Match(field, ("", "")):
+            return any(value is not None for value in found(field, event))
         case Match(field, pattern):
             return any(equal(pattern, value) for value in each(found(field, event)))
         case Compare("level", sign, value):
@@ -365,8 +369,6 @@ def is_list(value: Any) -> bool:
 
 
 def equal(pattern: Pattern, value: Any) -> bool:
-    if pattern == ("", ""):
-        return value is not None
     number = as_number(value)
     if number is not None and not isinstance(value, str) and len(pattern) == 1:
         wanted = as_number(pattern[0])
@@ -552,3 +554,50 @@ def test_every_example_of_the_document_does_what_it_says(query: str, taken: str,
 
 def test_the_document_has_at_least_twenty_examples() -> None:
     assert len(ROWS) >= 20
+
+
+BIG = 2**53 + 1
+"""An integer that no float is."""
+
+
+@pytest.mark.parametrize("many", [1, 20])
+@pytest.mark.parametrize(
+    ("query", "value", "taken"),
+    [
+        ("region:*o*", {"o": 1}, False),
+        ("region:*o*", [{"o": 1}], False),
+        ("region:*o*", [{"o": 1}, "oslo"], True),
+        ("region:*u*", None, True),
+        ("region:eu", None, False),
+        ("region:null", None, True),
+        ("region:null", 0, False),
+        ('region:"{}"', {}, False),
+        ("region:true", True, True),
+        ("region:eu", [None, "eu"], True),
+        ("region:eu", [None, "us"], False),
+        (f"region:{BIG}", BIG, True),
+        (f"region:{BIG}", float(BIG), True),
+        ("region:1.0", 1, True),
+        ("region>=1", None, False),
+        ("region>=1", [True, "2"], True),
+        ("region>=1", [True, {"a": 2}], False),
+        ("region:/o/", {"o": 1}, True),
+    ],
+)
+def test_a_value_of_any_type_fits_as_it_is_written(
+    query: str, value: Any, taken: bool, many: int
+) -> None:
+    """Also in a list that is too long to be looked at without counting steps."""
+    found = value if many == 1 else [value] * many
+    if isinstance(value, list) and many > 1:
+        found = value * many
+    assert takes(query, metadata={"region": found}) is taken
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["region:*o*", "region:*", "region:null", "region:/o/", "region>=0", f'region:"{MISSING}"'],
+)
+@pytest.mark.parametrize("path", ["", "a.", "a.b.c.d.e."])
+def test_no_pattern_fits_a_field_that_is_missing(query: str, path: str) -> None:
+    assert not takes(path + query, metadata={"a": {"b": {"c": {"d": {"e": {}}}}}, "other": "o"})

@@ -21,8 +21,10 @@ from logpipe.limits import (
     Rates,
     Returns,
     Seats,
+    charged,
     client_of,
     largest_batch,
+    sender_of,
 )
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
@@ -407,7 +409,7 @@ async def test_lines_and_the_page_are_told_in_their_own_words(valkey: Valkey) ->
 def test_events_that_could_not_be_stored_are_not_charged(status: int, wait_s: float) -> None:
     rates = Rates(10, lambda: 5.0)
     rates.begin("a")
-    with pytest.raises(Problem), rates.charged("a", 1_000, 1_000):
+    with pytest.raises(Problem), charged(rates, "a", 1_000, 1_000):
         raise Problem(status, "no")
     assert round(rates.wait_s("a")) == (round(wait_s - 3.9) if wait_s else 0)
 
@@ -474,3 +476,12 @@ async def test_one_group_too_many_is_counted_and_told_in_each_format(
         line = await turned_away(service, path, Accept="application/x-ndjson")
         assert json.loads(line.text)["event"] == "bye"
         assert await limited(service, "groups") == 2
+
+
+def test_senders_without_a_token_are_told_apart_by_their_address() -> None:
+    addresses = ("10.0.0.1", "10.0.0.2")
+    senders = [sender_of({"client": (address, 1)}, None) for address in addresses]
+    assert senders == list(addresses)
+    assert sender_of({"client": ("10.0.0.1", 2)}, None) == senders[0]
+    assert sender_of({"client": ("10.0.0.1", 1)}, "10.0.0.1") not in senders
+    assert sender_of({"client": None}, None) == ""

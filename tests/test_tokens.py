@@ -357,3 +357,26 @@ def test_tokens_are_compared_in_a_time_that_tells_nothing(monkeypatch: pytest.Mo
     monkeypatch.setattr("logpipe.auth.hmac.compare_digest", noting)
     assert is_known("a", ("a", "b", "c"))
     assert compared == [b"a", b"b", b"c"]
+
+
+async def test_a_stream_that_has_ended_is_not_ended_again(tokens: Tokens) -> None:
+    ended: list[str] = []
+    with tokens.revoking(lambda: True, lambda: ended.append("over")):
+        pass
+    with tokens.revoking(lambda: not ended, lambda: ended.append("open")):
+        ended.append("revoked")
+        tokens.end_streams()
+    tokens.end_streams()
+    assert ended == ["revoked", "open"]
+
+
+async def test_a_stream_that_fails_is_not_ended_later(tokens: Tokens) -> None:
+    ended: list[str] = []
+    with (
+        pytest.raises(RuntimeError),
+        tokens.revoking(lambda: not ended, lambda: ended.append("ended")),
+    ):
+        raise RuntimeError
+    ended.append("revoked")
+    tokens.end_streams()
+    assert ended == ["revoked"]

@@ -6,7 +6,6 @@ a third more requests go through without either.
 
 import asyncio
 import contextlib
-from contextlib import AbstractContextManager, nullcontext
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -30,7 +29,7 @@ from logpipe.collector.ingest import (
 from logpipe.collector.receivers import table as receivers
 from logpipe.collector.receivers.generic import PARAMETERS as GENERIC_PARAMETERS
 from logpipe.collector.receivers.intake import Process
-from logpipe.limits import sender_of
+from logpipe.limits import charged, sender_of
 from logpipe.origins import allowed_origins
 from logpipe.parameters import MAX_NAME_SHOWN, nearest_parameter
 from logpipe.problems import FAULT, Problem, bad_parameter
@@ -255,10 +254,7 @@ class Ingest:
             self._metrics.events_rejected.inc(len(intake.refusals))
             self._metrics.count_limited(hits_of(intake.refusals))
         stored = len(intake.events)
-        charged: AbstractContextManager[None] = nullcontext()
-        if self._rates is not None and sender is not None:
-            charged = self._rates.charged(sender, stored + len(intake.refusals), stored)
-        with charged:
+        with charged(self._rates, sender, stored + len(intake.refusals), stored):
             self._appender.require_share(intake.events)
             appended = await self._appender.append(append_of(intake))
         return answer_of(intake, appended)

@@ -75,7 +75,7 @@ class _Waiting:
 
 
 class _Answers:
-    """The answers that are owed, each within `ANSWER_WITHIN_S`: one timer, for the oldest."""
+    """The answers that are owed, each within its time: one timer, for the oldest."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -83,10 +83,11 @@ class _Answers:
         self._owed: deque[tuple[float, asyncio.Future[Appended]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def promise(self) -> "asyncio.Future[Appended]":
-        """An answer to wait for; it is `Unavailable` when none has come in time."""
+    def promise(self, within_s: float) -> "asyncio.Future[Appended]":
+        """An answer to wait for; it is `Unavailable` when none has come within that time, which is
+        never shorter than that of an earlier answer."""
         future: asyncio.Future[Appended] = self._loop.create_future()
-        self._owed.append((self._loop.time() + ANSWER_WITHIN_S, future))
+        self._owed.append((self._loop.time() + within_s, future))
         if self._timer is None:
             self._timer = self._loop.call_at(self._owed[0][0], self._refuse_overdue)
         return future
@@ -165,9 +166,12 @@ class Appender:
         metrics: Metrics,
         inflight: Inflight,
         stream_bytes: Callable[[], float] = lambda: 0,
+        answer_within_s: float = ANSWER_WITHIN_S,
     ) -> None:
-        """`stream_bytes` returns what the stream may take in Redis now; 0: any."""
+        """`stream_bytes` returns what the stream may take in Redis now; 0: any. A request that
+        Redis has not confirmed within `answer_within_s` is answered 503."""
         self.inflight = inflight
+        self.answer_within_s = answer_within_s
         self._stream_bytes = stream_bytes
         self._stream = stream
         self._metrics = metrics
@@ -203,7 +207,7 @@ class Appender:
         size = size_of(request.events)
         large = count > LARGE_EVENTS or size > LARGE_BYTES
         self.inflight.require(size, large=large)
-        done = self._answers.promise()
+        done = self._answers.promise(self.answer_within_s)
         waiting = _Waiting(request, size, large, done)
         if size <= SMALL_BYTES:
             self._small.append(waiting)
@@ -314,7 +318,7 @@ class Appender:
         """Waits for the appends under way."""
         try:
             if self._lanes:
-                await asyncio.wait(self._lanes, timeout=ANSWER_WITHIN_S)
+                await asyncio.wait(self._lanes, timeout=self.answer_within_s)
         finally:
             self._answers.refuse_all()
             await asyncio.sleep(0)  # who waited has its answer before what it needs is closed

@@ -5,7 +5,14 @@ from typing import cast
 import pytest
 
 from logpipe.collector import appender as module
-from logpipe.collector.appender import LANES, LARGE_EVENTS, MAX_SHARED_BYTES, Appender
+from logpipe.collector.appender import (
+    ANSWER_WITHIN_S,
+    LANES,
+    LARGE_EVENTS,
+    MAX_SHARED_BYTES,
+    SMALL_BYTES,
+    Appender,
+)
 from logpipe.collector.inflight import Inflight
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem, Unavailable
@@ -35,9 +42,17 @@ class SlowStream:
 
 
 def an_appender(
-    stream: SlowStream, metrics: Metrics | None = None, inflight: Inflight | None = None
+    stream: SlowStream,
+    metrics: Metrics | None = None,
+    inflight: Inflight | None = None,
+    answer_within_s: float = ANSWER_WITHIN_S,
 ) -> Appender:
-    return Appender(cast(Stream, stream), metrics or Metrics(), inflight or Inflight(10**9))
+    return Appender(
+        cast(Stream, stream),
+        metrics or Metrics(),
+        inflight or Inflight(10**9),
+        answer_within_s=answer_within_s,
+    )
 
 
 def sending(appender: Appender, *events: bytes) -> "asyncio.Task[Appended]":
@@ -94,12 +109,9 @@ async def test_every_request_of_an_append_that_fails_is_told_and_the_next_ones_a
     assert (await appender.append(Append([b"after"]))).first == "after"
 
 
-async def test_a_request_that_redis_does_not_confirm_is_answered_in_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 0.05)
+async def test_a_request_that_redis_does_not_confirm_is_answered_in_time() -> None:
     stream = SlowStream()
-    appender = an_appender(stream)
+    appender = an_appender(stream, answer_within_s=0.05)
     with pytest.raises(Unavailable):
         await appender.append(Append([b"hung"]))
     tasks = [sending(appender, b"behind it") for _ in range(3)]
@@ -107,19 +119,58 @@ async def test_a_request_that_redis_does_not_confirm_is_answered_in_time(
     assert [type(outcome) for outcome in outcomes] == [Unavailable] * 3
 
 
-async def test_a_request_that_was_given_up_while_it_waited_is_never_appended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 0.05)
+async def hung_in_all_lanes(
+    stream: SlowStream, appender: Appender
+) -> "list[asyncio.Task[Appended]]":
+    """As many requests as there are lanes, each in an append of its own that has begun."""
+    tasks = []
+    for number in range(LANES):
+        tasks.append(sending(appender, b"hung %d" % number))
+        await wait_until(lambda: len(stream.calls) == len(tasks), "the append has begun")
+    return tasks
+
+
+@pytest.mark.parametrize(
+    "given_up",
+    [[b"given up"], [b"x" * (SMALL_BYTES + 1)], [b"L"] * (LARGE_EVENTS + 1)],
+    ids=["small", "batch", "large"],
+)
+async def test_a_request_given_up_while_it_waited_is_not_appended(given_up: list[bytes]) -> None:
     stream = SlowStream()
-    appender = an_appender(stream)
-    hung, queued = sending(appender, b"hung"), sending(appender, b"given up")
-    await asyncio.wait((hung, queued))
-    assert all(isinstance(task.exception(), Unavailable) for task in (hung, queued))
+    appender = an_appender(stream, answer_within_s=0.05)
+    tasks = await hung_in_all_lanes(stream, appender)
+    tasks.append(sending(appender, *given_up))
+    await asyncio.wait(tasks)
+    assert all(isinstance(task.exception(), Unavailable) for task in tasks)
+    appender.answer_within_s = 60
     stream.go.set()
     assert (await appender.append(Append([b"next"]))).first == "next"
-    assert [b"given up"] not in stream.calls
-    assert stream.calls[-1] == [b"next"]
+    await wait_until(lambda: not appender.inflight.bytes, "nothing is under way")
+    assert stream.calls == [[b"hung %d" % number] for number in range(LANES)] + [[b"next"]]
+
+
+async def test_an_append_that_failed_leaves_nothing_under_way() -> None:
+    stream = SlowStream()
+    stream.error = Unavailable("away", "no Redis")
+    stream.go.set()
+    appender = an_appender(stream, inflight=Inflight(200))
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            await appender.append(Append([b"x" * 100]))
+        assert appender.inflight.bytes == 0
+
+
+async def test_a_request_is_not_refused_with_an_overdue_one() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream, answer_within_s=0.05)
+    overdue = sending(appender, b"overdue")
+    await wait_until(lambda: stream.calls, "the append has begun")
+    appender.answer_within_s = 60
+    in_time = sending(appender, b"in time")
+    with pytest.raises(Unavailable):
+        await overdue
+    stream.go.set()
+    assert (await in_time).first == "in time"
 
 
 async def test_more_than_memory_allows_is_refused_at_once_and_asked_to_come_back() -> None:
@@ -187,17 +238,15 @@ async def test_large_requests_wait_for_each_other_and_not_for_ever() -> None:
     assert order.index(b"L2") < 10
 
 
-async def test_a_large_request_given_up_is_under_way_until_redis_is_done(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 0.05)
+async def test_a_large_request_given_up_is_under_way_until_redis_is_done() -> None:
     stream = SlowStream()
-    appender = an_appender(stream)
+    appender = an_appender(stream, answer_within_s=0.05)
     with pytest.raises(Unavailable):
         await appender.append(Append(large(b"L")))
     with pytest.raises(Unavailable):
         await appender.append(Append(large(b"M")))
     assert [call[0] for call in stream.calls] == [b"L"]
+    appender.answer_within_s = 60
     stream.go.set()
     await wait_until(lambda: not appender.inflight.bytes, "nothing is under way")
     assert (await appender.append(Append(large(b"N")))).first == "N"
@@ -256,10 +305,9 @@ async def test_closing_waits_for_the_append_under_way() -> None:
     assert (await task).first == "a"
 
 
-async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ANSWER_WITHIN_S", 0.05)
+async def test_closing_does_not_wait_for_ever() -> None:
     stream = SlowStream()
-    appender = an_appender(stream)
+    appender = an_appender(stream, answer_within_s=0.05)
     with pytest.raises(Unavailable):
         await appender.append(Append([b"hung"]))
     await appender.aclose()
@@ -270,3 +318,25 @@ async def test_closing_before_anything_was_sent_does_nothing() -> None:
     stream = SlowStream()
     await an_appender(stream).aclose()
     assert stream.calls == []
+
+
+async def test_a_sender_that_left_does_not_keep_others_from_their_refusal() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream, answer_within_s=0.05)
+    leaves, stays = sending(appender, b"leaves"), sending(appender, b"stays")
+    await wait_until(lambda: stream.calls, "the append has begun")
+    leaves.cancel()
+    outcomes = await asyncio.gather(leaves, stays, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, Unavailable]
+
+
+async def test_closing_refuses_those_that_wait_beside_one_that_left() -> None:
+    stream = SlowStream()
+    appender = an_appender(stream)
+    leaves, stays = sending(appender, b"leaves"), sending(appender, b"stays")
+    await wait_until(lambda: stream.calls, "the append has begun")
+    leaves.cancel()
+    await asyncio.sleep(0)
+    appender.answer_within_s = 0.05
+    await appender.aclose()
+    assert isinstance(stays.exception(), Unavailable)

@@ -42,5 +42,7 @@ def test_who_finds_a_hole_is_told_where_to_go_with_it() -> None:
 @pytest.mark.parametrize("name", ["SECURITY.md", "docs/security.md"])
 def test_every_link_leads_somewhere(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+    targets = re.findall(r"\]\(([^)#]+)\)", text)
+    assert targets
+    for target in targets:
         assert ((ROOT / name).parent / target).exists(), target

@@ -524,3 +524,11 @@ async def test_no_copy_outlasts_the_memory_of_its_sign_out() -> None:
         leaving.cookie, leaving.clock = copying.cookie, clock[0]
         assert not leaving.reads()
         assert clock[0] <= began + SESSION_S
+
+
+@pytest.mark.parametrize("scope", ["ingest_tokens", "read_tokens", "admin_tokens"])
+async def test_tokens_of_any_scope_are_signed_in_with(valkey: Valkey, scope: str) -> None:
+    async with serving(redis_addr=valkey.url, **{scope: "t"}) as service:
+        assert (await service.http.get("/login")).status_code == 200
+        await signed_in(service, "t")
+        assert 'action="/ui/logout"' in (await service.http.get("/")).text

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
 from urllib.parse import parse_qsl
 
@@ -27,7 +26,7 @@ from logpipe.collector.receivers.protocol import (
 from logpipe.collector.receivers.rejections import Rejections
 from logpipe.collector.receivers.unpacking import body_by_its_first_bytes, snappy_body
 from logpipe.event import NOT_DECODED
-from logpipe.limits import Rates, sender_of
+from logpipe.limits import Rates, charged, sender_of
 from logpipe.metrics import Metrics
 from logpipe.problems import Problem
 from logpipe.settings import Settings
@@ -180,10 +179,7 @@ class Receiver:
         """An outcome for each item. Events that could not be stored for want of room or of Redis
         are not charged: the sender is asked to send them again."""
         rates, sender, events = self._rates, admitted.sender, read.packed.events
-        charged: AbstractContextManager[None] = nullcontext()
-        if rates is not None:
-            charged = rates.charged(sender, len(read.packed.problems), len(events))
-        with charged:
+        with charged(rates, sender, len(read.packed.problems), len(events)):
             self._appender.require_share(events)
             outcomes = await self._store(read, admitted.token)
         if rates is not None:
