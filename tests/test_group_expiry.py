@@ -16,7 +16,6 @@ from logpipe.groups import (
 from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import StreamId
 from logpipe.messages import Bye, Start
-from logpipe.stream import group_records
 from tests.helpers import wait_until
 from tests.servers import Valkey, serving, subscribed
 from tests.streams import NAME, add, plain
@@ -157,20 +156,6 @@ async def test_of_too_many_groups_the_one_longest_without_a_member_ends(valkey: 
         await visit(replica, "g0")
         await replica.groups.end_due(10**9, most=2)
         assert await names(replica) == {"g3", "g0"}
-
-
-async def test_groups_that_ended_are_kept_up_to_a_number(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(group_records, "MAX_ENDED", 2)
-    async with a_replica(valkey) as replica:
-        records = replica.stream.groups.records
-        for number in range(4):
-            await visit(replica, f"g{number}")
-            await replica.groups.end_due(0)
-        kept = await plain(replica.stream).hkeys(records.ended)
-        assert len(kept) == 2
-        assert b"g3" in kept
 
 
 async def test_groups_end_while_logpipe_serves(valkey: Valkey) -> None:

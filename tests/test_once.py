@@ -13,7 +13,7 @@ from logpipe.stream.once import KEY_OVERHEAD_BYTES, KEY_TTL_S, MAX_BODIES, VALUE
 from logpipe.stream.scripts import companion_key
 from tests.helpers import wait_until
 from tests.servers import Valkey
-from tests.streams import NAME, address_of, appended, events, once, stream_at
+from tests.streams import MAXLEN, NAME, address_of, appended, events, once, stream_at
 
 COUNTER = "{logs}:once:bytes"
 MIB = 1024 * 1024
@@ -202,6 +202,14 @@ async def test_the_count_goes_with_the_last_key(valkey: Valkey) -> None:
     async with stream_at(address_of(valkey), keys=KeyLimits(ttl_ms=200)) as stream:
         await stored(stream, once("k"))
         await wait_until(lambda: not valkey.client.keys("*once*"), "all has expired")
+
+
+async def test_a_long_append_under_a_key_trims_to_its_end(real: Stream) -> None:
+    """A trim takes 10,000 entries at the most, so one at the end is not enough."""
+    await appended(real, Append(events(27_500), once("k")))
+    bounds = await real.bounds()
+    assert bounds.added == 27_500
+    assert MAXLEN <= bounds.length <= MAXLEN + 100
 
 
 async def test_events_without_a_key_leave_nothing_beside_the_stream(

@@ -221,17 +221,17 @@ class GroupRecords:
             names = await DUE.run(self._redis.writing, [self.made], expiry_ms, most)
         return [name.decode() for name in names]
 
-    async def end(self, group: str) -> bool:
+    async def end(self, group: str, most: int = MAX_ENDED) -> bool:
         """Ends a group unless it has members; whether it has ended.
 
-        Where it was is kept: the id before its oldest pending entry, or the last one that it had
-        read.
+        Where it was is kept, of `most` groups that have ended: the id before its oldest pending
+        entry, or the last one that it had read.
         """
         async with self._redis.translated():
             ended = await END.run(
                 self._redis.writing,
                 [self._stream, self.key(group), self.made, self.ended],
-                *(group, MAX_ENDED),
+                *(group, most),
             )
         return bool(ended)
 
