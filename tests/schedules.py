@@ -6,17 +6,18 @@ earlier run again. What the servers do meanwhile, and how fast, is not drawn.
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import secrets
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import redis
-from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings, stateful
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, precondition, run_state_machine_as_test
 
 from logpipe.ids import parse_id
 from logpipe.redis_address import RedisAddress
@@ -38,6 +39,34 @@ SOURCES = st.lists(st.sampled_from("ab"), min_size=1, max_size=40)
 WHICH = st.integers(0, 11)
 WHERE = st.integers(0, 1)
 KEEP = st.integers(0, 30)
+
+
+class FoundError(BaseException):
+    """Carries what a schedule has found. Hypothesis does not catch it, and so does not
+    run the schedule again, which may end in another way."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def step(mark: Callable[..., Any], **drawn: Any) -> Callable[[Callable[..., None]], Any]:
+    """`mark` of hypothesis.stateful; the schedule notes the step, and reports what it raises."""
+
+    def decorated(function: Callable[..., None]) -> Any:
+        @functools.wraps(function)
+        def run(self: "Schedule[Any, Any]", **values: Any) -> None:
+            given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+            self.steps.append(f"{function.__name__}({given})")
+            with self.finding():
+                function(self, **values)
+
+        return mark(**drawn)(run)
+
+    return decorated
+
+
+initialize = functools.partial(step, stateful.initialize)
+rule = functools.partial(step, stateful.rule)
 
 
 class Replica:
@@ -110,15 +139,23 @@ class Schedule(RuleBasedStateMachine, Generic[AReplica, ASubscriber]):
         self.log = Log()
         self.replicas: list[AReplica] = []
         self.subscribers: list[ASubscriber] = []
+        self.steps: list[str] = []
+        self._failed = False
         self._loop = asyncio.Runner()
-        self._sound = True
+
+    @contextlib.contextmanager
+    def finding(self) -> Iterator[None]:
+        """Raises `FoundError` for an error within; the law is not checked after that."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 it is raised again by `run`
+            self._failed = True
+            error.add_note("\n".join(["The steps:", *self.steps]))
+            raise FoundError(error) from None
 
     def do(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Runs a step; after one that failed there is nothing to check any more."""
-        self._sound = False
-        result = self._loop.run(work)
-        self._sound = True
-        return result
+        """Runs a part of a step in the loop."""
+        return self._loop.run(work)
 
     @property
     def client(self) -> redis.Redis:
@@ -260,8 +297,9 @@ class Schedule(RuleBasedStateMachine, Generic[AReplica, ASubscriber]):
     def teardown(self) -> None:
         """Checks the law, and ends the schedule."""
         try:
-            if self._sound and self.log.begun:
-                self.do(self.heal_and_check())
+            if self.log.begun and not self._failed:
+                with self.finding():
+                    self.do(self.heal_and_check())
         finally:
             self._loop.run(self.end())
             self._loop.close()
@@ -287,34 +325,24 @@ def run(machine: AnySchedule, count: int = SCHEDULES) -> None:
         stateful_step_count=60,
         database=None,
         deadline=None,
-        # No smaller one that fails is looked for: each takes seconds, and a race seldom repeats.
         phases=[Phase.generate],
-        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
     try:
         run_state_machine_as_test(seed(SEED)(machine), settings=profile)
-    except BaseException as error:
-        error.add_note(f"The same schedules again: LAW_SEED={SEED} SCHEDULES={count}")
-        raise
+    except FoundError as found:
+        again = f"The schedules of this run again: LAW_SEED={SEED} SCHEDULES={count}"
+        found.error.add_note(again)
+        raise found.error from None
 
 
 def breaks(machine: AnySchedule, *kinds: str) -> bool:
-    """Whether a schedule breaks the law in one of these ways; raises what else one finds."""
+    """Whether the first schedule that fails breaks the law in one of these ways; raises what else
+    it has found."""
     try:
         run(machine, CONTROL_SCHEDULES)
-    except (LawBrokenError, BaseExceptionGroup) as error:
-        found = [str(each) for each in _leaves(error) if isinstance(each, LawBrokenError)]
-        if any(each.startswith(kinds) for each in found):
-            return True
-        raise
+    except LawBrokenError as error:
+        if not str(error).startswith(kinds):
+            raise
+        return True
     return False
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors in a group: hypothesis makes one of a schedule that did not fail again."""
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _leaves(each)
-    else:
-        yield error

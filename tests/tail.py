@@ -7,11 +7,12 @@ filters; reads of the stream fail. What happens to Redis is for subclasses.
 import asyncio
 import contextlib
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition
 
 from logpipe.continuity import Cursor, Gap
 from logpipe.fanout import hub as hub_module
@@ -25,7 +26,7 @@ from logpipe.problems import Unavailable
 from logpipe.stream import Page, Stream, connections
 from tests.helpers import wait_until
 from tests.model import Reader
-from tests.schedules import WHERE, WHICH, Replica, Schedule, Subscriber
+from tests.schedules import WHERE, WHICH, Replica, Schedule, Subscriber, initialize, rule
 from tests.streams import NAME, running
 
 
@@ -161,6 +162,16 @@ class Tail(Schedule[Distributor, Client]):
         stream = FlakyStream(self.address, NAME, maxlen=10**6, block_ms=30)
         stream.chance = self.chance
         return Distributor(stream, *self.options)
+
+    async def add(self, written: Sequence[str]) -> None:
+        await super().add(written)
+        await self.noticed()
+
+    async def noticed(self) -> None:
+        """A distributor that began with no stream has seen something of the one that there is now:
+        before that, it cannot know that entries were lost with all of a stream."""
+        hubs = [replica.hub for replica in self.replicas]
+        await wait_until(lambda: all(hub.window.end.id > START for hub in hubs), "it is noticed")
 
     # -- readers ------------------------------------------------------------------------------
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import precondition
 
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.messages import Item, Progress
 from tests.helpers import wait_until
 from tests.model import LOST
-from tests.schedules import KEEP, TIMEOUT_S, AnySchedule, breaks, over, run
+from tests.schedules import KEEP, TIMEOUT_S, AnySchedule, breaks, over, rule, run
 from tests.servers import Valkey
 from tests.tail import Tail, hurry
 

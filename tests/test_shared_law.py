@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition
 
 from logpipe.background import Background
 from logpipe.continuity import Gap
@@ -38,7 +38,9 @@ from tests.schedules import (
     Schedule,
     Subscriber,
     breaks,
+    initialize,
     over,
+    rule,
     run,
 )
 from tests.servers import Valkey
