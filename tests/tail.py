@@ -173,6 +173,15 @@ class Tail(Schedule[Distributor, Client]):
         hubs = [replica.hub for replica in self.replicas]
         await wait_until(lambda: all(hub.window.end.id > START for hub in hubs), "it is noticed")
 
+    async def met(self) -> None:
+        """Both distributors have compared what they have seen with the Redis of now."""
+
+        def compared() -> bool:
+            id_ = self.client.info("replication")["master_replid"].encode()
+            return all(replica.stream.knows_the_past_of(id_) for replica in self.replicas)
+
+        await wait_until(compared, "the Redis of now was met")
+
     # -- readers ------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.subscribers) < 10)

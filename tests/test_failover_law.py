@@ -39,6 +39,8 @@ was met, or it was not, or an entry that was seen is missing."""
 READ_S = 0.05
 """How long logpipe may read at a primary that has become a replica: more than a read waits."""
 
+pytestmark = pytest.mark.timeout(TIMEOUT_S)
+
 
 class Trio(Deployment):
     """Three servers, each of which may be the primary, and the Sentinel that names it."""
@@ -227,10 +229,12 @@ class FailingOver(Tail):
 
     @rule()
     def restart_primary(self) -> None:
-        """It comes back with what it had, under another replication id."""
+        """It comes back with what it had, under another replication id: what shows that it has just
+        replaced another primary is gone."""
         self.do(self._restart_primary())
 
     async def _restart_primary(self) -> None:
+        await self.met()
         await wait_until(lambda: is_at_rest(self.primary), "all is in its file")
         self.primary.kill()
         await asyncio.sleep(0.01)
@@ -323,7 +327,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture)
     monkeypatch.setattr(finding, "COMPARE_PAUSE_S", 0.005)
 
 
-@pytest.mark.timeout(TIMEOUT_S)
 def test_ids_and_gaps_add_up_over_any_failovers(failing_over: AnySchedule) -> None:
     run(failing_over)
 

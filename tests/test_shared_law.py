@@ -50,6 +50,8 @@ GROUP = "workers"
 IDLE_MS = 300
 LOOK_S = 0.01
 
+pytestmark = pytest.mark.timeout(TIMEOUT_S)
+
 
 class Distributor(Replica):
     """A process's groups."""
@@ -326,14 +328,12 @@ def acknowledged(valkey: Valkey) -> AnySchedule:
     return over(valkey, AcknowledgedWork)
 
 
-@pytest.mark.timeout(TIMEOUT_S)
 def test_every_event_is_finished_with_by_a_member_that_acknowledges(
     acknowledged: AnySchedule,
 ) -> None:
     run(acknowledged)
 
 
-@pytest.mark.timeout(TIMEOUT_S)
 def test_every_event_of_a_group_is_received_or_reported(shared: AnySchedule) -> None:
     run(shared)
 
