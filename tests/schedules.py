@@ -33,8 +33,8 @@ SCHEDULES = int(os.environ.get("SCHEDULES", "20"))
 TIMEOUT_S = 60 + 10 * SCHEDULES
 """Of a law: some times what it takes while other tests run beside it."""
 CONTROL_SCHEDULES, CONTROL_SEED = 60, 5
-"""Within which a control has to notice a fault. They are the same in each run: a control proves that
-schedules notice the fault, and the first of these do, so that it takes seconds."""
+"""Within which a control has to notice a fault. They are the same in each run: a control proves
+that schedules notice the fault, and the first of these do, so that it takes seconds."""
 
 SOURCES = st.lists(st.sampled_from("ab"), min_size=1, max_size=40)
 WHICH = st.integers(0, 11)
