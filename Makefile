@@ -52,7 +52,8 @@ attack: $(VENV)/.developing ## Play every attack on a real process for SECONDS, 
 bench: $(VENV)/.developing ## Measure logpipe, its ceilings and its peers in one run (10 minutes)
 	$(BIN)/python -m tests.bench
 
-check: lint types test ## Everything that must pass: format, lint, types, tests
+check: export SCHEDULES ?= 150
+check: lint types test ## Everything that must pass: format, lint, types, tests, with many schedules of the laws
 
 lint: $(VENV)/.developing ## Check format and style
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.schedules import SEED
 from tests.servers import Valkey
 from tests.without_servers import needs_servers
 
@@ -17,6 +18,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--without-servers", action="store_true", help="leave out modules that start servers"
     )
+
+
+def pytest_report_header() -> str:
+    return f"schedules of the laws: LAW_SEED={SEED}"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

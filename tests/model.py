@@ -1,13 +1,24 @@
-"""The promise as a model, without any I/O: a stream's log, and what a reader of it may be told.
+"""The promise as a model, without any I/O: a stream's log, and what a reader of it may receive.
 
-The ids that a reader received and the gaps that it was told add up to all ids: each entry of the
-log that its filter takes, from where it began, came exactly once and in order, or lies in a gap.
+The ids and the gaps that a reader received add up to all ids: each entry of the log that its filter
+takes, from where it began, came exactly once and in order, or lies in a gap.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from logpipe.continuity import Gap
 from logpipe.ids import START, StreamId
+
+LOST = "neither received nor reported as missing"
+TWICE = "received twice, or out of order"
+MISCOUNTED = "a gap with a wrong count"
+MISPLACED = "a gap that is no range, or not all missing"
+NOT_ASKED_FOR = "received though it was not asked for"
+
+
+class LawBrokenError(AssertionError):
+    """What a subscriber received breaks the promise; the message begins with one of the above."""
 
 
 class Written(NamedTuple):
@@ -25,7 +36,7 @@ class Log:
 
     def __init__(self) -> None:
         self.begun = False
-        """Whether anything runs that may be told of it."""
+        """Whether the processes run that read it."""
         self.all: list[Written] = []
         self.kept: list[Written] = []
         self.flushed_at = 0
@@ -68,6 +79,11 @@ class Log:
         self.flushed_at = len(self.all)
 
 
+def is_in(id_: StreamId, gaps: Iterable[Gap]) -> bool:
+    """Whether one of the gaps reports this id as missing."""
+    return any(gap.after < id_ < gap.before for gap in gaps)
+
+
 class Reader:
     """One subscriber over all its connections; `source` is its filter, None for every event.
 
@@ -94,6 +110,11 @@ class Reader:
         )
 
     @property
+    def newest(self) -> StreamId:
+        """The id received last; `START` before the first."""
+        return self.received[-1] if self.received else START
+
+    @property
     def source(self) -> str | None:
         """The filter of now."""
         return self._segments[-1][1]
@@ -110,37 +131,37 @@ class Reader:
         if self.resume == START:
             self.begin = None
 
-    def told_hello(self, begin: StreamId | None) -> None:
+    def take_hello(self, begin: StreamId | None) -> None:
         """The first message of a connection; without an id, what follows says where it begins."""
         if begin is None:
             return
-        self.told_begin(begin)
+        self.begin_at(begin)
         if self.resume is None:
             self.resume = begin
         assert begin <= self.resume
 
-    def told_begin(self, begin: StreamId) -> None:
-        """The id after which the subscription begins, unless an earlier connection has told it."""
+    def begin_at(self, begin: StreamId) -> None:
+        """The id after which the subscription begins, unless an earlier connection has said so."""
         if self.begin is None:
             self.begin = begin
             self._since = self.log.flushed_at if begin == START else 0
             assert begin <= self.log.last
 
-    def told_gap(self, gap: Gap) -> None:
+    def take_gap(self, gap: Gap) -> None:
         """Checks what a gap says against the log as it is now."""
-        assert gap.after < gap.before, gap
-        assert not self.received or self.received[-1] < gap.before
         missing = [w for w in self.log.all[self._since :] if gap.after < w.id < gap.before]
-        if gap.count is not None:
-            assert gap.count == len(missing) > 0, f"{gap} where {len(missing)} are missing"
-        if gap.reason != "slow":
-            assert not set(self.log.kept) & set(missing), f"{gap} though the stream holds it"
+        if gap.count is not None and not gap.count == len(missing) > 0:
+            raise LawBrokenError(f"{MISCOUNTED}: {gap}, {len(missing)} are missing: {self}")
+        held = gap.reason != "slow" and not set(self.log.kept).isdisjoint(missing)
+        if held or gap.after >= gap.before or gap.before <= self.newest:
+            raise LawBrokenError(f"{MISPLACED}: {gap}: {self}")
         self.gaps.append(gap)
         self.progress(gap.resume)
 
-    def told_entry(self, id_: StreamId) -> None:
+    def take_entry(self, id_: StreamId) -> None:
         """An event that was received."""
-        assert not self.received or self.received[-1] < id_, f"{id_} twice, or out of order"
+        if id_ <= self.newest:
+            raise LawBrokenError(f"{TWICE}: {id_} after {self.newest}")
         self.received.append(id_)
         self.progress(id_)
 
@@ -150,19 +171,20 @@ class Reader:
         self.passed = max(self.passed, id_)
 
     def check(self) -> None:
-        """The ids received and the gaps told add up to all ids."""
+        """Raises `LawBrokenError` unless the ids received and the gaps add up to all ids."""
         assert self.begin is not None
         # Who begins with whatever stream there is may be given by a window what was before a flush.
         got = set(self.received) - {written.id for written in self.log.all[: self._since]}
         for written in self.log.all[self._since :]:
             wanted = self._wanted(written)
             if written.id in got:
-                assert wanted, f"{written} though the filter rejects it"
+                if not wanted:
+                    raise LawBrokenError(f"{NOT_ASKED_FOR}: {written}, against the filter: {self}")
                 got.remove(written.id)
-            elif wanted and written.id > self.begin:
-                told = any(gap.after < written.id < gap.before for gap in self.gaps)
-                assert told, f"{written.id} is neither received nor told as missing: {self}"
-        assert not got, "received what was never sent"
+            elif wanted and written.id > self.begin and not is_in(written.id, self.gaps):
+                raise LawBrokenError(f"{LOST}: {written.id}: {self}")
+        if got:
+            raise LawBrokenError(f"{NOT_ASKED_FOR}: {sorted(got)}, which were never appended")
 
     def _wanted(self, written: Written) -> bool:
         source = next(s for after, s in reversed(self._segments) if after < written.id)

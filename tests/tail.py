@@ -1,17 +1,18 @@
 """Readers of the real hub and the real stream code against the model, on any schedule.
 
-Hypothesis draws the schedule: what is appended, trimmed and flushed, who connects where, stalls,
-drops and resumes, which replica of logpipe dies. What happens to Redis is for subclasses.
+Readers connect anywhere in the log, alone or several at nearly the same place, and change their
+filters; reads of the stream fail. What happens to Redis is for subclasses.
 """
 
 import asyncio
 import contextlib
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition
 
 from logpipe.continuity import Cursor, Gap
 from logpipe.fanout import hub as hub_module
@@ -22,29 +23,23 @@ from logpipe.filters import EVERYTHING, Filter
 from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Notice, Progress, Start
 from logpipe.problems import Unavailable
-from logpipe.redis_address import RedisAddress
 from logpipe.stream import Page, Stream
 from tests.helpers import wait_until
 from tests.model import Reader
-from tests.schedules import Schedule
+from tests.schedules import WHERE, WHICH, Replica, Schedule, Subscriber, initialize, rule
 from tests.streams import NAME, QUICK, running
-
-
-def taking(source: str | None) -> Filter:
-    """The filter of a source; of none, everything."""
-    return EVERYTHING if source is None else Filter(f"source:{source}")
 
 
 class FlakyStream(Stream):
     """A stream whose reads fail now and then while `trouble` is above zero."""
 
+    trouble = 0.0
+    chance = random.Random(0)
+
     def knows_the_past_of(self, replication_id: bytes) -> bool:
         """Whether it has compared what it knows with a Redis of this replication id."""
         met = self._failovers._replication_id == replication_id
         return met and self._noted == self._generation
-
-    trouble = 0.0
-    chance = random.Random(0)
 
     async def read(
         self,
@@ -62,109 +57,88 @@ class FlakyStream(Stream):
         return page
 
 
-class Replica:
-    """A distributor's hub over a stream of its own, which can die without a farewell."""
+class Distributor(Replica):
+    """A distributor's hub."""
 
-    def __init__(
-        self, address: RedisAddress, window: int, batch: int, chance: random.Random
-    ) -> None:
-        self.stream = FlakyStream(address, NAME, maxlen=10**6, block_ms=30, intervals=QUICK)
-        self.stream.chance = chance
+    stream: FlakyStream
+    hub: Hub
+
+    def __init__(self, stream: FlakyStream, window: int, batch: int) -> None:
+        super().__init__(stream)
         self._options = {"queue_len": window, "batch_count": batch, "heartbeat_s": 0.05}
         self._stack = contextlib.AsyncExitStack()
-        self.hub: Hub
 
     async def start(self) -> None:
-        self._stack.push_async_callback(self.stream.aclose)
         self.hub = await self._stack.enter_async_context(running(self.stream, **self._options))
 
-    async def die(self) -> None:
+    async def stop(self) -> None:
         await self._stack.aclose()
 
 
-class Client:
-    """A reader's connections."""
+class Client(Subscriber[Distributor]):
+    """A reader's connections; after what it receives, it stalls by a chance of `stalls`."""
 
-    def __init__(
-        self, reader: Reader, start: Start, chance: random.Random, recorded: asyncio.Event
-    ) -> None:
+    def __init__(self, tail: "Tail", reader: Reader, start: Start, stalls: float) -> None:
+        super().__init__()
         self.reader = reader
-        self.replica: Replica | None = None
-        self.flowing = asyncio.Event()
-        self.flowing.set()
+        self.stalls = stalls
+        self._tail = tail
         self._start = start
-        self._chance = chance
-        self._recorded = recorded
-        self._task: asyncio.Task[None] | None = None
 
-    def connect(self, replica: Replica) -> None:
-        """Connects; again, if it had an id, right after that."""
-        start, reader = self._start, self.reader
+    async def read(self, replica: Distributor) -> None:
+        """Reads; again, where there was an id, right after that."""
+        start, reader, chance = self._start, self.reader, self._tail.chance
         if reader.resume is not None:
             start = Start(resume=reader.resume, on_lag=start.on_lag)
         reader.reconnect()
-        self.replica = replica
-        subscription = HubSubscription(replica.hub, start, taking(reader.source))
-        self._task = asyncio.create_task(self._live(subscription))
-
-    async def disconnect(self) -> None:
-        """Goes away, wherever the subscription is just then."""
-        if self._task is None:
-            return
-        task, self._task, self.replica = self._task, None, None
-        task.cancel()
-        await asyncio.wait((task,))
-        if not task.cancelled():
-            task.result()
-
-    def check_alive(self) -> None:
-        """Raises what the reader has found wrong."""
-        if self._task is not None and self._task.done():
-            self._task.result()
-
-    async def _live(self, subscription: HubSubscription) -> None:
-        with subscription:
+        with HubSubscription(replica.hub, start, taking(reader.source)) as subscription:
             while (items := await subscription.next()) is not None:
-                await self._recorded.wait()
+                await self._tail.recorded.wait()
                 for item in items:
                     self._note(item, subscription.filter)
-                for _ in range(self._chance.randrange(4)):
+                if items and chance.random() < self.stalls:
+                    self.flowing.clear()
+                for _ in range(chance.randrange(4)):
                     await asyncio.sleep(0)
                 await self.flowing.wait()
 
     def _note(self, item: Item, chosen: Filter) -> None:
         match item:
             case Hello(id=begin):
-                self.reader.told_hello(begin)
+                self.reader.take_hello(begin)
             case Gap():
-                self.reader.told_begin(item.after)
-                self.reader.told_gap(item)
+                self.reader.begin_at(item.after)
+                self.reader.take_gap(item)
             case Progress(id=id_):
-                self.reader.told_begin(id_)
+                self.reader.begin_at(id_)
                 self.reader.progress(id_)
             case Batch():
-                self.reader.told_begin(item.start.id)
+                self.reader.begin_at(item.start.id)
                 for entry in item.matching(chosen):
-                    self.reader.told_entry(entry.id)
+                    self.reader.take_entry(entry.id)
                 self.reader.passed = max(self.reader.passed, item.end.id)
-                if self._chance.random() < 0.3:
+                if self._tail.chance.random() < 0.3:
                     self.reader.progress(item.end.id)
             case Notice():
                 pass
             case _:
-                raise AssertionError(f"nobody expected {item}")
+                raise AssertionError(f"no item that is expected: {item}")
 
 
-sources = st.sampled_from([None, "a", "nobody"])
+def taking(source: str | None) -> Filter:
+    """The filter of a source; of none, everything."""
+    return EVERYTHING if source is None else Filter(f"source:{source}")
 
 
-class Tail(Schedule):
-    """Two replicas, and readers that hop between them."""
+FILTERS = st.sampled_from([None, "a", "nobody"])
+STALLS = st.sampled_from([0.0, 0.0, 0.3])
+
+
+class Tail(Schedule[Distributor, Client]):
+    """Two distributors, and readers that hop between them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.clients: list[Client] = []
-        self.replicas: list[Replica] = []
         self.recorded = asyncio.Event()
         """Set while the log has all that was appended; until then readers judge nothing."""
         self.recorded.set()
@@ -180,121 +154,93 @@ class Tail(Schedule):
         self.options = window, batch
         self.do(self.reset())
         self.do(self.add(["a"] * count))
-        self.do(self._start_replicas())
+        self.do(self.start_replicas())
+        self.do(wait_until(lambda: all(r.hub.attached for r in self.replicas), "attached"))
         self.log.begun = True
 
-    @property
-    def address(self) -> RedisAddress:
-        """Where the replicas find Redis."""
-        raise NotImplementedError
-
-    async def reset(self) -> None:
-        """Empties Redis for a new schedule."""
-        raise NotImplementedError
-
-    async def _start_replicas(self) -> None:
-        for _ in range(2):
-            self.replicas.append(await self._a_replica())
-        await wait_until(lambda: all(r.hub.attached for r in self.replicas), "attached")
-
-    async def _a_replica(self) -> Replica:
-        replica = Replica(self.address, *self.options, self.chance)
-        await replica.start()
-        return replica
-
-    # -- the stream ---------------------------------------------------------------------------
+    def new_replica(self, where: int) -> Distributor:
+        stream = FlakyStream(self.address, NAME, maxlen=10**6, block_ms=30, intervals=QUICK)
+        stream.chance = self.chance
+        return Distributor(stream, *self.options)
 
     async def add(self, written: Sequence[str]) -> None:
-        """Appends events of these sources, and records them in the log."""
-        raise NotImplementedError
+        await super().add(written)
+        await self.noticed()
 
-    @rule(written=st.lists(st.sampled_from("ab"), min_size=1, max_size=40))
-    def append(self, written: list[str]) -> None:
-        self.do(self.add(written))
+    async def noticed(self) -> None:
+        """A distributor that began with no stream has seen something of the one that there is now:
+        before that, it cannot know that entries were lost with all of a stream."""
+        hubs = [replica.hub for replica in self.replicas]
+        await wait_until(lambda: all(hub.window.end.id > START for hub in hubs), "it is noticed")
 
-    @rule(written=st.lists(st.sampled_from("ab"), min_size=1, max_size=40))
-    def append_and_pause(self, written: list[str]) -> None:
-        self.do(self.add(written))
-        self.do(asyncio.sleep(0.004))
+    async def met(self) -> None:
+        """Both distributors have compared what they have seen with the Redis of now."""
+
+        def compared() -> bool:
+            id_ = self.client.info("replication")["master_replid"].encode()
+            return all(replica.stream.knows_the_past_of(id_) for replica in self.replicas)
+
+        await wait_until(compared, "the Redis of now was met")
 
     # -- readers ------------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.clients) < 10)
-    @rule(data=st.data(), source=sources, skip=st.booleans(), where=st.integers(0, 1))
-    def connect(self, data: st.DataObject, source: str | None, skip: bool, where: int) -> None:
-        known = st.sampled_from(self.log.all).map(lambda written: written.id)
-        fields = data.draw(
-            st.one_of(
-                st.just({}),
-                st.just({"since": START}),
-                st.fixed_dictionaries({"tail": st.integers(0, 20)}),
-                st.fixed_dictionaries({"since": known}),
-                st.fixed_dictionaries({"resume": known}),
-            )
-        )
-        start = Start(**fields, on_lag="skip" if skip else "catchup")
+    @precondition(lambda self: len(self.subscribers) < 10)
+    @rule(
+        begins=st.sampled_from(["now", "first", "tail", "since", "resume"]),
+        back=st.integers(0, 60),
+        source=FILTERS,
+        skip=st.booleans(),
+        where=WHERE,
+        stalls=STALLS,
+    )
+    def connect(
+        self, begins: str, back: int, source: str | None, skip: bool, where: int, stalls: float
+    ) -> None:
+        where_to_begin: dict[str, dict[str, Any]] = {
+            "now": {},
+            "first": {"since": START},
+            "tail": {"tail": back % 21},
+            "since": {"since": self._id(back)},
+            "resume": {"resume": self._id(back)},
+        }
+        start = Start(**where_to_begin[begins], on_lag="skip" if skip else "catchup")
+        self.do(self._connect(start, source, where, stalls))
+
+    @precondition(lambda self: len(self.subscribers) < 9)
+    @rule(
+        back=st.integers(10, 60),
+        near=st.lists(st.integers(0, 3), min_size=2, max_size=4),
+        source=FILTERS,
+        where=WHERE,
+        stalls=STALLS,
+    )
+    def come_back_together(
+        self, back: int, near: list[int], source: str | None, where: int, stalls: float
+    ) -> None:
+        """At nearly the same place behind the window, as after a restart of a distributor."""
+        for more in near:
+            self.do(self._connect(Start(resume=self._id(back + more)), source, where, stalls))
+
+    def _id(self, back: int) -> StreamId:
+        """The id that so many entries followed, over all that were ever appended."""
+        return self.log.all[max(0, len(self.log.all) - 1 - back)].id
+
+    async def _connect(self, start: Start, source: str | None, where: int, stalls: float) -> None:
         reader = Reader(self.log, source)
         reader.resume = start.resume
-        client = Client(reader, start, self.chance, self.recorded)
-        self.clients.append(client)
-        self.do(self._connect(client, where))
+        await self.connect_to(Client(self, reader, start, stalls), where)
 
-    async def _connect(self, client: Client, where: int) -> None:
-        await client.disconnect()
-        client.connect(self.replicas[where])
-
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data(), where=st.integers(0, 1))
-    def resume(self, data: st.DataObject, where: int) -> None:
-        self.do(self._connect(data.draw(st.sampled_from(self.clients)), where))
-
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data())
-    def drop(self, data: st.DataObject) -> None:
-        self.do(data.draw(st.sampled_from(self.clients)).disconnect())
-
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data(), source=sources, where=st.integers(0, 1))
-    def change_filter(self, data: st.DataObject, source: str | None, where: int) -> None:
-        client = data.draw(st.sampled_from(self.clients))
+    @precondition(lambda self: self.subscribers)
+    @rule(which=WHICH, source=FILTERS, where=WHERE)
+    def change_filter(self, which: int, source: str | None, where: int) -> None:
+        client = self.one(which)
         self.do(client.disconnect())
         client.reader.change_filter(source)
-        self.do(self._connect(client, where))
+        self.do(self.connect_to(client, where))
 
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data())
-    def stall_or_go_on(self, data: st.DataObject) -> None:
-        flowing = data.draw(st.sampled_from(self.clients)).flowing
-        (flowing.clear if flowing.is_set() else flowing.set)()
-
-    @rule(turns=st.sampled_from([1, 5, 30]))
-    def pause(self, turns: int) -> None:
-        async def some_turns() -> None:
-            for _ in range(turns):
-                await asyncio.sleep(0)
-
-        self.do(some_turns())
-
-    # -- faults -------------------------------------------------------------------------------
-
-    @rule(where=st.integers(0, 1))
-    def kill_a_replica(self, where: int) -> None:
-        self.do(self._restart(where))
-
-    async def _restart(self, where: int) -> None:
-        dead = self.replicas[where]
-        for client in self.clients:
-            if client.replica is dead:
-                await client.disconnect()
-        await dead.die()
-        self.replicas[where] = await self._a_replica()
-
-    @rule()
-    def cut_connections(self) -> None:
-        self.valkey.client.client_kill_filter(_type="normal", skipme=True)
-
-    @rule(where=st.integers(0, 1), trouble=st.sampled_from([0.0, 0.3]))
+    @rule(where=WHERE, trouble=st.sampled_from([0.0, 0.3]))
     def trouble(self, where: int, trouble: float) -> None:
+        """Reads of a distributor fail now and then, or no longer."""
         self.replicas[where].stream.trouble = trouble
 
     # -- the law ------------------------------------------------------------------------------
@@ -302,31 +248,25 @@ class Tail(Schedule):
     async def heal_and_check(self) -> None:
         for replica in self.replicas:
             replica.stream.trouble = 0.0
-        for client in self.clients:
+        for client in self.subscribers:
+            client.stalls = 0.0
             client.flowing.set()
             if client.replica is None:
                 client.connect(self.replicas[0])
-        await wait_until(lambda: all(c.reader.begin for c in self._alive()), "all have begun", 10)
+        await wait_until(lambda: all(c.reader.begin for c in self._alive()), "all have begun")
         await self.add(["a", "b"])
         last = self.log.last
         await wait_until(
-            lambda: all(c.reader.passed >= last for c in self._alive()), "all are at the end", 10
+            lambda: all(c.reader.passed >= last for c in self._alive()), "all are at the end"
         )
-        for client in self.clients:
+        for client in self.subscribers:
             await client.disconnect()
             client.reader.check()
 
     def _alive(self) -> list[Client]:
-        for client in self.clients:
+        for client in self.subscribers:
             client.check_alive()
-        return self.clients
-
-    async def end(self) -> None:
-        for client in self.clients:
-            with contextlib.suppress(AssertionError):
-                await client.disconnect()
-        for replica in self.replicas:
-            await replica.die()
+        return self.subscribers
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -260,6 +260,44 @@ async def test_a_second_loss_back_to_the_same_entry_is_noticed(own_valkey: Valke
                 assert (page.gap and page.gap.before, each.failover_era) == (new, loss)
 
 
+async def test_a_loss_whose_record_is_lost_is_recorded_again(own_valkey: Valkey) -> None:
+    """A reader of what was lost goes on behind the last entry that was kept."""
+    saved, address = own_valkey.folder / "saved", address_of(own_valkey)
+    async with stream_at(address) as stream, stream_at(address) as other:
+        kept = await add(stream, 2)
+        shutil.copytree(own_valkey.kept, saved)
+        lost = (await add(stream, 1))[0]
+        for _ in range(2):
+            own_valkey.lose_what_followed(saved)
+            for each in (stream, other):
+                await wait_until(partial(reached, each), "it is reached again")
+                page = await each.read(Cursor(lost), 9)
+                assert (page.gap, page.entries, page.end.id) == (None, [], lost)
+        new = (await add(stream, 1))[0]
+        for each in (stream, other):
+            page = await each.read(Cursor(lost), 9)
+            assert (page.gap, page.end.id) == (gap_before(new, lost), new)
+            page = await each.read(Cursor(kept[1]), 9)
+            assert (page.gap, page.end.id) == (gap_before(new, kept[1]), new)
+
+
+async def test_a_gap_over_an_unknown_loss_has_no_count(own_valkey: Valkey) -> None:
+    """What was trimmed could be counted, what was lost before that cannot."""
+    saved = own_valkey.folder / "saved"
+    async with stream_at(address_of(own_valkey)) as stream:
+        kept = await add(stream, 2)
+        shutil.copytree(own_valkey.kept, saved)
+        await add(stream, 3)
+        own_valkey.lose_what_followed(saved)
+        await wait_until(partial(reached, stream), "it is reached again")
+        new = await add(stream, 4)
+        own_valkey.client.xtrim(NAME, maxlen=2, approximate=False)
+        page = await stream.read(Cursor(kept[0], 1), 9)
+        assert page.gap == gap_before(new[2], kept[0])
+        page = await stream.read(Cursor(new[0], 3), 9)
+        assert page.gap == Gap("trimmed", new[0], new[2], 1, new[2].before())
+
+
 async def test_the_loss_of_an_entry_is_noticed_that_was_seen_as_the_newest(
     own_valkey: Valkey,
 ) -> None:

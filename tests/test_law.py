@@ -5,60 +5,39 @@ Beside what `Tail` draws, Redis dies and comes back: as it was, empty, or withou
 
 import asyncio
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import precondition
 
 from logpipe.fanout.subscription import HubSubscription
-from logpipe.ids import parse_id
-from logpipe.messages import Item
-from logpipe.redis_address import RedisAddress
+from logpipe.messages import Item, Progress
 from tests.helpers import wait_until
-from tests.model import Written
-from tests.schedules import TIMEOUT_S, Schedule, fails, over, run
+from tests.model import LOST
+from tests.schedules import KEEP, TIMEOUT_S, AnySchedule, breaks, over, rule, run
 from tests.servers import Valkey
-from tests.streams import NAME, address_of
 from tests.tail import Tail, hurry
+
+pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
 
 class TailOfOne(Tail):
     """Readers of one Redis, which may die."""
 
-    @property
-    def address(self) -> RedisAddress:
-        """That of the Redis."""
-        return address_of(self.valkey)
-
     async def reset(self) -> None:
-        """As `Tail.reset`."""
-        self.valkey.reset()
+        await super().reset()
         self._forget_saved()
 
-    async def add(self, written: Sequence[str]) -> None:
-        """As `Tail.add`."""
-        with self.valkey.client.pipeline(transaction=True) as pipe:
-            for source in written:
-                pipe.xadd(NAME, {"event": b'{"source":"%b","message":""}' % source.encode()})
-            ids = pipe.execute()
-        self.log.append(
-            [Written(parse_id(i.decode()), s) for i, s in zip(ids, written, strict=True)]
-        )
-
-    @rule(keep=st.integers(0, 30))
+    @rule(keep=KEEP)
     def trim(self, keep: int) -> None:
-        self.valkey.client.xtrim(NAME, maxlen=keep, approximate=False)
-        self.log.trim(keep)
+        super().trim(keep=keep)
         self._forget_saved()
 
     @rule()
     def flush(self) -> None:
-        self.valkey.client.flushall()
-        self._flushed()
-        time.sleep(0.002)
+        super().flush()
+        self._forget_saved()
 
     @rule()
     def kill_redis(self) -> None:
@@ -91,14 +70,10 @@ class TailOfOne(Tail):
         self.log.lose(self.saved_count)
         if not self.log.kept:
             self._flushed()
-        self.do(wait_until(self._noted, "a process that has seen more has noticed"))
+        self.do(self.met())
 
     def _seen(self) -> bool:
         return all(r.hub.window.end.id >= self.log.last_kept for r in self.replicas)
-
-    def _noted(self) -> bool:
-        id_ = self.valkey.client.info("replication")["master_replid"].encode()
-        return all(replica.stream.knows_the_past_of(id_) for replica in self.replicas)
 
     def _flushed(self) -> None:
         self.log.flush()
@@ -119,34 +94,32 @@ def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture)
 
 
 @pytest.fixture
-def tail(own_valkey: Valkey) -> type[Schedule]:
+def tail(own_valkey: Valkey) -> AnySchedule:
     """The machine over a Valkey that may die."""
     return over(own_valkey, TailOfOne)
 
 
-@pytest.mark.timeout(TIMEOUT_S)
-def test_ids_received_and_gaps_told_add_up_to_all_ids_on_any_schedule(
-    tail: type[Schedule],
-) -> None:
+def test_ids_received_and_gaps_add_up_to_all_ids(tail: AnySchedule) -> None:
     run(tail)
 
 
-def test_a_catch_up_that_skips_is_noticed(
-    tail: type[Schedule], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The control: without it, schedules that never fail would prove nothing."""
+# The controls: without them, schedules that never fail would prove nothing.
 
+
+def test_a_catch_up_that_skips_breaks_the_law(
+    tail: AnySchedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def skip(self: HubSubscription) -> Sequence[Item]:
         window = self._hub.window
         self.cursor, self.number, self._era = window.end, window.next_number, self._hub.era
-        return []
+        return [Progress(self.cursor.id)]
 
     monkeypatch.setattr(HubSubscription, "_catch_up", skip)
-    assert fails(tail)
+    assert breaks(tail, LOST)
 
 
-def test_gaps_that_are_not_told_are_noticed(
-    tail: type[Schedule], monkeypatch: pytest.MonkeyPatch
+def test_gaps_that_are_not_reported_break_the_law(
+    tail: AnySchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("logpipe.stream.stream.gap_after", lambda *_: None)
-    assert fails(tail)
+    assert breaks(tail, LOST)

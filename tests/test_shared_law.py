@@ -4,14 +4,13 @@ import asyncio
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition
 
 from logpipe.background import Background
 from logpipe.continuity import Gap
@@ -23,36 +22,51 @@ from logpipe.groups import group as group_module
 from logpipe.groups.group import Group, Share
 from logpipe.groups.member import Member
 from logpipe.groups.shared import SharedSubscription
-from logpipe.ids import START, StreamId, parse_id
+from logpipe.ids import START, StreamId
 from logpipe.messages import Batch, Hello, Item, Start
 from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.stream import Stream
 from tests.helpers import wait_until
-from tests.model import Written
-from tests.schedules import FIRST_FAILURE, SCHEDULES, TIMEOUT_S, Schedule, fails, over, run
+from tests.model import LOST, TWICE, LawBrokenError, is_in
+from tests.schedules import (
+    KEEP,
+    TIMEOUT_S,
+    WHERE,
+    AnySchedule,
+    Replica,
+    Schedule,
+    Subscriber,
+    breaks,
+    initialize,
+    over,
+    rule,
+    run,
+)
 from tests.servers import Valkey
-from tests.streams import NAME, QUICK, address_of, event
+from tests.streams import NAME, QUICK, address_of
 
 GROUP = "workers"
 IDLE_MS = 300
-FEW = settings(FIRST_FAILURE, max_examples=SCHEDULES or 30)
-"""Each waits at its end for what the dead have left behind."""
 LOOK_S = 0.01
 
+pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
-class Replica:
-    """A process's groups, which can die without giving anything back."""
+
+class Distributor(Replica):
+    """A process's groups."""
 
     def __init__(self, valkey: Valkey, name: str) -> None:
-        self.stream = Stream(address_of(valkey), NAME, maxlen=10**6, block_ms=30, intervals=QUICK)
-        self.background = Background()
-        self.requests: set[asyncio.Task[int]] = set()
-        self.dead = False
+        super().__init__(
+            Stream(address_of(valkey), NAME, maxlen=10**6, block_ms=30, intervals=QUICK)
+        )
+        self._background = Background()
+        self._requests: set[asyncio.Task[int]] = set()
+        self._dead = False
         self.groups = Groups(
             self.stream,
             Metrics(),
-            self.background,
+            self._background,
             consumer=name,
             pending_idle_ms=IDLE_MS,
             batch_count=5,
@@ -66,62 +80,53 @@ class Replica:
 
     async def acknowledge(self, member: str, id_: StreamId) -> None:
         """A request of a member, which does not know what became of it where the replica dies."""
-        if self.dead:
+        if self._dead:
             return
         request = asyncio.create_task(self.groups.acknowledge(GROUP, member, [id_]))
-        self.requests.add(request)
+        self._requests.add(request)
         request.add_done_callback(self._answered)
         await asyncio.wait((request,))
 
     def _answered(self, request: asyncio.Task[int]) -> None:
-        self.requests.discard(request)
+        self._requests.discard(request)
         if not request.cancelled() and not isinstance(request.exception(), Unavailable):
             request.result()
 
-    async def die(self, workers: Sequence["Worker"]) -> None:
-        """Nothing is given back; its workers lose their connections."""
-        self.dead = True
+    async def stop(self) -> None:
+        self._dead = True
         holding = filter(None, (self.groups._holding,))
-        tasks: set[asyncio.Task[Any]] = {*self.groups._tasks, *holding, *self.requests}
+        tasks: set[asyncio.Task[Any]] = {*self.groups._tasks, *holding, *self._requests}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for worker in workers:
-            await worker.leave()
-        await self.stream.aclose()
-        assert self.background.failure is None
+        assert self._background.failure is None
 
 
-class Worker:
-    """A subscriber of the group; `flowing` while it writes what it is given."""
+class Worker(Subscriber[Distributor]):
+    """A subscriber of the group, which has finished with an event when it was written to it."""
 
-    def __init__(self, replica: Replica, got: Counter[StreamId], gaps: list[Gap]) -> None:
-        self.replica = replica
-        self.flowing = asyncio.Event()
-        self.flowing.set()
-        self._got = got
-        self._gaps = gaps
-        self.task = asyncio.create_task(self._work())
+    def __init__(self, work: "SharedWork") -> None:
+        super().__init__()
+        self._work = work
 
-    async def _work(self) -> None:
+    async def read(self, replica: Distributor) -> None:
+        await self._receive(replica, None, self._work.got.update)
+
+    async def _receive(
+        self, replica: Distributor, member: Member | None, take: Callable[[list[StreamId]], None]
+    ) -> None:
         start = Start(since=START)
-        with SharedSubscription(self.replica.groups, GROUP, start, EVERYTHING) as subscription:
+        with SharedSubscription(replica.groups, GROUP, start, EVERYTHING, member) as subscription:
             while (items := await subscription.next()) is not None:
-                if not isinstance(next(iter(items), None), Hello):
+                if member is None and not isinstance(next(iter(items), None), Hello):
                     await self.flowing.wait()
                 for item in items:
                     if isinstance(item, Gap):
-                        self._gaps.append(item)
+                        self._work.gaps.append(item)
                     elif isinstance(item, Batch):
-                        self._got.update(entry.id for entry in item.entries)
+                        take([entry.id for entry in item.entries])
                 await subscription.sent()
-
-    async def leave(self) -> None:
-        self.task.cancel()
-        await asyncio.wait((self.task,))
-        if not self.task.cancelled():
-            self.task.result()
 
 
 class Acknowledging(Worker):
@@ -130,60 +135,44 @@ class Acknowledging(Worker):
 
     IN_FLIGHT = 7
 
-    def __init__(
-        self, replica: Replica, got: Counter[StreamId], gaps: list[Gap], others: list[Replica]
-    ) -> None:
-        self._others = others
-        self._member = Member(IDLE_MS / 1000, self.IN_FLIGHT)
-        self._buffers: deque[StreamId] = deque()
-        super().__init__(replica, got, gaps)
+    async def read(self, replica: Distributor) -> None:
+        member = Member(IDLE_MS / 1000, self.IN_FLIGHT)
+        buffers: deque[StreamId] = deque()
 
-    async def _work(self) -> None:
+        def take(ids: list[StreamId]) -> None:
+            buffers.extend(ids)
+            assert len(member.held) <= self.IN_FLIGHT
+
         async with asyncio.TaskGroup() as tasks:
-            finishing = tasks.create_task(self._finish())
-            await self._receive()
+            finishing = tasks.create_task(self._finish(replica, member, buffers))
+            await self._receive(replica, member, take)
             finishing.cancel()
 
-    async def _receive(self) -> None:
-        start = Start(since=START)
-        with SharedSubscription(
-            self.replica.groups, GROUP, start, EVERYTHING, self._member
-        ) as subscription:
-            while (items := await subscription.next()) is not None:
-                for item in items:
-                    if isinstance(item, Gap):
-                        self._gaps.append(item)
-                    elif isinstance(item, Batch):
-                        self._buffers.extend(entry.id for entry in item.entries)
-                        assert len(self._member.held) <= self.IN_FLIGHT
-                await subscription.sent()
-
-    async def _finish(self) -> None:
+    async def _finish(self, replica: Distributor, member: Member, buffers: deque[StreamId]) -> None:
         while True:
             await self.flowing.wait()
-            if not self._buffers:
+            if not buffers:
                 await asyncio.sleep(LOOK_S / 10)
                 continue
-            id_ = self._buffers.popleft()
+            id_ = buffers.popleft()
             await asyncio.sleep(0)
-            self._got[id_] += 1
-            at = self._others[id_.seq % 2] if id_.seq % 3 else self.replica
-            await at.acknowledge(self._member.id, id_)
+            self._work.got[id_] += 1
+            at = self._work.replicas[id_.seq % 2] if id_.seq % 3 else replica
+            await at.acknowledge(member.id, id_)
 
 
-class SharedWork(Schedule):
-    """Two replicas, sometimes under one name, and workers that come, stall and go."""
+class SharedWork(Schedule[Distributor, Worker]):
+    """Two replicas, sometimes under one name, and the workers of a group."""
 
     patience = 5.0
     """Seconds within which another entry has to be received or reported as lost, while any is
     missing."""
+    subscriber: type[Worker] = Worker
 
     def __init__(self) -> None:
         super().__init__()
         self.got: Counter[StreamId] = Counter()
         self.gaps: list[Gap] = []
-        self.workers: list[Worker] = []
-        self.replicas: list[Replica] = []
         self.names: list[str] = []
         self.calm = 0
         """Since which entry nobody has left or died, nor was held up for so long that others had to
@@ -193,20 +182,23 @@ class SharedWork(Schedule):
 
     @initialize(
         names=st.sampled_from([["one", "two"], ["same", "same"]]),
-        workers=st.lists(st.integers(0, 1), max_size=4),
+        workers=st.lists(WHERE, max_size=4),
     )
     def begin(self, names: list[str], workers: list[int]) -> None:
-        self.valkey.reset()
         self.names = names
-        self.do(self._start(workers))
+        self.do(self._begin(workers))
         self.log.begun = True
 
-    async def _start(self, workers: Sequence[int]) -> None:
+    async def _begin(self, workers: Sequence[int]) -> None:
+        await self.reset()
         self._watch = asyncio.create_task(self._look_at_the_clock())
-        self.replicas = [Replica(self.valkey, name) for name in self.names]
+        await self.start_replicas()
         await self.replicas[0].stream.groups.create(GROUP, START)
         for where in workers:
             await self._join(where)
+
+    def new_replica(self, where: int) -> Distributor:
+        return Distributor(self.valkey, self.names[where])
 
     def _troubled(self, *, names: bool = True) -> None:
         """Also as to the leases of names: of two replicas under one name, both may then read for a
@@ -221,21 +213,10 @@ class SharedWork(Schedule):
             if time.monotonic() - before > IDLE_MS / 3000:
                 self._troubled()
 
-    @rule(count=st.integers(1, 30), seconds=st.sampled_from([0.0, 0.01, 0.03]))
-    def append(self, count: int, seconds: float) -> None:
-        self._append(count)
-        self.do(asyncio.sleep(seconds))
-
-    def _append(self, count: int) -> None:
-        with self.valkey.client.pipeline(transaction=True) as pipe:
-            for number in range(count):
-                pipe.xadd(NAME, {"event": event(number)})
-            self.log.append([Written(parse_id(id_.decode()), "") for id_ in pipe.execute()])
-
-    @rule(keep=st.integers(0, 20))
+    @rule(keep=KEEP)
     def trim(self, keep: int) -> None:
-        self.valkey.client.xtrim(NAME, maxlen=keep, approximate=False)
-        if not self.valkey.client.exists(NAME) or not self.valkey.client.xinfo_groups(NAME):
+        super().trim(keep=keep)
+        if not self.client.exists(NAME) or not self.client.xinfo_groups(NAME):
             # A process that comes now cannot know that there was a group before the flush.
             self.log.flushed_at = max(self.log.flushed_at, len(self.log.all) - keep)
 
@@ -243,123 +224,92 @@ class SharedWork(Schedule):
     @precondition(lambda self: len(self.log.all) - self.log.flushed_at > 200)
     @rule()
     def flush(self) -> None:
-        self.valkey.client.flushall()
-        self.log.flush()
-        time.sleep(0.002)
+        super().flush()
         self._troubled()
 
-    @precondition(lambda self: len(self.workers) < 6)
-    @rule(where=st.integers(0, 1))
+    @precondition(lambda self: len(self.subscribers) < 6)
+    @rule(where=WHERE)
     def join(self, where: int) -> None:
         self.do(self._join(where))
 
     async def _join(self, where: int) -> None:
-        self.workers.append(self._worker(self.replicas[where]))
+        await self.connect_to(self.subscriber(self), where)
         await asyncio.sleep(0)
 
-    def _worker(self, replica: Replica) -> Worker:
-        return Worker(replica, self.got, self.gaps)
+    async def leave(self, subscriber: Worker) -> None:
+        if subscriber.replica is not None:
+            self._troubled(names=False)
+        await super().leave(subscriber)
 
-    @precondition(lambda self: self.workers)
-    @rule(which=st.integers(0, 5))
-    def stall_or_go_on(self, which: int) -> None:
-        flowing = self.workers[which % len(self.workers)].flowing
-        (flowing.clear if flowing.is_set() else flowing.set)()
-
-    @precondition(lambda self: self.workers)
-    @rule(which=st.integers(0, 5))
-    def leave(self, which: int) -> None:
-        self._troubled(names=False)
-        self.do(self.workers.pop(which % len(self.workers)).leave())
-
-    @rule(where=st.integers(0, 1))
-    def kill_a_replica(self, where: int) -> None:
+    async def restart(self, where: int) -> None:
         self._troubled()
-        self.do(self._restart(where))
+        await super().restart(where)
 
     # Once: the others wait each time until what it had is taken for left behind.
     @precondition(lambda self: not self.died_at_work)
-    @rule(where=st.integers(0, 1))
+    @rule(where=WHERE)
     def kill_a_replica_at_work(self, where: int) -> None:
         self.died_at_work = True
-        self.do(self._join(where))
-        self.workers[-1].flowing.clear()
-        self._append(5)
-        self._troubled()
         self.do(self._work_and_restart(where))
 
     async def _work_and_restart(self, where: int) -> None:
+        await self._join(where)
+        self.subscribers[-1].flowing.clear()
+        await self.add("a" * 5)
         left = 20  # the other replica may be quicker with some of them
         while left and not self.replicas[where].busy:
             left -= 1
-            self._append(1)
+            await self.add("a")
             await asyncio.sleep(5 * LOOK_S)
-        await self._restart(where)
-        self._append(1 + left)  # always as many, so that a schedule can be repeated
-
-    async def _restart(self, where: int) -> None:
-        await self._die(self.replicas[where])
-        self.replicas[where] = Replica(self.valkey, self.names[where])
-
-    async def _die(self, dead: Replica) -> None:
-        orphans = [worker for worker in self.workers if worker.replica is dead]
-        self.workers = [worker for worker in self.workers if worker not in orphans]
-        await dead.die(orphans)
-
-    @rule()
-    def cut_connections(self) -> None:
-        self.valkey.client.client_kill_filter(_type="normal", skipme=True)
+        await self.restart(where)
+        await self.add("a" * (1 + left))  # always as many, so that a schedule can be repeated
 
     @rule(seconds=st.sampled_from([0.001, 0.01, 0.05]))
-    def pause(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> None:
         self.do(asyncio.sleep(seconds))
 
     async def heal_and_check(self) -> None:
-        for worker in self.workers:
-            worker.flowing.set()
+        self.all_go_on()
         await self._join(0)
         await self._join(1)
-        self._append(12)  # more than one read gives: also what comes last must not come twice
+        await self.add("a" * 12)  # more than one read gives: what comes last must not come twice
         while left := len(self._missing()):
             try:
                 await wait_until(partial(self._fewer, left), "another one", self.patience)
             except AssertionError:
                 break
-        assert self._missing() == [], f"neither received nor told: {self.gaps=}"
-        assert self._twice() == [], "twice though nobody had died"
+        if missing := self._missing():
+            raise LawBrokenError(f"{LOST}: {missing}, {self.gaps=}")
+        twice = [each.id for each in self.log.all[self.calm :] if self.got[each.id] > 1]
+        if twice:
+            raise LawBrokenError(f"{TWICE}: {twice}, though no process had died")
 
     def _fewer(self, most: int) -> bool:
         """Whether fewer than `most` entries are missing."""
-        for worker in self.workers:
-            if worker.task.done():
-                worker.task.result()
+        for worker in self.subscribers:
+            worker.check_alive()
         return len(self._missing()) < most
 
     def _missing(self) -> list[StreamId]:
         """Entries that were neither received nor reported; those before a flush do not count."""
         since = [written.id for written in self.log.all[self.log.flushed_at :]]
-        reported = [id_ for id_ in since for g in self.gaps if g.after < id_ < g.before]
-        return sorted({*since} - {*reported, *self.got})
-
-    def _twice(self) -> list[StreamId]:
-        return [each.id for each in self.log.all[self.calm :] if self.got[each.id] > 1]
+        return [id_ for id_ in since if id_ not in self.got and not is_in(id_, self.gaps)]
 
     async def end(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        for replica in self.replicas:
-            await self._die(replica)
+        await super().end()
 
 
 class AcknowledgedWork(SharedWork):
     """As `SharedWork`, with members that acknowledge for themselves: one that stalls for too long
     loses its events to another, so that any may come twice."""
 
-    def _worker(self, replica: Replica) -> Worker:
-        return Acknowledging(replica, self.got, self.gaps, self.replicas)
+    subscriber = Acknowledging
 
-    def _twice(self) -> list[StreamId]:
-        return []
+    async def heal_and_check(self) -> None:
+        self.calm = sys.maxsize
+        await super().heal_and_check()
 
 
 @pytest.fixture(autouse=True)
@@ -370,56 +320,52 @@ def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture)
 
 
 @pytest.fixture
-def shared(valkey: Valkey) -> type[Schedule]:
+def shared(valkey: Valkey) -> AnySchedule:
     return over(valkey, SharedWork)
 
 
 @pytest.fixture
-def acknowledged(valkey: Valkey) -> type[Schedule]:
+def acknowledged(valkey: Valkey) -> AnySchedule:
     return over(valkey, AcknowledgedWork)
 
 
-@pytest.mark.timeout(TIMEOUT_S)
 def test_every_event_is_finished_with_by_a_member_that_acknowledges(
-    acknowledged: type[Schedule],
+    acknowledged: AnySchedule,
 ) -> None:
-    run(acknowledged, FEW)
+    run(acknowledged)
 
 
-@pytest.mark.timeout(TIMEOUT_S)
-def test_every_event_of_a_group_is_received_or_told_as_lost_on_any_schedule(
-    shared: type[Schedule],
-) -> None:
-    run(shared, FEW)
+def test_every_event_of_a_group_is_received_or_reported(shared: AnySchedule) -> None:
+    run(shared)
 
 
 # The controls
 
 
-def noticed(machine: type[Schedule]) -> bool:
-    """Whether some schedule breaks the law; who waits for what never comes waits less."""
-    return fails(type(machine.__name__, (machine,), {"patience": 1.5}))
+def impatient_about(machine: AnySchedule, kind: str) -> bool:
+    """As `breaks`; what never comes is waited for less long."""
+    return breaks(type(machine.__name__, (machine,), {"patience": 1.5}), kind)
 
 
-def test_work_that_is_not_claimed_from_the_dead_is_noticed(
-    shared: type[Schedule], monkeypatch: pytest.MonkeyPatch
+def test_work_not_claimed_from_the_dead_breaks_the_law(
+    shared: AnySchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(*_: object) -> None: ...
 
     monkeypatch.setattr(Group, "_claim", never)
     monkeypatch.setattr(Group, "_read_history", never)
-    assert noticed(shared)
+    assert impatient_about(shared, LOST)
 
 
-def test_losses_that_are_not_told_are_noticed(
-    shared: type[Schedule], monkeypatch: pytest.MonkeyPatch
+def test_losses_that_are_not_reported_break_the_law(
+    shared: AnySchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group_module, "told", lambda _: [])
-    assert noticed(shared)
+    assert impatient_about(shared, LOST)
 
 
-def test_an_event_that_two_subscribers_get_is_noticed(
-    shared: type[Schedule], monkeypatch: pytest.MonkeyPatch
+def test_an_event_that_two_receive_breaks_the_law(
+    shared: AnySchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give = Share.give
 
@@ -429,11 +375,11 @@ def test_an_event_that_two_subscribers_get_is_noticed(
 
     given: list[Entry] = []
     monkeypatch.setattr(Share, "give", to_one_more)
-    assert noticed(shared)
+    assert impatient_about(shared, TWICE)
 
 
-def test_events_that_are_acknowledged_unseen_are_noticed(
-    shared: type[Schedule], monkeypatch: pytest.MonkeyPatch
+def test_events_acknowledged_unseen_break_the_law(
+    shared: AnySchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     following = SharedSubscription.next
 
@@ -442,11 +388,11 @@ def test_events_that_are_acknowledged_unseen_are_noticed(
         return items and [item for item in items if not isinstance(item, Batch)]
 
     monkeypatch.setattr(SharedSubscription, "next", without_events)
-    assert noticed(shared)
+    assert impatient_about(shared, LOST)
 
 
-def test_events_acknowledged_when_written_are_noticed(
-    acknowledged: type[Schedule], monkeypatch: pytest.MonkeyPatch
+def test_events_acknowledged_when_written_break_the_law(
+    acknowledged: AnySchedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = SharedSubscription.sent
 
@@ -457,4 +403,4 @@ def test_events_acknowledged_when_written_are_noticed(
         await sent(self)
 
     monkeypatch.setattr(SharedSubscription, "sent", and_acknowledged)
-    assert noticed(acknowledged)
+    assert impatient_about(acknowledged, LOST)

@@ -38,6 +38,9 @@ KEPT = 100
 # process did not know yet explains it. Where entries followed before that was noticed, the end is
 # taken to be what precedes the witness.
 #
+# A server that is restored to the same state again has lost the record of that end as well: an end
+# that the process knew is recorded again where the stream ends there.
+#
 # Nothing is recorded where the user may not, or may not ask INFO. A primary that takes nothing as
 # long as it has too few replicas is asked again, before anything is appended.
 NOTE = Script.of(
@@ -69,12 +72,22 @@ local function entry_before_lost_witness()
   return rows[1] and rows[1][1] ~= witness and rows[1][1]
 end
 
+local function known_end_without_record()
+  for _, each in ipairs(ends) do
+    if string.match(each, '%S+') == last then return false end
+  end
+  for at = 6, #ARGV do
+    if string.match(ARGV[at], '%S+') == last then return last end
+  end
+  return false
+end
+
 local parted = false
 if topology ~= 'one' and known and id ~= known and known .. ' ' .. id ~= spared then
   local unmet = topology == 'sentinel' and string.find(before, '[^0]')
   parted = (known == before or unmet) and last
 end
-parted = parted or entry_before_lost_witness()
+parted = parted or entry_before_lost_witness() or known_end_without_record()
 if id == known and not parted then return {1, id, ends} end
 local time = parted and redis.pcall('TIME') or {}
 local noted = time.err and time or redis.pcall('SET', KEYS[2], id)

@@ -363,6 +363,8 @@ class Stream:
             again, raw = await self._look(gap.resume, count)
             if again.first != bounds.first:
                 return await self._read(after, count, witness)
+        if self._end_between(after.id, gap.before) is not None:
+            gap = gap_before(gap.before, after.id)  # how many it has cost is not known
         return (await self._page(start, raw))._replace(gap=gap)
 
     async def _rejoin(self, after: Cursor, end: StreamId, count: int) -> Page:
