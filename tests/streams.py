@@ -10,6 +10,7 @@ from logpipe.ids import END, StreamId
 from logpipe.metrics import Metrics
 from logpipe.redis_address import RedisAddress
 from logpipe.stream import Append, Appended, Once, Rule, Stream, digest_of
+from tests.helpers import QUICK
 from tests.servers import Valkey
 
 NAME = "logs"
@@ -40,7 +41,7 @@ async def stream_at(address: RedisAddress, **more: Any) -> AsyncIterator[Stream]
 @asynccontextmanager
 async def running(stream: Stream, **more: Any) -> AsyncIterator[Hub]:
     """A hub whose feed runs, and its stream's monitor."""
-    given = {"queue_len": 10_000, "batch_count": 500, "heartbeat_s": 15.0, **more}
+    given = {"queue_len": 10_000, "batch_count": 500, "heartbeat_s": 15.0, "pauses": QUICK, **more}
     hub = Hub(stream, Metrics(), **given)
     tasks = [asyncio.create_task(each) for each in (hub.run(), hub.beat(), stream.monitor())]
     try:

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from logpipe.continuity import Cursor, Gap
-from logpipe.fanout import hub as hub_module
-from logpipe.fanout import subscription as subscription_module
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import EVERYTHING, Filter
@@ -334,6 +332,3 @@ def hurry(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level("CRITICAL", logger="logpipe")
     monkeypatch.setattr(connections, "MONITOR_S", 0.02)
     monkeypatch.setattr(connections, "TROUBLED_S", 0.01)
-    monkeypatch.setattr(hub_module, "OUTAGE_PAUSE_S", 0.003)
-    monkeypatch.setattr(hub_module, "RECOVERY_S", 0.02)
-    monkeypatch.setattr(subscription_module, "RETRY_S", 0.02)

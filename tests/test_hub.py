@@ -34,8 +34,6 @@ async def a_hub(valkey: Valkey, **more: Any) -> AsyncIterator[Hub]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MONITOR_S", 0.02)
     monkeypatch.setattr(connections, "TROUBLED_S", 0.01)
-    monkeypatch.setattr(hub_module, "OUTAGE_PAUSE_S", 0.003)
-    monkeypatch.setattr(hub_module, "RECOVERY_S", 0.02)
 
 
 async def in_step(hub: Hub, last: StreamId) -> None:

@@ -16,44 +16,16 @@ from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import EVERYTHING, Filter, Predicate
 from logpipe.filters.index import SLICE_BYTES, FilterIndex
 from logpipe.ids import START, StreamId
-from logpipe.messages import Batch, Encoder, Hello, Start
+from logpipe.messages import Batch, Hello, Start
 from logpipe.metrics import Metrics
 from logpipe.stream import Append
 from logpipe.turns import Turns
 from tests.helpers import wait_until
+from tests.scripted_stream import Pipe
 from tests.servers import Valkey
 from tests.streams import add, address_of, events, running, stream_at
 
 NOTHING = Filter("message:nowhere")
-
-
-class Pipe:
-    """A `live.Writer` that keeps what it is written; `room` is how many more writes it takes."""
-
-    def __init__(self, room: int = 1_000_000, *, chunked: bool = True) -> None:
-        self.chunked = chunked
-        self.encoder: Encoder = NDJSON
-        self.passed: StreamId | None = None
-        self.written_at = 0.0
-        self.chunks: list[bytes] = []
-        self.room = room
-
-    def write(self, chunk: bytes) -> bool:
-        if self.chunked:
-            size, _, chunk = chunk.partition(b"\r\n")
-            assert int(size, 16) == len(chunk) - 2
-            chunk = chunk[:-2]
-        self.chunks.append(chunk)
-        return len(self.chunks) < self.room
-
-    @property
-    def news(self) -> list[bytes]:
-        """What it was written beside heartbeats, which may be due at any time."""
-        return [chunk for chunk in self.chunks if chunk != NDJSON.heartbeat]
-
-    @property
-    def events(self) -> int:
-        return b"".join(self.chunks).count(b'"source"')
 
 
 class Follower:
