@@ -106,6 +106,13 @@ class ScriptedStream:
         rows: list[tuple[StreamId, Entry | None]] = [(id_, None) for id_ in self.rows]
         return [row for row in rows if low <= row[0] <= high][:count]
 
+    async def raw_range(self, *_: Any, **__: Any) -> list[Any]:
+        await self._turn()
+        return []
+
+    async def lost_between(self, after: StreamId, until: StreamId) -> bool:
+        return False
+
     async def size(self) -> float:
         return 13.0
 

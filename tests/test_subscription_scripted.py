@@ -19,6 +19,7 @@ from logpipe.problems import Unavailable
 from logpipe.stream import Page
 from tests.helpers import wait_until
 from tests.scripted_stream import (
+    Pipe,
     ScriptedStream,
     a_gap,
     a_page,
@@ -652,25 +653,36 @@ async def test_how_far_a_reader_is_behind_is_known_by_positions_of_its_era(
     assert reader.reached == cursor.id
 
 
-async def test_a_reader_that_follows_is_not_also_taken_once_the_hub_closes() -> None:
+@pytest.mark.parametrize(
+    ("number", "closing", "follows"), [(1, False, False), (2, True, False), (2, False, True)]
+)
+async def test_a_reader_that_had_all_of_the_window_follows_until_the_hub_closes(
+    number: int, closing: bool, follows: bool
+) -> None:
     _, hub = await a_hub_that_read(1)
+    assert hub.window.next_number == 2
     reader = await a_reader(hub)
-    hub.closing = True
-    async with asyncio.timeout(LIMIT_S):
-        await reader.follow(None)  # type: ignore[arg-type]
+    reader.number, hub.closing = number, closing
+    following = asyncio.create_task(reader.follow(Pipe()))
+    await asyncio.wait((following,), timeout=0.05 if follows else LIMIT_S)
+    assert following.done() != follows
+    assert hub.live.count == follows
+    hub.live.dismiss()
+    await asyncio.wait_for(following, LIMIT_S)
 
 
 async def test_a_search_that_is_under_way_ends_with_its_subscription() -> None:
-    _, hub = await a_hub_that_read(1)
+    stream, hub = await a_hub_that_read(1, heartbeat_s=0.02)
+    stream.now = Bounds(StreamId(1, 0), StreamId(1, 0), 1, 1, START)
     with HubSubscription(hub, Start(tail=3), EVERYTHING) as subscription:
         await next_of(subscription)
         assert subscription.reached is None
-        assert subscription.behind(Bounds(None, StreamId(9, 0), 9, 0, START)) is None
-        trying = asyncio.create_task(subscription.next())
-        await wait_until(lambda: hub.searches or trying.done(), "it searches")
-    assert all(search.cancelling() or search.done() for search in hub.searches)
-    trying.cancel()
-    await asyncio.wait((trying,))
+        assert subscription.behind(Bounds(None, StreamId(1, 0), 9, 0, START)) is None
+        stream.open.clear()
+        assert await next_of(subscription) == []
+        assert len(hub.searches) == 1
+    await wait_until(lambda: not hub.searches, "the search has ended")
+    assert subscription.reached is None
 
 
 async def test_a_farewell_is_the_last_word() -> None:
