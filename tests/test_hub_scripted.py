@@ -122,6 +122,19 @@ async def test_after_an_outage_who_waits_is_woken_once_though_nothing_came() -> 
         assert not change.is_set()
 
 
+async def test_after_an_outage_the_feed_goes_on_where_it_was() -> None:
+    stream = ScriptedStream()
+    hub = a_scripted_hub(stream)
+    stream.now = Bounds(StreamId(7, 0), StreamId(9, 0), 9, 3, START)
+    async with task_of(hub.run()):
+        stream.followed.put_nowait(a_page(hub.window.end, 4))
+        stream.followed.put_nowait(Unavailable("away", "on purpose"))
+        stream.followed.put_nowait(a_page(at(4, 1), 5))
+        await wait_until(lambda: hub.window.end == at(5, 2), "it goes on")
+    assert hub.window.entries == 2
+    assert stream.looks == 0
+
+
 async def test_the_feed_waits_for_redis_before_it_tries_again() -> None:
     stream = ScriptedStream()
     hub = a_scripted_hub(stream)
@@ -160,6 +173,28 @@ async def test_the_end_of_the_feed_ends_a_look_at_the_bounds() -> None:
     async with task_of(a_scripted_hub(stream).run()) as feed:  # one that nobody has asked
         await turns()
     assert feed.cancelled()
+
+
+async def test_the_feed_ends_only_once_a_look_at_the_bounds_has() -> None:
+    """Its connection is closed with the others then."""
+    stream = ScriptedStream()
+    hub = a_scripted_hub(stream)
+    ended: list[int] = []
+
+    async def bounds() -> Bounds:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await turns()
+            ended.append(1)
+        raise AssertionError
+
+    stream.bounds = bounds  # type: ignore[method-assign]
+    async with task_of(hub.bounds()):
+        await turns()
+        async with task_of(hub.run()):
+            await turns()
+        assert ended
 
 
 async def test_a_page_goes_into_the_window_and_is_counted() -> None:
@@ -232,6 +267,18 @@ async def test_the_feed_pauses_for_each_reader_and_for_each_pair(
     began = time.monotonic()
     await hub._pace()
     assert time.monotonic() - began >= least_s
+
+
+async def test_a_crowd_has_its_time_between_two_reads_of_the_feed() -> None:
+    stream = ScriptedStream()
+    hub = a_scripted_hub(stream)
+    hub.subscribers = range(2_000)  # type: ignore[assignment]
+    stream.followed.put_nowait(a_page(Cursor(START, 0), 1))
+    stream.followed.put_nowait(a_page(at(1, 1), 2))
+    began = time.monotonic()
+    async with task_of(hub.run()):
+        await wait_until(lambda: hub.window.end == at(2, 2), "both are read")
+    assert time.monotonic() - began >= 0.08
 
 
 async def test_the_feed_reads_on_without_a_pause_while_more_is_there() -> None:

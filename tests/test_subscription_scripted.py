@@ -94,9 +94,28 @@ async def test_a_reader_of_an_earlier_era_goes_on_at_its_own_entry_in_the_window
     reader = await a_reader(hub)
     await begin_an_era(hub, 3, 5, 9)
     reader.number = None
+    hub.failover_era = 4
     assert ids_of(await next_of(reader)) == [9]
     assert stream.asked == []
     assert reader.cursor == at(9, 3)
+    assert reader.behind(Bounds(None, StreamId(10, 0), 5, 5, START)) == 2  # counted in this era
+    reader.number = None
+    await begin_an_era(hub, 70)
+    stream.answers = [behind(a_gap(9, 70), 70)]
+    await next_of(reader)
+    assert stream.asked[0].failover_era == 4
+
+
+async def test_a_reader_that_has_caught_up_reads_from_the_window_again() -> None:
+    stream, hub = await a_hub_that_read(1)
+    hub.window.restart(at(20, 20))
+    await hub._take(a_page(hub.window.end, 21, 22))
+    reader = await a_reader_behind(hub, at(18, 18))
+    reader.number = hub.window.first_number - 1
+    stream.answers = [a_page(at(18, 18), 19, 20)]
+    assert ids_of(await next_of(reader)) == [19, 20]
+    assert ids_of(await next_of(reader)) == [21, 22]
+    assert len(stream.asked) == 1
 
 
 async def test_an_unproven_id_between_entries_of_the_window_asks_the_stream() -> None:
@@ -271,15 +290,16 @@ async def test_a_read_that_failed_is_tried_again_though_nothing_changes() -> Non
 async def test_the_pages_of_a_reader_are_as_large_as_one_write() -> None:
     stream, hub = await a_hub_that_read(90_000, batch_count=300)
     reader = await a_reader_behind(hub, at(1))
-    sizes = [1_000, 10, BATCH_BYTES * 2, 1_000]
     stream.answers = [
-        a_page(at(number), number + 1, number + 2, size=size)
-        for number, size in zip(range(1, 9, 2), sizes, strict=True)
+        a_page(at(1), 2, 3, size=1_000),
+        a_page(at(3), 4, 5, size=10),
+        a_page(at(5), 6, size=BATCH_BYTES // 2),
+        a_page(at(6), 7, size=BATCH_BYTES * 2),
+        a_page(at(7), 8),
     ]
-    stream.answers[2] = a_page(at(5), 6, size=sizes[2])
-    for _ in sizes:
+    for _ in range(5):
         await next_of(reader)
-    assert [asked.most for asked in stream.asked] == [16, BATCH_BYTES // 1_000, 300, 1]
+    assert [asked.most for asked in stream.asked] == [16, BATCH_BYTES // 1_000, 300, 2, 1]
 
 
 async def test_a_page_larger_than_one_write_is_cut_and_read_on_from_there() -> None:
@@ -389,7 +409,9 @@ async def test_a_page_that_was_read_while_an_era_began_is_not_kept() -> None:
 async def test_a_reader_that_counts_takes_no_page_that_does_not() -> None:
     stream, hub = await a_hub_that_read(90)
     stream.answers = [a_page(at(5), 6), a_page(at(5, 1), 6)]
-    assert ids_of(await next_of(await a_reader_behind(hub, at(5)))) == [6]
+    for _ in range(2):
+        assert ids_of(await next_of(await a_reader_behind(hub, at(5)))) == [6]
+    assert len(stream.asked) == 1
     reader = await a_reader_behind(hub, at(5, 1))
     await next_of(reader)
     assert reader.cursor == at(6, 2)
@@ -454,6 +476,18 @@ async def test_an_era_that_begins_while_another_reads_is_noticed_before_the_shel
     await reading
 
 
+async def test_others_have_their_turn_between_pages_of_the_shelf() -> None:
+    stream, hub = await a_hub_that_read(90)
+    stream.answers = [a_page(at(5, 1), 6)]
+    await next_of(await a_reader_behind(hub, at(5, 1)))
+    reader = await a_reader_behind(hub, at(5, 1))
+    turns: list[int] = []
+    asyncio.get_running_loop().call_soon(turns.append, 1)
+    assert ids_of(await next_of(reader)) == [6]
+    assert turns
+    assert len(stream.asked) == 1
+
+
 async def test_few_readers_read_at_the_same_time() -> None:
     stream, hub = await a_hub_that_read(90)
     readers = [await a_reader_behind(hub, at(number)) for number in range(5, 45)]
@@ -507,6 +541,17 @@ async def test_a_reader_does_not_skip_where_the_window_is_empty() -> None:
     reader = await a_reader_that_skips(hub, at(1, 1))
     stream.answers = [a_page(at(1, 1), 2)]
     assert ids_of(await next_of(reader)) == [2]
+
+
+async def test_a_reader_that_resumes_behind_the_window_reads_what_it_lacks() -> None:
+    """It lags no more than any other that was away, and has skipped nothing yet."""
+    stream, hub = await a_hub_that_read(1)
+    hub.window.restart(at(20, 20))
+    await hub._take(a_page(hub.window.end, 21, 22))
+    reader = await a_reader(hub, Start(resume=StreamId(5, 0), on_lag="skip"))
+    stream.answers = [a_page(at(5), 6), a_page(at(6), 7)]
+    assert ids_of(await next_of(reader)) == [6]
+    assert ids_of(await next_of(reader)) == [7]
 
 
 async def test_a_reader_of_an_earlier_era_is_told_a_gap_rather_than_skips() -> None:
