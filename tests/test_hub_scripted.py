@@ -62,6 +62,7 @@ class LiveReader:
         await self.subscription.next()
         self.task = asyncio.create_task(self.subscription.follow(self.pipe))
         await asyncio.sleep(0)
+        assert not self.task.done()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -210,6 +211,15 @@ async def test_a_page_goes_into_the_window_and_is_counted() -> None:
     assert metrics.window_bytes._value.get() == hub.window.bytes > 0
     assert change.is_set()
     assert hub.era == 0
+
+
+async def test_a_page_is_written_to_live_readers() -> None:
+    hub = a_scripted_hub(ScriptedStream())
+    async with LiveReader(hub) as reader:
+        await hub._take(a_page(Cursor(START, 0), 4, 5, size=BATCH_BYTES))
+        assert len(reader.pipe.chunks) == 2
+        assert reader.subscription.cursor == at(5, 2)
+        assert not reader.task.done()
 
 
 async def test_a_page_with_nothing_changes_nothing_but_the_failover_era() -> None:

@@ -258,9 +258,12 @@ async def test_the_position_that_an_empty_stream_tells_is_kept() -> None:
     assert [asked.after for asked in stream.asked] == [at(5), at(5, 5)]
 
 
-async def test_a_reader_that_had_nothing_in_an_earlier_era_asks_by_no_beginning() -> None:
+@pytest.mark.parametrize("start", [Start(), Start(resume=START)])
+async def test_a_reader_that_had_nothing_in_an_earlier_era_asks_by_no_beginning(
+    start: Start,
+) -> None:
     stream, hub = await a_hub_that_read()
-    reader = await a_reader(hub)
+    reader = await a_reader(hub, start)
     await begin_an_era(hub, 3)
     gap = Gap("reset", START.after(), StreamId(3, 0), None, StreamId(3, 0).before())
     stream.answers = [behind(gap, 3)]
@@ -707,6 +710,7 @@ async def test_a_reader_that_had_all_of_the_window_follows_until_the_hub_closes(
     _, hub = await a_hub_that_read(1)
     assert hub.window.next_number == 2
     reader = await a_reader(hub)
+    assert reader.number == 2
     reader.number, hub.closing = number, closing
     following = asyncio.create_task(reader.follow(Pipe()))
     await asyncio.wait((following,), timeout=0.05 if follows else LIMIT_S)
