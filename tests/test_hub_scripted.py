@@ -405,6 +405,15 @@ async def test_how_far_the_feed_is_behind_is_shown() -> None:
         await wait_until(lambda: metrics.feed_lag_events._value.get() == 0, "it is measured again")
 
 
+async def test_the_feed_is_measured_now_and_then() -> None:
+    stream = ScriptedStream()
+    hub = a_scripted_hub(stream)
+    hub.pauses = hub.pauses._replace(measure_s=60.0)
+    async with task_of(hub.measure()):
+        await turns()
+        assert stream.looks == 0
+
+
 async def test_measuring_goes_on_after_the_size_could_not_be_asked() -> None:
     stream = ScriptedStream()
     hub = a_scripted_hub(stream)
