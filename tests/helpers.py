@@ -9,7 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from logpipe.fanout.hub import Pauses
 from logpipe.problems import JITTER_S
+
+QUICK = Pauses(outage_s=0.003, recovery_s=0.02, retry_s=0.02, measure_s=0.02)
+"""A hub with these waits for an outage no longer than it must."""
 
 
 async def wait_until(

@@ -11,6 +11,7 @@ from logpipe.metrics import Metrics
 from logpipe.redis_address import RedisAddress
 from logpipe.stream import Append, Appended, Once, Rule, Stream, digest_of
 from logpipe.stream.monitor import Intervals
+from tests.helpers import QUICK
 from tests.servers import Valkey
 
 NAME = "logs"
@@ -21,7 +22,7 @@ def event(number: int = 0) -> bytes:
     return b'{"source":"api","message":"number %d"}' % number
 
 
-QUICK = Intervals(healthy_s=0.02, troubled_s=0.01, refused_s=0.05)
+OFTEN = Intervals(healthy_s=0.02, troubled_s=0.01, refused_s=0.05)
 
 
 def events(count: int) -> list[bytes]:
@@ -34,7 +35,7 @@ def address_of(server: Valkey, **more: Any) -> RedisAddress:
 
 @asynccontextmanager
 async def stream_at(address: RedisAddress, **more: Any) -> AsyncIterator[Stream]:
-    given = {"maxlen": MAXLEN, "block_ms": 200, "intervals": QUICK, **more}
+    given = {"maxlen": MAXLEN, "block_ms": 200, "intervals": OFTEN, **more}
     stream = Stream(address, NAME, **given)
     try:
         yield stream
@@ -45,7 +46,7 @@ async def stream_at(address: RedisAddress, **more: Any) -> AsyncIterator[Stream]
 @asynccontextmanager
 async def running(stream: Stream, **more: Any) -> AsyncIterator[Hub]:
     """A hub whose feed runs, and its stream's monitor."""
-    given = {"queue_len": 10_000, "batch_count": 500, "heartbeat_s": 15.0, **more}
+    given = {"queue_len": 10_000, "batch_count": 500, "heartbeat_s": 15.0, "pauses": QUICK, **more}
     hub = Hub(stream, Metrics(), **given)
     tasks = [asyncio.create_task(each) for each in (hub.run(), hub.beat(), stream.monitor())]
     try:

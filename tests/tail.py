@@ -10,13 +10,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
 from logpipe.continuity import Cursor, Gap
-from logpipe.fanout import hub as hub_module
-from logpipe.fanout import subscription as subscription_module
 from logpipe.fanout.hub import Hub
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import EVERYTHING, Filter
@@ -27,7 +24,7 @@ from logpipe.stream import Page, Stream
 from tests.helpers import wait_until
 from tests.model import Reader
 from tests.schedules import WHERE, WHICH, Replica, Schedule, Subscriber, initialize, rule
-from tests.streams import NAME, QUICK, running
+from tests.streams import NAME, OFTEN, running
 
 
 class FlakyStream(Stream):
@@ -159,7 +156,7 @@ class Tail(Schedule[Distributor, Client]):
         self.log.begun = True
 
     def new_replica(self, where: int) -> Distributor:
-        stream = FlakyStream(self.address, NAME, maxlen=10**6, block_ms=30, intervals=QUICK)
+        stream = FlakyStream(self.address, NAME, maxlen=10**6, block_ms=30, intervals=OFTEN)
         stream.chance = self.chance
         return Distributor(stream, *self.options)
 
@@ -267,11 +264,3 @@ class Tail(Schedule[Distributor, Client]):
         for client in self.subscribers:
             client.check_alive()
         return self.subscribers
-
-
-def hurry(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Has nothing wait for an outage longer than it must, nor log it."""
-    caplog.set_level("CRITICAL", logger="logpipe")
-    monkeypatch.setattr(hub_module, "OUTAGE_PAUSE_S", 0.003)
-    monkeypatch.setattr(hub_module, "RECOVERY_S", 0.02)
-    monkeypatch.setattr(subscription_module, "RETRY_S", 0.02)

@@ -28,7 +28,7 @@ from logpipe.stream.pool import MAX_CONNECTIONS, Pool
 from logpipe.stream.primary import Found, Primary
 from tests.helpers import wait_until
 from tests.servers import Service, Valkey, free_port, serving
-from tests.streams import NAME, QUICK, add, address_of, event, once, stream_at
+from tests.streams import NAME, OFTEN, add, address_of, event, once, stream_at
 
 
 @contextlib.asynccontextmanager
@@ -206,7 +206,7 @@ async def test_a_silent_redis_is_noticed_by_a_process_that_is_held_up(own_valkey
     redis = Connections(
         address_of(own_valkey), NAME, 200, 0, lambda: None, lambda _: None, check_s=0.4
     )
-    monitor = asyncio.create_task(Monitor(redis, NAME, check_s=0.4, intervals=QUICK).run())
+    monitor = asyncio.create_task(Monitor(redis, NAME, check_s=0.4, intervals=OFTEN).run())
     try:
         await wait_until(lambda: redis.health.kind == "ok", "Redis was reached")
         own_valkey.signal(signal.SIGSTOP)

@@ -231,3 +231,37 @@ def test_bounds_say_whether_and_how_many_entries_have_gone(
 ) -> None:
     assert bounds.trimmed is trimmed
     assert bounds.position_before_first == gone
+
+
+@pytest.mark.parametrize(
+    ("witness", "spans"),
+    [
+        (START, True),
+        (at(49), False),
+        (at(50).before(), False),
+        (at(50), True),
+        (at(55), True),
+        (at(60), True),
+        (at(60).after(), False),
+    ],
+)
+def test_a_stream_spans_what_lies_between_its_oldest_and_its_last_id(
+    witness: StreamId, spans: bool
+) -> None:
+    assert kept(50, 60, added=60).spans(witness) is spans
+
+
+def test_a_stream_without_entries_may_be_any() -> None:
+    assert Bounds(None, at(60), 60, 0, START).spans(at(70))
+    assert NO_STREAM.spans(at(70))
+
+
+def test_an_unproven_cursor_has_no_position_and_no_beginning() -> None:
+    assert Cursor(at(5), 3).unproven() == Cursor(at(5))
+    assert Cursor(START.after(), 3).unproven() == Cursor(START.after())
+    assert Cursor(START, 0).unproven() == Cursor(StreamId(0, 1))
+
+
+def test_an_unproven_beginning_is_told_of_a_whole_stream() -> None:
+    gap = gap_after(Cursor(START).unproven(), kept(50, 60, added=11))
+    assert gap == Gap("reset", START.after(), at(50), None, at(50).before())

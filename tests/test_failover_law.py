@@ -26,8 +26,8 @@ from tests.fake_sentinel import FakeSentinel
 from tests.helpers import wait_until
 from tests.model import LOST, MISCOUNTED, MISPLACED, Written
 from tests.schedules import KEEP, TIMEOUT_S, AnySchedule, breaks, event_of, rule, run
-from tests.streams import NAME, QUICK, appended
-from tests.tail import Tail, hurry
+from tests.streams import NAME, OFTEN, appended
+from tests.tail import Tail
 
 NOWHERE = 9
 """A port at which nothing listens."""
@@ -65,7 +65,7 @@ class Collector:
     """A collector: a stream through which is appended, and its monitor."""
 
     def __init__(self, address: RedisAddress) -> None:
-        intervals = QUICK._replace(primary_s=0.01)
+        intervals = OFTEN._replace(primary_s=0.01)
         self.stream = Stream(address, NAME, maxlen=10**6, block_ms=30, intervals=intervals)
         self._monitor = asyncio.create_task(self.stream.monitor())
 
@@ -321,7 +321,7 @@ def failing_over(trio: Trio) -> AnySchedule:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing here waits for an outage longer than it must."""
-    hurry(monkeypatch, caplog)
+    caplog.set_level("CRITICAL", logger="logpipe")
     monkeypatch.setattr(primary, "ASK_PAUSE_S", 0.005)
     monkeypatch.setattr(finding, "COMPARE_S", 0.1)
     monkeypatch.setattr(finding, "COMPARE_PAUSE_S", 0.005)

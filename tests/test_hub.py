@@ -30,12 +30,6 @@ async def a_hub(valkey: Valkey, **more: Any) -> AsyncIterator[Hub]:
         yield hub
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "OUTAGE_PAUSE_S", 0.003)
-    monkeypatch.setattr(hub_module, "RECOVERY_S", 0.02)
-
-
 async def in_step(hub: Hub, last: StreamId) -> None:
     await wait_until(lambda: hub.window.end.id == last, "the feed has read everything")
 

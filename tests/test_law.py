@@ -17,7 +17,7 @@ from tests.helpers import wait_until
 from tests.model import LOST
 from tests.schedules import KEEP, TIMEOUT_S, AnySchedule, breaks, over, rule, run
 from tests.servers import Valkey
-from tests.tail import Tail, hurry
+from tests.tail import Tail
 
 pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
@@ -88,9 +88,8 @@ class TailOfOne(Tail):
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing here waits for an outage longer than it must."""
-    hurry(monkeypatch, caplog)
+def without_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("CRITICAL", logger="logpipe")
 
 
 @pytest.fixture

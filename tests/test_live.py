@@ -7,53 +7,20 @@ from collections.abc import AsyncIterator
 import pytest
 
 from logpipe.continuity import Cursor
-from logpipe.event import StoredEvent, read_entry
 from logpipe.fanout import live as module
 from logpipe.fanout.hub import Hub
-from logpipe.fanout.live import Live
 from logpipe.fanout.streaming import NDJSON
 from logpipe.fanout.subscription import HubSubscription
-from logpipe.filters import EVERYTHING, Filter, Predicate
-from logpipe.filters.index import SLICE_BYTES, FilterIndex
-from logpipe.ids import START, StreamId
-from logpipe.messages import Batch, Encoder, Hello, Start
-from logpipe.metrics import Metrics
+from logpipe.filters import EVERYTHING, Filter
+from logpipe.ids import StreamId
+from logpipe.messages import Batch, Hello, Start
 from logpipe.stream import Append
-from logpipe.turns import Turns
 from tests.helpers import wait_until
+from tests.scripted_stream import Pipe
 from tests.servers import Valkey
 from tests.streams import add, address_of, events, running, stream_at
 
 NOTHING = Filter("message:nowhere")
-
-
-class Pipe:
-    """A `live.Writer` that keeps what it is written; `room` is how many more writes it takes."""
-
-    def __init__(self, room: int = 1_000_000, *, chunked: bool = True) -> None:
-        self.chunked = chunked
-        self.encoder: Encoder = NDJSON
-        self.passed: StreamId | None = None
-        self.written_at = 0.0
-        self.chunks: list[bytes] = []
-        self.room = room
-
-    def write(self, chunk: bytes) -> bool:
-        if self.chunked:
-            size, _, chunk = chunk.partition(b"\r\n")
-            assert int(size, 16) == len(chunk) - 2
-            chunk = chunk[:-2]
-        self.chunks.append(chunk)
-        return len(self.chunks) < self.room
-
-    @property
-    def news(self) -> list[bytes]:
-        """What it was written beside heartbeats, which may be due at any time."""
-        return [chunk for chunk in self.chunks if chunk != NDJSON.heartbeat]
-
-    @property
-    def events(self) -> int:
-        return b"".join(self.chunks).count(b'"source"')
 
 
 class Follower:
@@ -225,189 +192,3 @@ async def test_one_that_leaves_is_forgotten(valkey: Valkey) -> None:
         await wait_until(lambda: other.pipe.events == 1, "the other goes on")
         assert not follower.pipe.news
         assert follower.subscription.cursor != Cursor(hub.window.end.id)
-
-
-# -- filters that cost much ------------------------------------------------------------------------
-
-
-class Reader:
-    """A `live.Reader` that has had all up to the batch with number 0."""
-
-    def __init__(self, chosen: Filter) -> None:
-        self.filter = chosen
-        self.cursor = Cursor(START)
-        self.number: int | None = 0
-
-
-class Costs:
-    """A clock that goes on only by what filters cost; all filters take every event."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.of: dict[str, float] = {}
-        """Seconds that filters take for an event, by their text."""
-
-    def clock(self) -> float:
-        return self.seconds
-
-    def predicate(self, chosen: Filter) -> Predicate | None:
-        def accepts(_: StoredEvent) -> bool:
-            self.seconds += self.of.get(chosen.query, 0.0)
-            return True
-
-        return accepts if chosen.query else None
-
-
-class Crowd:
-    """Live readers without a hub, each with a filter of its own."""
-
-    def __init__(self, costs: Costs, *filters: Filter) -> None:
-        index = FilterIndex(clock=costs.clock, cpu_clock=costs.clock)
-        self.live = Live(Metrics(), index, Turns(costs.clock))
-        self.readers = [Reader(each) for each in filters]
-        self.pipes = [Pipe() for _ in filters]
-        self.tasks = [
-            asyncio.create_task(self.live.follow(reader, pipe))
-            for reader, pipe in zip(self.readers, self.pipes, strict=True)
-        ]
-
-    async def __aenter__(self) -> "Crowd":
-        await asyncio.sleep(0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for each in self.tasks:
-            each.cancel()
-        await asyncio.wait(self.tasks)
-
-
-def a_batch(count: int, start: int = 1) -> Batch:
-    """Events so large that each is a step of its own for a filter."""
-    raw = b'{"source":"api","message":"%b"}' % (b"m" * SLICE_BYTES)
-    entries = [
-        entry
-        for number in range(start, start + count)
-        if (entry := read_entry(StreamId(number, 0), raw))
-    ]
-    return Batch(Cursor(StreamId(start - 1, 0)), Cursor(entries[-1].id), entries)
-
-
-@pytest.fixture
-def costs(monkeypatch: pytest.MonkeyPatch) -> Costs:
-    costs = Costs()
-    monkeypatch.setattr(Filter, "predicate", property(costs.predicate))
-    return costs
-
-
-async def test_a_slow_filter_does_not_hold_up_other_readers(costs: Costs) -> None:
-    costs.of["slow"] = 0.01
-    async with Crowd(costs, Filter("slow"), Filter("fast"), EVERYTHING) as crowd:
-        batch = a_batch(500)
-        await crowd.live.carry(batch, 0)
-        assert costs.seconds < 0.03
-        slow, *others = crowd.readers
-        await asyncio.wait_for(crowd.tasks[0], 5)  # it goes on by itself, with the same batch
-        assert slow.number == 0
-        assert slow.cursor == Cursor(START)
-        assert [pipe.events for pipe in crowd.pipes] == [0, 500, 500]
-        assert {(each.number, each.cursor) for each in others} == {(1, batch.end)}
-        assert not any(task.done() for task in crowd.tasks[1:])
-
-
-async def test_a_slow_filter_that_comes_back_is_not_evaluated_again(costs: Costs) -> None:
-    costs.of["slow"] = 0.01
-    async with Crowd(costs, Filter("slow"), EVERYTHING) as crowd:
-        await crowd.live.carry(a_batch(100), 0)
-        await asyncio.wait_for(crowd.tasks[0], 5)
-        crowd.readers[0].number = 1
-        again = asyncio.create_task(crowd.live.follow(crowd.readers[0], crowd.pipes[0]))
-        await asyncio.sleep(0)
-        before = costs.seconds
-        await crowd.live.carry(a_batch(100, 101), 1)
-        assert costs.seconds == before
-        await asyncio.wait_for(again, 5)
-        assert [pipe.events for pipe in crowd.pipes] == [0, 200]
-
-
-async def test_others_have_their_turn_while_a_batch_is_filtered(costs: Costs) -> None:
-    filters = [Filter(f"-word{number}") for number in range(20)]
-    costs.of.update({each.query: 0.003 for each in filters})
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    async with Crowd(costs, *filters) as crowd:
-        other = asyncio.create_task(others())
-        await crowd.live.carry(a_batch(2), 0)
-        other.cancel()
-        assert [pipe.events for pipe in crowd.pipes] == [2] * 20
-    assert turns >= 15  # of 120 ms, each after 5 ms, and those that a step is longer
-
-
-async def test_readers_that_leave_or_come_while_a_batch_is_filtered(costs: Costs) -> None:
-    filters = [Filter(f"-word{number}") for number in range(30)]
-    costs.of.update({each.query: 0.002 for each in filters})
-    async with Crowd(costs, *filters) as crowd:
-        batch, following = a_batch(3), a_batch(2, 4)
-        carrying = asyncio.create_task(crowd.live.carry(batch, 0))
-        async with asyncio.timeout(30):
-            while not crowd.pipes[0].events:
-                await asyncio.sleep(0)
-        assert not crowd.pipes[-1].events
-        crowd.tasks[-1].cancel()  # it leaves
-        late = Reader(filters[5])
-        late.number, late.cursor, pipe = 1, batch.end, Pipe()
-        crowd.tasks.append(asyncio.create_task(crowd.live.follow(late, pipe)))
-        await asyncio.wait_for(carrying, 30)
-        assert [each.events for each in crowd.pipes] == [3] * 29 + [0]
-        assert pipe.events == 0
-        await asyncio.wait_for(crowd.live.carry(following, 1), 30)
-        assert [each.events for each in crowd.pipes] == [5] * 29 + [0]
-        assert pipe.events == 2
-        for each in crowd.pipes[:29]:
-            sent = [line for line in b"".join(each.chunks).split(b"\n") if line]
-            assert [f'"id":"{number}-0"'.encode() in line for number, line in enumerate(sent, 1)]
-        assert crowd.readers[-1].number == 0
-
-
-async def test_readers_dismissed_during_a_batch_have_it_once(costs: Costs) -> None:
-    filters = [Filter(f"-word{number}") for number in range(30)]
-    costs.of.update({each.query: 0.002 for each in filters})
-    async with Crowd(costs, *filters) as crowd:
-        batch = a_batch(3)
-        carrying = asyncio.create_task(crowd.live.carry(batch, 0))
-        async with asyncio.timeout(30):
-            while not crowd.pipes[0].events:
-                await asyncio.sleep(0)
-        crowd.live.dismiss()
-        await asyncio.wait_for(carrying, 30)
-        for reader, pipe in zip(crowd.readers, crowd.pipes, strict=True):
-            had = pipe.events > 0
-            assert (reader.number, pipe.events) == ((1, 3) if had else (0, 0))
-        assert not crowd.pipes[-1].events
-
-
-async def test_who_is_not_reached_in_one_batch_is_evaluated_for_the_next(costs: Costs) -> None:
-    filters = [Filter(f"-word{number}") for number in range(60)]
-    costs.of.update({each.query: 0.009 for each in filters})
-    async with Crowd(costs, *filters) as crowd:
-        first, second = a_batch(1), a_batch(1, 2)
-        await crowd.live.carry(first, 0)
-        late = [number for number, pipe in enumerate(crowd.pipes) if not pipe.events]
-        assert 0 < len(late) < 60
-        for number in late:  # each reads the batch by itself and comes back
-            await asyncio.wait_for(crowd.tasks[number], 5)
-            reader = crowd.readers[number]
-            reader.number, reader.cursor = 1, first.end
-            crowd.tasks[number] = asyncio.create_task(
-                crowd.live.follow(reader, crowd.pipes[number])
-            )
-        await asyncio.sleep(0)
-        costs.of.clear()
-        await crowd.live.carry(second, 1)
-        assert all(pipe.chunks for pipe in crowd.pipes)
-        assert {reader.number for reader in crowd.readers} == {2}

@@ -44,7 +44,7 @@ from tests.schedules import (
     run,
 )
 from tests.servers import Valkey
-from tests.streams import NAME, QUICK, address_of
+from tests.streams import NAME, OFTEN, address_of
 
 GROUP = "workers"
 IDLE_MS = 300
@@ -58,7 +58,7 @@ class Distributor(Replica):
 
     def __init__(self, valkey: Valkey, name: str) -> None:
         super().__init__(
-            Stream(address_of(valkey), NAME, maxlen=10**6, block_ms=30, intervals=QUICK)
+            Stream(address_of(valkey), NAME, maxlen=10**6, block_ms=30, intervals=OFTEN)
         )
         self._background = Background()
         self._requests: set[asyncio.Task[int]] = set()

@@ -71,15 +71,64 @@ def test_chunks_of_few_pages_are_kept() -> None:
 def test_its_bytes_are_bounded_and_what_it_gives_follows_the_cursor(
     pages: list[tuple[int, int]],
 ) -> None:
-    shelf = Shelf()
-    limit, module.MAX_BYTES = module.MAX_BYTES, 8_000
-    try:
-        for after, count in pages:
-            shelf.put(batch(after, after + count))
-            assert shelf.bytes <= 8_000
-        for number in range(90):
-            found = shelf.get(StreamId(number, 0))
-            if found is not None:
-                assert found.start.id <= StreamId(number, 0) < found.end.id
-    finally:
-        module.MAX_BYTES = limit
+    shelf = Shelf(max_bytes=8_000)
+    for after, count in pages:
+        shelf.put(batch(after, after + count))
+        assert shelf.bytes <= 8_000
+    for number in range(90):
+        found = shelf.get(StreamId(number, 0))
+        if found is not None:
+            assert found.start.id <= StreamId(number, 0) < found.end.id
+
+
+def test_a_page_that_was_read_again_takes_the_place_of_the_first() -> None:
+    shelf, second = Shelf(), batch(10, 14)
+    shelf.put(batch(10, 20))
+    shelf.put(batch(20, 30))
+    shelf.put(second)
+    assert shelf.get(StreamId(10, 0)) is second
+    assert shelf.get(StreamId(15, 0)) is None
+    assert shelf.bytes == second.weight + batch(20, 30).weight
+    shelf.clear()
+    assert shelf.bytes == 0
+
+
+def test_pages_are_found_in_whichever_order_they_came() -> None:
+    shelf, pages = Shelf(), [batch(after, after + 10) for after in (30, 10, 20)]
+    for page in pages:
+        shelf.put(page)
+    assert [shelf.get(StreamId(number, 0)) for number in (35, 15, 25)] == pages
+    assert shelf.get(StreamId(9, 0)) is None
+    assert shelf.get(StreamId(40, 0)) is None
+
+
+def test_the_page_that_was_used_longest_ago_makes_room() -> None:
+    pages = [batch(after, after + 10) for after in (10, 20, 30)]
+    shelf = Shelf(max_bytes=2 * pages[0].weight)
+    for page in pages[:2]:
+        shelf.put(page)
+    assert shelf.get(StreamId(10, 0)) is pages[0]
+    shelf.put(pages[2])
+    found = [shelf.get(StreamId(number, 0)) for number in (10, 20, 30)]
+    assert found == [pages[0], None, pages[2]]
+    assert shelf.bytes == 2 * pages[0].weight
+
+
+def test_one_page_is_kept_however_large_it_is() -> None:
+    shelf, page = Shelf(max_bytes=1), batch(10, 20)
+    shelf.put(batch(20, 30))
+    shelf.put(page)
+    assert shelf.get(StreamId(10, 0)) is page
+    assert shelf.get(StreamId(20, 0)) is None
+
+
+def test_a_page_that_was_just_asked_for_is_not_let_go() -> None:
+    clock = Clock()
+    shelf, page = Shelf(clock), batch(0, 5)
+    shelf.put(page)
+    clock.now = module.KEPT_S
+    shelf.let_go()
+    assert shelf.get(StreamId(0, 0)) is page
+    clock.now = 2 * module.KEPT_S
+    shelf.let_go()
+    assert shelf.get(StreamId(0, 0)) is page

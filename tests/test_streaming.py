@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self, cast
 
+import msgspec
 import pytest
 
 from logpipe import sse
@@ -26,7 +27,7 @@ from logpipe.messages import RETRY_MS, Batch, Bye, Encoder, Hello, Item, Notice,
 from logpipe.metrics import Metrics
 from logpipe.stream import Stream
 from logpipe.turns import TURN_S, Turns
-from logpipe.wire import EXTENSION
+from logpipe.wire import EXTENSION, LATER
 from tests.helpers import fair_time, wait_until
 from tests.servers import Valkey
 from tests.streams import add, address_of, stream_at
@@ -214,15 +215,19 @@ class SlowWire:
         self.left = 0
         self.looks = 0
         self.ended = False
+        self.begun = 0
+        self.bounds: list[int] = []
 
     @property
     def unconfirmed(self) -> int:
         self.looks += 1
         return self.left
 
-    def begin_stream(self) -> None: ...
+    def begin_stream(self) -> None:
+        self.begun += 1
 
-    def bound_send_buffer(self, size: int) -> None: ...
+    def bound_send_buffer(self, size: int) -> None:
+        self.bounds.append(size)
 
     def pieces(self, body: bytes) -> list[bytes]:
         return [body]
@@ -291,6 +296,183 @@ async def test_head_gets_the_headers_and_enters_no_subscription() -> None:
     assert browser.body == b""
     assert browser.ended
     assert source.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("seats", "limit", "why"),
+    [
+        (Seats(1), "subscribers", "MAX_SUBSCRIBERS)"),
+        (Seats(9, 1), "subscribers_per_client", "MAX_SUBSCRIBERS_PER_CLIENT)"),
+    ],
+)
+async def test_a_stream_without_a_seat_ends_with_the_reason(
+    seats: Seats, limit: str, why: str
+) -> None:
+    assert not seats.take("10.0.0.7")
+    source, browser, metrics = Source([HELLO], None), Browser(), Metrics()
+    scope = {"type": "http", "method": "GET", "client": ("10.0.0.7", 1)}
+    response = StreamResponse(cast(Any, source), SSE, metrics, seats)
+    await asyncio.wait_for(response(scope, browser.receive, browser.send), 5)
+    [bye] = parsed(browser.body)
+    assert bye.event == "bye"
+    assert why in json.loads(bye.data)["reason"]
+    assert browser.ended
+    assert source.asked == 0
+    assert seats.taken == 1  # that of the other
+    assert metrics._limited[limit]._value.get() == 1
+
+
+@pytest.mark.parametrize("end", [None, RuntimeError("on purpose")])
+async def test_a_seat_is_given_back_however_a_stream_ends(end: RuntimeError | None) -> None:
+    seats = Seats(1)
+    scope = {"type": "http", "method": "GET", "client": ("10.0.0.7", 1)}
+    for _ in range(2):
+        source, browser = Source([HELLO], end), Browser()
+        response = StreamResponse(cast(Any, source), SSE, Metrics(), seats)
+        with contextlib.suppress(RuntimeError):
+            await asyncio.wait_for(response(scope, browser.receive, browser.send), 5)
+        assert [event.event for event in parsed(browser.body)] == ["hello"]
+        assert source.client == "10.0.0.7"
+    assert seats.taken == 0
+
+
+async def test_the_rest_of_a_stream_follows_its_head_where_the_server_asks_for_it() -> None:
+    source, browser = Source([HELLO], None), Browser()
+    response = StreamResponse(cast(Any, source), SSE, Metrics(), Seats(1))
+    later: list[Any] = []
+    scope = {"type": "http", "method": "GET", LATER: later}
+    await asyncio.wait_for(response(scope, browser.receive, browser.send), 5)
+    assert [message["type"] for message in browser.sent] == ["http.response.start"]
+    [rest] = later
+    await asyncio.wait_for(rest(browser.receive, browser.send), 5)
+    assert [event.event for event in parsed(browser.body)] == ["hello"]
+
+
+@pytest.mark.parametrize("confirms", [False, True])
+async def test_what_the_kernel_keeps_is_bounded_for_who_confirms(confirms: bool) -> None:
+    source, browser, wire = Source([HELLO], None), Browser(), SlowWire()
+    source.confirms = confirms
+    await asyncio.wait_for(respond(source, browser, wire=wire), 5)
+    assert wire.begun == 1
+    assert wire.bounds == [streaming.SHARED_SEND_BUFFER] * confirms
+
+
+class FollowingSource(Source):
+    """A subscription that keeps which writers it was to follow with."""
+
+    def __init__(self, *given: Sequence[Item] | BaseException | None) -> None:
+        super().__init__(*given)
+        self.writers: list[object] = []
+
+    async def follow(self, writer: object) -> None:
+        self.writers.append(writer)
+
+
+class IdleWire(SlowWire):
+    """The wire of a client that takes all at once."""
+
+    idle = True
+
+    def __init__(self, *, chunked: bool) -> None:
+        super().__init__()
+        self.chunked = chunked
+        self.parts: list[bytes] = []
+
+    def send(self, part: bytes) -> bool:
+        self.parts.append(part)
+        return len(self.parts) < 2
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_subscription_writes_to_an_idle_wire_by_itself(chunked: bool) -> None:
+    source, browser, wire = FollowingSource([HELLO], None), Browser(), IdleWire(chunked=chunked)
+    await asyncio.wait_for(respond(source, browser, wire=wire), 5)
+    [writer] = cast("list[StreamResponse]", source.writers)
+    assert writer.chunked is chunked
+    assert [writer.write(b"a"), writer.write(b"b")] == [True, False]
+    assert wire.parts == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("wire", [None, SlowWire()])
+async def test_a_subscription_writes_to_no_wire_that_is_busy(wire: SlowWire | None) -> None:
+    source, browser = FollowingSource([HELLO], None), Browser()
+    await asyncio.wait_for(respond(source, browser, wire=wire), 5)
+    assert not source.writers
+    assert source.written == 1
+
+
+def test_a_response_without_a_wire_is_not_chunked() -> None:
+    assert not StreamResponse(cast(Any, Source()), SSE, Metrics(), Seats(1)).chunked
+
+
+@pytest.mark.parametrize("confirms", [False, True])
+async def test_an_event_is_acknowledged_once_it_is_confirmed(confirms: bool) -> None:
+    source, browser, wire = Source([a_batch(5)], None), Browser(), SlowWire()
+    source.confirms, wire.left = confirms, 7
+    response = respond(source, browser, wire=wire)
+    if confirms:
+        await wait_until(lambda: wire.looks > 2, "its confirmation is awaited")
+        assert source.written == 0
+        wire.left = 0
+    await asyncio.wait_for(response, 5)
+    assert source.written == 1
+    assert wire.looks > 0 or not confirms
+
+
+async def test_no_confirmation_of_a_heartbeat_is_awaited() -> None:
+    source, browser, wire = Source([], None), Browser(), SlowWire()
+    source.confirms, wire.left = True, 7
+    await asyncio.wait_for(respond(source, browser, wire=wire), 5)
+    assert wire.looks == 0
+
+
+async def test_only_the_last_message_ends_the_body() -> None:
+    browser = Browser()
+    await asyncio.wait_for(respond(Source([HELLO], [a_batch(5)], None), browser), 5)
+    bodies = [message for message in browser.sent if message["type"] == "http.response.body"]
+    assert [message.get("more_body", False) for message in bodies] == [True, True, False]
+
+
+async def test_a_client_whose_token_is_revoked_has_one_farewell() -> None:
+    source, browser = Source([HELLO]), Browser()
+    ends: list[Callable[[str], None]] = []
+
+    @contextlib.contextmanager
+    def revoking(end: Callable[[str], None]) -> Iterator[None]:
+        ends.append(end)
+        yield
+
+    response = StreamResponse(cast(Any, source), SSE, Metrics(), Seats(1), revoking)
+    scope = {"type": "http", "method": "GET"}
+    task = asyncio.create_task(response(scope, browser.receive, browser.send))
+    await wait_until(lambda: source.asked == 2, "it waits for more")
+    ends[0]("first")
+    ends[0]("second")
+    await asyncio.wait_for(task, 5)
+    assert [event.event for event in parsed(browser.body)] == ["hello", "bye"]
+    assert "first" in parsed(browser.body)[-1].data
+    assert browser.ended
+    assert source.inside == 0
+
+
+async def test_a_filter_of_spaces_takes_everything() -> None:
+    source, browser = Source([a_batch(5, 6)], None), Browser()
+    source.filter = Filter(" ")
+    await asyncio.wait_for(respond(source, browser), 5)
+    assert [event.id for event in parsed(browser.body)] == ["5-0", "6-0"]
+
+
+async def test_a_client_that_leaves_is_not_looked_for_once_the_stream_has_ended() -> None:
+    before = asyncio.all_tasks()
+    browser = Browser()
+    await asyncio.wait_for(respond(Source([HELLO], None), browser), 5)
+    await wait_until(lambda: asyncio.all_tasks() == before, "no task is left")
+
+
+def test_only_a_hello_and_a_farewell_say_when_to_come_back() -> None:
+    for message, tells in ((HELLO, True), (Bye("done", 7), True), (GAP, False)):
+        assert (b"retry: " in SSE.message(message)) is tells
+    assert b"retry: " not in SSE.message(Progress(GAP.before))
 
 
 async def test_others_go_on_while_a_batch_is_filtered() -> None:
@@ -577,6 +759,10 @@ async def test_what_is_delivered_is_counted() -> None:
     assert metrics.delivered_events._value.get() == 2
     assert metrics.delivered_bytes._value.get() == len(browser.body)
     assert metrics.gaps.labels("trimmed")._value.get() == 1
+    assert metrics.gap_events.labels("trimmed")._value.get() == 7
+    response.count_gap(msgspec.structs.replace(GAP, count=None))
+    assert metrics.gaps.labels("trimmed")._value.get() == 2
+    assert metrics.gap_events.labels("trimmed")._value.get() == 7
 
 
 # -- over real subscriptions -----------------------------------------------------------------------

@@ -9,8 +9,6 @@ import pytest
 
 from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry
-from logpipe.fanout import hub as hub_module
-from logpipe.fanout import subscription as subscription_module
 from logpipe.fanout.hub import CATCHUP_READERS, Hub
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.fanout.window import BATCH_BYTES
@@ -31,14 +29,6 @@ async def a_hub(valkey: Valkey, **more: Any) -> AsyncIterator[Hub]:
     async with stream_at(address_of(valkey)) as stream, running(stream, **more) as hub:
         await wait_until(lambda: hub.attached, "the hub has reached the stream")
         yield hub
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here waits for an outage longer than it must."""
-    monkeypatch.setattr(hub_module, "OUTAGE_PAUSE_S", 0.003)
-    monkeypatch.setattr(hub_module, "RECOVERY_S", 0.02)
-    monkeypatch.setattr(subscription_module, "RETRY_S", 0.02)
 
 
 # -- where a subscription begins -------------------------------------------------------------------

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from contextvars import Context
-from typing import Any
+from typing import Any, NamedTuple
 
 from logpipe.continuity import NO_STREAM, Bounds, Cursor
 from logpipe.fanout.history import Budget, Scan, ScanSeats
@@ -47,13 +47,21 @@ CATCHUP_ENTRY_S = 4e-6
 CATCHUP_PAGE = 100
 """Entries of a page meanwhile: what one turn of it may hold up the others."""
 
-OUTAGE_PAUSE_S = 0.05
-"""The least time between two attempts of the feed; jitter doubles it."""
-MEASURE_S = 1.0
-"""Between two looks at how far the feed is behind, and at the size of the stream."""
 
-RECOVERY_S = 1.0
-"""How long the feed waits for the monitor's word before it looks for itself."""
+class Pauses(NamedTuple):
+    """How long the feed, its readers and its measurements wait, in seconds."""
+
+    outage_s: float = 0.05
+    """The least time between two attempts of the feed; jitter doubles it."""
+    recovery_s: float = 1.0
+    """How long the feed waits until the monitor reports that Redis is back, before it tries."""
+    retry_s: float = 1.0
+    """How long a reader waits after an error that the feed may not have met."""
+    measure_s: float = 1.0
+    """Between two looks at how far the feed is behind, and at the size of the stream."""
+
+
+PAUSES = Pauses()
 
 
 class Hub:
@@ -68,6 +76,7 @@ class Hub:
         batch_count: int,
         heartbeat_s: float,
         event_bytes: int = 64 * 1024,
+        pauses: Pauses = PAUSES,
     ) -> None:
         self.stream = stream
         self.metrics = metrics
@@ -78,6 +87,7 @@ class Hub:
         """The ids behind which a subscriber is just reading; set when it is done."""
         self.batch_count = batch_count
         self.heartbeat_s = heartbeat_s
+        self.pauses = pauses
         self.attached = False
         """Whether the feed has ever reached the stream: before, there is no `latest`."""
         self.era = 0
@@ -111,8 +121,8 @@ class Hub:
                     await self._follow(after_outage=outage)
                 except Unavailable:
                     outage = True
-                    await asyncio.sleep(OUTAGE_PAUSE_S * (1 + random.random()))  # noqa: S311
-                    await self.stream.health.recovered(RECOVERY_S)
+                    await asyncio.sleep(self.pauses.outage_s * (1 + random.random()))  # noqa: S311
+                    await self.stream.health.recovered(self.pauses.recovery_s)
         finally:
             if self._looking is not None:  # its connection is to be closed with the others
                 self._looking.cancel()
@@ -172,7 +182,7 @@ class Hub:
     async def measure(self) -> None:
         """Shows now and then, for ever, how far the feed is behind the stream, and their sizes."""
         while True:
-            await asyncio.sleep(MEASURE_S)
+            await asyncio.sleep(self.pauses.measure_s)
             bounds = await self.bounds()
             entries, seconds = lag_of(self.window.end, bounds)
             self.metrics.feed_lag_events.set(entries)

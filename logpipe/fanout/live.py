@@ -172,13 +172,11 @@ class Live:
             reader.cursor = end
             reader.number = following
             each.write(part, now)
-        count = len(followers)
-        if followers:
-            if found[-1].id != end.id:
-                for each in followers:
-                    each.writer.passed = end.id
-            self._metrics.delivered_events.inc(len(found) * count)
-            self._metrics.window_reads.inc(count)
+        if found[-1].id != end.id:
+            for each in followers:
+                each.writer.passed = end.id
+        self._metrics.delivered_events.inc(len(found) * len(followers))
+        self._metrics.window_reads.inc(len(followers))
 
     def _pass(self, followers: Iterable[_Follower], batch: Batch, number: int, now: float) -> None:
         """The filter takes none of it: only the cursors move."""

@@ -24,8 +24,11 @@ KEPT_S = 10.0
 class Shelf:
     """Batches by where they start; what they say was true when they were read."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, max_bytes: int = MAX_BYTES
+    ) -> None:
         self.bytes = 0
+        self._max_bytes = max_bytes
         self._clock = clock
         self._keepers = Keepers(KEPT_CHUNKS)
         self._starts: list[StreamId] = []
@@ -42,7 +45,7 @@ class Shelf:
         self._used[start] = self._clock()
         self.bytes += batch.weight
         self._keepers.add(batch)
-        while self.bytes > MAX_BYTES and len(self._batches) > 1:
+        while self.bytes > self._max_bytes and len(self._batches) > 1:
             self._drop(next(iter(self._used)))
 
     def get(self, after: StreamId) -> Batch | None:

@@ -24,9 +24,6 @@ from logpipe.messages import Batch, Bye, Hello, Item, Notice, Start
 from logpipe.problems import Unavailable
 from logpipe.stream import Page
 
-RETRY_S = 1.0
-"""How long a reader that catches up waits after an error that the feed may not have met."""
-
 STARTING = ("connecting", "ok")
 """States of Redis in which a feed that has not begun is about to: nothing to tell of."""
 
@@ -111,7 +108,7 @@ class HubSubscription:
                     items = await self._read_on()
             except Unavailable as error:
                 items = self._notice(error)
-                patience = RETRY_S
+                patience = self._hub.pauses.retry_s
                 self.cursor = Cursor(self.cursor.id)  # it may be another stream that comes back
             if items or time.monotonic() >= due:
                 return items
@@ -162,18 +159,18 @@ class HubSubscription:
     async def _catch_up(self) -> Sequence[Item]:
         """The next page from the stream itself, with the gap before it."""
         self.number = None
-        at = self.cursor.id
-        if (reading := self._hub.reading.get(at)) is not None:
+        if (reading := self._hub.reading.get(self.cursor.id)) is not None:
             await reading.wait()  # another is just about to find out
+        self._drop_stale_proof()
         if self._in_the_stream_of_the_window and (batch := self._from_shelf()) is not None:
             await asyncio.sleep(0)  # a reader that takes all at once must not keep the others out
             return [batch]
+        at = self.cursor.id
         reading = self._hub.reading.setdefault(at, asyncio.Event())
         try:
             async with self._hub.catching_up.seat(self.client):
                 era = self._hub.era
-                if self._era is not None and self._era != era:
-                    self.cursor = self.cursor.unproven()
+                self._drop_stale_proof()
                 page = await self._hub.stream.read(
                     self.cursor,
                     self._page_count(),
@@ -185,6 +182,11 @@ class HubSubscription:
         finally:
             self._hub.reading.pop(at, None)
             reading.set()
+
+    def _drop_stale_proof(self) -> None:
+        """Makes a cursor of an earlier era one that has to prove itself."""
+        if self._era is not None and self._era != self._hub.era:
+            self.cursor = self.cursor.unproven()
 
     def _read(self, page: Page, era: int) -> Sequence[Item]:
         """What a page of the stream has to say."""
