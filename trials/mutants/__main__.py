@@ -62,7 +62,6 @@ class Run:
         limit_s = PATIENCE * baseline.seconds + SLACK_S
         found = list(places(row, copy.tree, self.skip))
         known = [each for each in self.known if each.module == row.name]
-        equivalent = {(each.line, each.change) for each in known}
         self.stale += unmatched(found, known)
         mutants = sample(found, self.most, f"{self.seed} {row.name}")
         _show(f"{row.name}: {len(mutants)} of {len(found)} places, {baseline.seconds:.1f} s each")
@@ -70,7 +69,7 @@ class Run:
         for mutant in mutants:
             fate: report.Fate = "equivalent"
             seconds = 0.0
-            if (mutant.before, mutant.after) not in equivalent:
+            if not any(each.is_it(mutant.before, mutant.after) for each in known):
                 fate, seconds = await self._try(mutant, row, copy, limit_s)
             where = f"{mutant.path}:{mutant.line}"
             tried.append(report.Tried(where, mutant.before, mutant.after, fate, seconds))

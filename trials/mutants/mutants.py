@@ -85,5 +85,5 @@ def unmatched(found: Sequence[Place], known: Sequence[Equivalent]) -> list[Equiv
         for place in found
         if place.source.splitlines()[place.line - 1].strip() in firsts
     ]
-    there = {(mutant.before, mutant.after) for mutant in made if mutant is not None}
-    return [each for each in known if (each.line, each.change) not in there]
+    there = [(mutant.before, mutant.after) for mutant in made if mutant is not None]
+    return [each for each in known if not any(each.is_it(*changed) for changed in there)]

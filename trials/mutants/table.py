@@ -29,13 +29,21 @@ class Row(msgspec.Struct, frozen=True):
 class Equivalent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A mutant that behaves as the original: in the module of a row, `line` becomes `change`.
 
-    Both are lines of the source without the space around them; several are joined by newlines.
+    White space does not count; several lines are joined by newlines.
     """
 
     module: str
     line: str
     change: str
     reason: str
+
+    def is_it(self, before: str, after: str) -> bool:
+        """Whether a change of these lines is this one."""
+        return (_bare(self.line), _bare(self.change)) == (_bare(before), _bare(after))
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
 
 
 def read(name: str) -> dict[str, Any]:
