@@ -8,6 +8,9 @@ SEED ?= 1
 CYCLES ?= 200
 BODIES ?= 1000000
 STREAMS ?= 100000
+MODULES ?=
+SAMPLE ?= 25
+COPIES ?= 1
 # Wheels only, for every Python and machine; the locks do not name a package index.
 LOCKING := --quiet --upgrade --universal --python-version 3.11 --only-binary :all: --generate-hashes \
 	--custom-compile-command 'make lock'
@@ -16,7 +19,7 @@ BUILD_REQUIRES := 'import tomllib; print(*tomllib.load(open("pyproject.toml", "r
 LOCKED := --quiet --require-hashes --only-binary :all:
 
 .DEFAULT_GOAL := help
-.PHONY: help run test newest senders chaos fuzz soak soak-day attack bench check lint types lock audit format clean
+.PHONY: help run test newest senders chaos fuzz soak soak-day attack bench mutants check lint types lock audit format clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -52,6 +55,9 @@ attack: $(VENV)/.developing ## Play every attack on a real process for SECONDS, 
 bench: $(VENV)/.developing ## Measure logpipe, its ceilings and its peers in one run (10 minutes)
 	$(BIN)/python -m tests.bench
 
+mutants: $(VENV)/.mutating ## Put SAMPLE small faults into each of MODULES, COPIES at a time; list what no test notices
+	$(BIN)/python -m trials.mutants --modules '$(MODULES)' --sample $(SAMPLE) --seed $(SEED) --copies $(COPIES)
+
 check: export SCHEDULES ?= 150
 check: lint types test ## Everything that must pass: format, lint, types, tests, with many schedules of the laws
 
@@ -75,7 +81,7 @@ format: $(VENV)/.developing ## Format the code
 	$(BIN)/ruff check --fix .
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(VENV)-newest .senders .schemathesis dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest .mutants .senders .schemathesis dist build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit("logpipe needs Python 3.11 or later; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -94,4 +100,8 @@ $(VENV)/.developing: $(VENV)/.installed requirements-dev.lock
 
 $(VENV)/.supplying: $(VENV)/.python pyproject.toml
 	$(BIN)/pip install --quiet --group supply
+	@touch $@
+
+$(VENV)/.mutating: $(VENV)/.developing pyproject.toml
+	$(BIN)/pip install --quiet --group mutants
 	@touch $@

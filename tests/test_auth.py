@@ -61,6 +61,11 @@ def test_a_token_may_be_basics_password_or_its_user(text: str) -> None:
     assert token_of(basic(text)) == "one"
 
 
+def test_an_api_key_is_a_token_or_a_packed_id_and_token() -> None:
+    assert token_of(f"ApiKey {basic('id:one').removeprefix('Basic ')}") == "one"
+    assert token_of("ApiKey one") == "one"
+
+
 def test_a_token_beyond_ascii_is_known_as_http_servers_hand_it_on() -> None:
     assert admitted("Bearer " + "tökén".encode().decode("latin-1")) == "tökén"
 

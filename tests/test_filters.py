@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from logpipe.event import LEVELS, StoredEvent, level_name, level_rank
 from logpipe.filters import EVERYTHING, Filter, FilterError, parse_filter
 from logpipe.filters.predicate import predicate_of
-from logpipe.filters.reading import MAX_QUERY, MAX_REGEXES, MAX_TERMS, FilterSyntaxError, parse
+from logpipe.filters.reading import (
+    MAX_QUERY,
+    MAX_REGEXES,
+    MAX_TERMS,
+    MAX_TOKENS,
+    FilterSyntaxError,
+    parse,
+)
 from logpipe.filters.tree import And, Compare, Match, Node, Not, Or, Pattern, Regex, Text
 from logpipe.filters.tree import all_of as and_
 from logpipe.filters.tree import any_of as or_
@@ -207,7 +214,7 @@ def test_fields_are_the_events_own_or_looked_up_in_its_metadata(
         ("metadata:x", 0, "is an object"),
         ("a /(b/", 2, "not a regular expression"),
         (r"/(a)\1/", 0, "not a regular expression"),
-        ("/.{900}/", 0, "too large"),
+        ("/.{900}/", 0, "expression is too large"),
         ("(" * 33 + "a" + ")" * 33, 32, "levels deep"),
         ("a" * (MAX_QUERY + 1), MAX_QUERY, "at most"),
         ("a " * MAX_TERMS + "b", 2 * MAX_TERMS + 1, "at most"),
@@ -219,6 +226,15 @@ def test_an_error_says_where_and_what(query: str, position: int, words: str) -> 
         parse_filter({"q": query})
     assert caught.value.parameter == "q"
     assert caught.value.position == position
+
+
+def test_a_filter_has_at_most_so_many_words_and_signs() -> None:
+    terms = MAX_TOKENS // 10
+    assert terms <= MAX_TERMS
+    most = " ".join(["((((a))))", "(((((a)))))"] * (terms // 2))  # nine and eleven
+    assert parse_filter({"q": most}).predicate is not None
+    with pytest.raises(FilterError, match=f"at most {MAX_TOKENS} words and signs"):
+        parse_filter({"q": f"-{most}"})
 
 
 def test_an_error_says_what_to_write_instead() -> None:

@@ -1,0 +1,1 @@
+"""Runs that judge logpipe or its tests from outside, and take longer than a test may."""

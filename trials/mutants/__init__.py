@@ -1,0 +1,1 @@
+"""Mutation measurement: which small faults in the core no test notices."""
