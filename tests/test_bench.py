@@ -17,6 +17,7 @@ from logpipe.bench.report import lines, title, troubles
 from logpipe.bench.sending import Address
 from logpipe.client.connection import http_client
 from logpipe.fanout import history
+from logpipe.settings import load
 from tests.impostor import Impostor
 from tests.servers import Service, Valkey, free_port, serving
 
@@ -38,13 +39,13 @@ async def measured(
 ) -> list[Measure]:
     plan = msgspec.structs.replace(TINY, names=names)
     async with http_client() as http:
-        deployment = Deployment(http, service.url, service.url, **tokens)
+        deployment = Deployment(http, service.url, service.url, load(tokens, {}))
         return [each async for each in deployment.measure(plan, progress)]
 
 
 async def holds_events_of_others(url: str, **tokens: str) -> bool:
     async with http_client() as http:
-        return await Deployment(http, url, url, **tokens).holds_events_of_others()
+        return await Deployment(http, url, url, load(tokens, {})).holds_events_of_others()
 
 
 def meter(*usages: Usage) -> Callable[[], Awaitable[Usage]]:
@@ -91,8 +92,8 @@ async def test_intake_is_measured_at_the_collector(name: Name, valkey: Valkey) -
             service,
             name,
             progress=lambda *each: parts.append(each),
-            ingest_token="in",
-            read_token="out",
+            ingest_tokens="in",
+            read_tokens="out",
         )
         assert isinstance(taken, Ingest)
         answer = json.loads(taken.last)
@@ -208,7 +209,7 @@ async def test_readers_with_different_filters_all_count(valkey: Valkey) -> None:
 
 async def test_a_fan_out_without_accepted_events_reports_it(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url, ingest_tokens="right") as service:
-        (read,) = await measured(service, "fan-out", ingest_token="wrong")
+        (read,) = await measured(service, "fan-out", ingest_tokens="wrong")
     assert isinstance(read, FanOut)
     assert (read.sent, read.delivered, read.missing) == (0, 0, 0)
     assert any(words.endswith("refused: 403") for words in troubles(read))
@@ -247,7 +248,7 @@ async def test_a_reader_needs_its_token(valkey: Valkey) -> None:
     async with serving(redis_addr=valkey.url, read_tokens="right") as service:
         with pytest.raises(UnfitError, match="is answered 401"):
             await holds_events_of_others(service.url)
-        assert not await holds_events_of_others(service.url, read_token="right")
+        assert not await holds_events_of_others(service.url, read_tokens="right")
 
 
 async def test_an_address_where_nothing_listens_is_unfit() -> None:
@@ -312,7 +313,7 @@ def test_a_url_that_leads_nowhere_is_rejected(url: str) -> None:
 
 
 def test_a_subscription_sends_host_path_and_token() -> None:
-    request = get("http://[::1]:80/logs/", "/subscribe", "t")
+    request = get("http://[::1]:80/logs/", "/subscribe", ("t",))
     assert request.startswith(b"GET /logs/subscribe HTTP/1.1\r\nHost: [::1]:80\r\n")
     assert b"\r\nAuthorization: Bearer t\r\n\r\n" in request
     assert get("http://h", "/x") == b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"

@@ -23,10 +23,13 @@ from logpipe.bench.measures import (
 )
 from logpipe.bench.sending import Address
 from logpipe.client.connection import bearer, shown
+from logpipe.settings import Settings
 
 Name = Literal["single", "batch", "fan-out", "latency"]
 T = TypeVar("T")
 NAMES: tuple[Name, ...] = ("single", "batch", "fan-out", "latency")
+
+NO_TOKENS = Settings()
 
 MAX_SHOWN = 200
 """Bytes of an answer that an error repeats."""
@@ -65,59 +68,51 @@ def address_of(url: str) -> Address:
     return Address(parts.hostname, parts.port or (443 if tls else 80), tls)
 
 
-def logpipe_at(ingest_url: str, url: str, ingest_token: str = "", read_token: str = "") -> Target:
+def logpipe_at(ingest_url: str, url: str, settings: Settings = NO_TOKENS) -> Target:
     """The logpipe whose collector and distributor are at these URLs. Raises ValueError."""
+
+    def posts(content_type: str, separator: bytes) -> Wrap:
+        head = _head("POST", ingest_url, "/ingest", settings.ingest_tokens)
+        head += b"Content-Type: %b\r\n" % content_type.encode()
+
+        def wrap(events: Sequence[bytes]) -> bytes:
+            body = separator.join(events)
+            return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+
+        return wrap
+
     return Target(
         "logpipe",
         address_of(ingest_url),
         address_of(url),
-        posts(ingest_url, "application/json", b"", ingest_token),
-        posts(ingest_url, "application/x-ndjson", b"\n", ingest_token),
-        get(url, "/subscribe", read_token),
+        posts("application/json", b""),
+        posts("application/x-ndjson", b"\n"),
+        get(url, "/subscribe", settings.read_tokens),
     )
 
 
-def posts(url: str, content_type: str, separator: bytes, token: str = "") -> Wrap:
-    """POSTs of events, joined by a separator."""
-    head = f"{_head('POST', url, '/ingest', token)}Content-Type: {content_type}\r\n".encode()
-
-    def wrap(events: Sequence[bytes]) -> bytes:
-        body = separator.join(events)
-        return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
-
-    return wrap
-
-
-def get(url: str, path: str, token: str = "") -> bytes:
+def get(url: str, path: str, tokens: Sequence[str] = ()) -> bytes:
     """A GET request."""
-    return f"{_head('GET', url, path, token)}\r\n".encode()
+    return _head("GET", url, path, tokens) + b"\r\n"
 
 
-def _head(method: str, url: str, path: str, token: str) -> str:
+def _head(method: str, url: str, path: str, tokens: Sequence[str]) -> bytes:
     parts = urlsplit(url)
-    host, tokens = parts.netloc.rpartition("@")[2], [token] if token else []
-    shown_token = "".join(f"{name}: {value}\r\n" for name, value in bearer(tokens).items())
-    path = parts.path.rstrip("/") + path
-    return f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{shown_token}"
+    headers = {"Host": parts.netloc.rpartition("@")[2], **bearer(tokens)}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1\r\n{lines}".encode()
 
 
 class Deployment:
-    """The collector and the distributor at two URLs."""
+    """The collector and the distributor at two URLs, with the tokens of some settings."""
 
     def __init__(
-        self,
-        http: httpx.AsyncClient,
-        ingest_url: str,
-        url: str,
-        *,
-        ingest_token: str = "",
-        read_token: str = "",
-        admin_token: str = "",
+        self, http: httpx.AsyncClient, ingest_url: str, url: str, settings: Settings = NO_TOKENS
     ) -> None:
-        """`admin_token` is for /metrics. Raises ValueError."""
-        self.target = logpipe_at(ingest_url, url, ingest_token, read_token)
-        self._http, self._ingest_url, self._url = http, ingest_url, url
-        self._read_token, self._admin_token = read_token, admin_token
+        """Raises ValueError."""
+        self.target = logpipe_at(ingest_url, url, settings)
+        self._http, self._settings = http, settings
+        self._ingest_url, self._url = ingest_url.rstrip("/"), url.rstrip("/")
 
     async def holds_events_of_others(self) -> bool:
         """Whether the stream holds events that a benchmark would push out. Raises `UnfitError`."""
@@ -153,7 +148,7 @@ class Deployment:
     async def usage(self, url: str) -> Usage | None:
         """What the process at a URL has used, from its /metrics; None where they do not say."""
         try:
-            text = (await self._get(f"{url}/metrics", self._admin_token)).text
+            text = (await self._get(f"{url}/metrics", self._settings.admin_tokens)).text
         except UnfitError:
             return None
         cpu, rss = _CPU.search(text), _RSS.search(text)
@@ -199,12 +194,13 @@ class Deployment:
         )
 
     async def _page(self, query: dict[str, str]) -> "_Page":
-        answer = await self._get(f"{self._url}/events?{urlencode(query)}", self._read_token)
+        url = f"{self._url}/events?{urlencode(query)}"
+        answer = await self._get(url, self._settings.read_tokens)
         return _decode(answer.content, _Page)
 
-    async def _get(self, url: str, token: str) -> httpx.Response:
+    async def _get(self, url: str, tokens: Sequence[str]) -> httpx.Response:
         try:
-            answer = await self._http.get(url, headers=bearer([token] if token else []))
+            answer = await self._http.get(url, headers=bearer(tokens))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnfitError(f"{url} does not answer: {shown(error)}") from None
         if answer.status_code != 200:

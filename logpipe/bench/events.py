@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 Wrap = Callable[[Sequence[bytes]], bytes]
 """Makes a whole request of the JSON of some events."""
 
-MARK_BYTES = 48
+MARK_BYTES = 47
 """Length of a mark, which `marks` finds."""
 
 _PLACE = b"@" * 8 + b" " + b"@" * 16

@@ -20,6 +20,7 @@ from logpipe.cli.common import (
 
 if TYPE_CHECKING:
     from logpipe.bench.deployment import Plan
+    from logpipe.settings import Settings
 
 _COUNT = click.IntRange(min=1)
 _SOME = click.FloatRange(min=0, min_open=True)
@@ -67,17 +68,9 @@ def command(
 
     from logpipe.bench.deployment import NAMES, Plan, UnfitError, address_of
 
-    settings = tokens_of(os.environ)
-    tokens = {
-        f"{scope}_token": "".join(given[:1])
-        for scope, given in (
-            ("ingest", settings.ingest_tokens),
-            ("read", settings.read_tokens),
-            ("admin", settings.admin_tokens),
-        )
-    }
     url = url or local_url()
     ingest_url = ingest_url or url
+    settings = tokens_of(os.environ)
     for option, given_url in (("--url", url), ("--ingest-url", ingest_url)):
         try:
             address_of(given_url)
@@ -86,7 +79,7 @@ def command(
     plan = Plan(names=asked.pop("only") or NAMES, **asked)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            good = runner.run(_run(ingest_url, url, tokens, plan, yes=yes, as_json=as_json))
+            good = runner.run(_run(ingest_url, url, settings, plan, yes=yes, as_json=as_json))
     except UnfitError as error:
         _progress("", 1)
         fail(visible(str(error)), 1)
@@ -94,7 +87,7 @@ def command(
 
 
 async def _run(
-    ingest_url: str, url: str, tokens: dict[str, str], plan: "Plan", *, yes: bool, as_json: bool
+    ingest_url: str, url: str, settings: "Settings", plan: "Plan", *, yes: bool, as_json: bool
 ) -> bool:
     """Whether nothing went wrong."""
     import msgspec
@@ -105,7 +98,7 @@ async def _run(
 
     good = True
     async with http_client() as http:
-        deployment = Deployment(http, ingest_url, url, **tokens)
+        deployment = Deployment(http, ingest_url, url, settings)
         if not yes and await deployment.holds_events_of_others():
             raise UnfitError(
                 f"the stream at {url} holds events, which a benchmark pushes out:"
