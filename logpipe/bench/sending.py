@@ -129,14 +129,14 @@ class Sender:
     async def at_rate(self, rate: float, seconds: float) -> Sent:
         """Sends `rate` requests per second, each due at its time whether or not the ones before it
         are answered; a request that has to wait for an idle connection is late."""
-        started = time.monotonic()
-        for due in (started + number / rate for number in range(round(rate * seconds))):
+        started, count = time.monotonic(), round(rate * seconds)
+        for due in (started + number / rate for number in range(count)):
             await _sleep_until(due)
             await self._until(lambda: self.idle or not self._busy, self._answer_s)
             if not self.idle:
                 return await self._finish(started)
             self._begin(due)
-        return await self._finish(started, round(rate * seconds) / rate)
+        return await self._finish(started, max(1, count) / rate)
 
     def answered(self, connection: Connection, status: int, body: bytes, *, kept: bool) -> None:
         """Counts an answer; the connection is idle again, if the server keeps it."""

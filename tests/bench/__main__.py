@@ -2,7 +2,7 @@
 
 python -m tests.bench                 the comparison, a table of medians
 python -m tests.bench --growth DIR    how cost grows, as a picture in DIR, and what catch-up costs
-python -m tests.bench --guard         a minute: fails where a ratio has fallen by a quarter
+python -m tests.bench --guard         a minute or two: fails where a ratio has fallen by a quarter
 """
 
 import argparse
