@@ -259,7 +259,7 @@ async def test_each_reader_has_every_event() -> None:
     assert (read.connected, read.broken) == (3, {})
     assert read.received_bytes == 3 * len(chunk(0, 1) + chunk(2, 3))
     assert len(read.latency_ms) == 12
-    assert all(0 <= each < LONG_S * 1000 for each in read.latency_ms)
+    assert min(read.latency_ms) > 0
 
 
 async def test_a_greeting_is_not_counted() -> None:

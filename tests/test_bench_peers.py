@@ -4,12 +4,16 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
+from logpipe.bench.measures import fan_out
 from tests.bench import peers
+from tests.bench.guard import fallen
 from tests.bench.peers import Peer
+from tests.bench.servers import of
 from tests.raw import Connection, connected
 from tests.servers import Valkey
 
@@ -79,7 +83,6 @@ async def test_a_subscriber_of_the_baseline_gets_what_is_posted(valkey: Valkey) 
             assert b'"event 0"' in await until(reader, b"\n\n")
             await sent(writer, peer.batch(EVENTS[1:]))
             assert b'"event 2"' in await until(reader, b'"event 2"')
-        assert peer.redis_pid is not None and alive(peer.redis_pid)
 
 
 async def test_the_baseline_refuses_what_is_no_event(valkey: Valkey) -> None:
@@ -108,6 +111,28 @@ async def test_a_subscriber_of_nats_gets_what_is_published() -> None:
             for event in EVENTS:
                 message = b"MSG bench 1 %d\r\n%b\r\n" % (len(event), event)
                 assert await until(reader, message) == message
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(peers.nchan, marks=needs_nchan, id="nchan"),
+        pytest.param(peers.nats, marks=needs_nats, id="nats"),
+    ],
+)
+async def test_a_fan_out_of_a_peer_is_measured(
+    start: Callable[[], AbstractContextManager[Peer]],
+) -> None:
+    with start() as peer:
+        target = of(peer).target
+        read = await fan_out(target, readers=3, rate=50.0, size=150, seconds=0.2)
+    assert (read.connected, read.sent, read.delivered) == (3, 10, 30)
+    assert (read.missing, read.doubled, read.broken, read.refused) == (0, 0, {}, {})
+
+
+def test_a_median_a_quarter_below_the_recorded_has_fallen() -> None:
+    found = {"fast": [0.2, 0.76, 0.9], "slow": [0.2, 0.74, 0.9]}
+    assert fallen({"fast": 1.0, "slow": 1.0}, found) == ["slow"]
 
 
 async def test_a_peer_that_has_been_left_runs_no_more() -> None:

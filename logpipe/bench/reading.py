@@ -22,7 +22,8 @@ TIMED = 20
 """Readers whose every event is timed; the events of the others are counted."""
 CONNECTING_AT_ONCE = 100
 RECEIVE_BYTES = 1 << 20
-KEPT_PIECES = 64
+KEPT_BYTES = 16 << 20
+"""Of pieces that other readers may still be sent."""
 
 
 class Read(msgspec.Struct):
@@ -145,6 +146,7 @@ class Crowd:
         self._marks: re.Pattern[bytes] = marks(run)
         self._per_request = per_request
         self._settle_s, self._quiet_s = settle_s, quiet_s
+        self._kept_bytes = 0
         self._pieces: dict[tuple[bytes, bytes, int], Piece] = {}
         self._readers: list[Reader] = []
         self._received_at = self._cpu_s = 0.0
@@ -163,13 +165,18 @@ class Crowd:
         """
         key = tail, body[:MARK_BYTES], len(body)
         known = self._pieces.get(key)
-        if known is None or known.body != body:
+        if known is not None and known.body != body:
+            self._kept_bytes -= len(self._pieces.pop(key).body)
+            known = None
+        if known is None:
             found = self._marks.findall(tail + body)
             numbers = (int(request) * self._per_request + int(i) for i, request, _ in found)
             known = Piece(body, tuple(numbers), tuple(int(due_us) for *_, due_us in found))
             self._pieces[key] = known
-            if len(self._pieces) > KEPT_PIECES:
-                del self._pieces[next(iter(self._pieces))]
+            self._kept_bytes += len(body)
+            while self._kept_bytes > KEPT_BYTES:
+                oldest = next(iter(self._pieces))
+                self._kept_bytes -= len(self._pieces.pop(oldest).body)
         return known
 
     async def connect(

@@ -34,18 +34,16 @@ CEILING = "bench:ceiling"
 class Peer(NamedTuple):
     """A server to measure, on 127.0.0.1, as bytes on the wire.
 
-    `pids` are its processes, for CPU seconds and resident memory; that of the Redis behind it is
-    `redis_pid`, if there is one. `single` makes the request that sends one event's JSON, `batch`
-    the one that sends many, None where there is no such thing; each gets one HTTP response if
-    `answers`, and else none. `greeting` is what a publisher and a subscriber send first on a
-    connection. `subscribe` is what a subscriber sends to get the live stream, None where there is
-    none.
+    `pids` are its processes, for CPU seconds and resident memory. `single` makes the request that
+    sends one event's JSON, `batch` the one that sends many, None where there is no such thing; each
+    gets one HTTP response if `answers`, and else none. `greeting` is what a publisher and a
+    subscriber send first on a connection. `subscribe` is what a subscriber sends to get the live
+    stream, None where there is none.
     """
 
     name: str
     port: int
     pids: tuple[int, ...]
-    redis_pid: int | None
     single: Callable[[bytes], bytes]
     batch: Callable[[Sequence[bytes]], bytes] | None
     greeting: bytes
@@ -75,7 +73,7 @@ def bare() -> Iterator[Peer]:
     command = [sys.executable, "-m", "tests.bench.bare", "--port", str(port)]
     with _folder() as folder, _started("bare", command, folder) as process:
         process.wait_for(port, _get("/"), b"HTTP/1.1 202")
-        yield Peer("bare", port, process.pids(), None, _single, None, b"", True, None)
+        yield Peer("bare", port, process.pids(), _single, None, b"", True, None)
 
 
 @contextlib.contextmanager
@@ -87,8 +85,7 @@ def baseline(valkey: Valkey) -> Iterator[Peer]:
     subscribe = _get("/subscribe")
     with _folder() as folder, _started("baseline", command, folder) as process:
         process.wait_for(port, _get("/"), b"HTTP/1.1 404")
-        pids, redis_pid = process.pids(), _pid(valkey)
-        yield Peer("baseline", port, pids, redis_pid, _single, _batch, b"", True, subscribe)
+        yield Peer("baseline", port, process.pids(), _single, _batch, b"", True, subscribe)
 
 
 @contextlib.contextmanager
@@ -112,8 +109,7 @@ def nchan() -> Iterator[Peer]:
                 raise RuntimeError("nchan keeps messages to itself instead of in Redis")
             subscribe = _get("/sub?id=bench")
             _warm_up(port, subscribe)
-            pids, redis_pid = process.pids(), _pid(valkey)
-            yield Peer("nchan", port, pids, redis_pid, _publish, None, b"", True, subscribe)
+            yield Peer("nchan", port, process.pids(), _publish, None, b"", True, subscribe)
 
 
 @contextlib.contextmanager
@@ -134,8 +130,7 @@ def nats() -> Iterator[Peer]:
         with _started("nats", command, folder) as process:
             process.wait_for(port, greeting + b"PING\r\n", b"PONG")
             subscribe = b"SUB bench 1\r\n"
-            pids = process.pids()
-            yield Peer("nats", port, pids, None, _pub, _pubs, greeting, False, subscribe)
+            yield Peer("nats", port, process.pids(), _pub, _pubs, greeting, False, subscribe)
 
 
 def redis_benchmark(
@@ -254,10 +249,6 @@ def _needed(name: str) -> str:
     if (path := _binary(name)) is None:
         raise RuntimeError(f"{name} is not installed")
     return path
-
-
-def _pid(valkey: Valkey) -> int:
-    return int(valkey.client.info("server")["process_id"])
 
 
 def _event(message: str) -> dict[str, str]:
