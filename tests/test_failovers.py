@@ -10,10 +10,12 @@ import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
 from logpipe.continuity import Cursor, Gap
+from logpipe.fanout.hub import Hub
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import EVERYTHING
 from logpipe.ids import StreamId
 from logpipe.messages import Batch, Item, Start
+from logpipe.metrics import Metrics
 from logpipe.problems import Unavailable
 from logpipe.redis_address import Node, RedisAddress
 from logpipe.stream import Stream
@@ -296,6 +298,27 @@ async def test_a_gap_over_an_unknown_loss_has_no_count(own_valkey: Valkey) -> No
         assert page.gap == gap_before(new[2], kept[0])
         page = await stream.read(Cursor(new[0], 3), 9)
         assert page.gap == Gap("trimmed", new[0], new[2], 1, new[2].before())
+
+
+async def test_readers_share_no_page_of_an_era_unknown_to_the_feed(own_valkey: Valkey) -> None:
+    """The second one would go back to where the failover was, and get all since then again."""
+    saved = own_valkey.folder / "saved"
+    async with stream_at(address_of(own_valkey)) as stream:
+        await add(stream, 2)
+        shutil.copytree(own_valkey.kept, saved)
+        await add(stream, 1)
+        hub = Hub(stream, Metrics(), queue_len=9, batch_count=9, heartbeat_s=0.05)
+        hub.attached = True
+        beating = asyncio.create_task(hub.beat())  # without a feed
+        own_valkey.lose_what_followed(saved)
+        await wait_until(partial(reached, stream), "it is reached again")
+        new = await add(stream, 3)
+        for _ in range(2):
+            with HubSubscription(hub, Start(resume=new[0]), EVERYTHING) as subscription:
+                items = [item for _ in range(3) for item in await subscription.next() or ()]
+            assert ids(items) == new[1:]
+            assert not any(isinstance(item, Gap) for item in items)
+        beating.cancel()
 
 
 async def test_the_loss_of_an_entry_is_noticed_that_was_seen_as_the_newest(

@@ -204,7 +204,8 @@ class HubSubscription:
             self.cursor = batch.end
             self._average = batch.size // max(1, len(batch.entries))
             items.append(batch)
-            if page.gap is None and era == self._hub.era:
+            of_the_feed = (era, page.failover_era) == (self._hub.era, self._hub.failover_era)
+            if page.gap is None and of_the_feed:
                 self._hub.shelf.put(batch)
         return items
 
