@@ -489,14 +489,14 @@ async def test_the_form_of_the_page_is_one_sender(valkey: Valkey) -> None:
 
 
 async def test_syslog_over_tcp_waits_with_its_sender(valkey: Valkey) -> None:
-    async with collecting(valkey, rate_per_token=200, syslog_tcp=0) as service:
+    async with collecting(valkey, rate_per_token=600, syslog_tcp=0) as service:
         assert service.process.syslog is not None
         _, writer = await asyncio.open_connection("127.0.0.1", service.process.syslog.port)
         try:
-            writer.write(counted(*[b"<14>1 - h a - - - m"] * 1_300))
+            writer.write(counted(*[b"<14>1 - h a - - - m"] * 4_100))
             await wait_until(lambda: limited_rate(service), "it has to wait")
-            assert valkey.client.xlen("logs") < 1_300
-            await wait_until(lambda: valkey.client.xlen("logs") == 1_300, "all of it is there")
+            assert valkey.client.xlen("logs") < 4_100
+            await wait_until(lambda: valkey.client.xlen("logs") == 4_100, "all of it is there")
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError):
