@@ -373,7 +373,7 @@ async def test_a_blocked_output_does_not_prevent_the_end(valkey: Valkey, number:
         )
         os.close(writer)
         try:
-            await wait_until(lambda: _bytes_in(reader) > 60_000, "the pipe is full")
+            await wait_until(lambda: _bytes_in(reader) > 60_000, "the pipe is full", 30)
             process.send_signal(number)
             _, told = await asyncio.wait_for(process.communicate(), 5)
         finally:
@@ -475,7 +475,7 @@ async def test_a_member_of_a_group_acknowledges_what_it_has_written(valkey: Valk
     async with serving(redis_addr=valkey.url) as service:
         asked = ("--url", service.url, "--group", "g", "--ack", "--output", "json", "source:t")
         async with tailing(*asked) as tail:
-            await wait_until(lambda: valkey.client.exists("logs"), "the group is there")
+            await wait_until(lambda: valkey.client.exists("logs"), "the group is there", 30)
             await send(service, 0, 30)
             assert (await service.post({"source": "other", "message": "x"})).status_code == 202
             await tail.until_lines(30)
@@ -498,7 +498,7 @@ async def test_unwritten_events_of_a_killed_member_go_to_another(valkey: Valkey)
             async def both() -> bool:
                 return await members(service) == 2
 
-            await wait_until(both, "both are there")
+            await wait_until(both, "both are there", 30)
             killed.process.send_signal(signal.SIGSTOP)
             await send(service, 0, 400)
             await wait_until(lambda: other.lines, "the other works")
@@ -518,7 +518,7 @@ async def test_a_member_whose_filter_is_another_is_refused(valkey: Valkey) -> No
         serving(redis_addr=valkey.url) as service,
         tailing("--url", service.url, "--group", "g", "source:a"),
     ):
-        await wait_until(lambda: valkey.client.exists("logs"), "the group is there")
+        await wait_until(lambda: valkey.client.exists("logs"), "the group is there", 30)
         async with tailing("--url", service.url, "--group", "g", "source:b") as refused:
             assert await refused.exit_status() == 1
             assert "filter=replace" in refused.err.decode()

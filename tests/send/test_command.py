@@ -460,7 +460,7 @@ async def test_a_batch_stored_before_a_kill_is_not_stored_again(
     path.write_bytes(lines(0, 5))
     async with Impostor("[wait]") as silent:
         async with sending(path, "--resume", state, URL=silent.url) as send:
-            await wait_until(lambda: silent.bodies, "the request")
+            await wait_until(lambda: silent.bodies, "the request", 30)
             send.process.kill()
         key, body = silent.header(0, "Idempotency-Key"), silent.bodies[0]
     async with serving(redis_addr=valkey.url) as service:
@@ -612,7 +612,7 @@ async def test_it_ends_soon_though_the_collector_is_away(number: int) -> None:
 async def test_it_ends_soon_though_the_collector_answers_nothing() -> None:
     async with Impostor("[wait]") as silent, sending("--url", silent.url) as send:
         await send.write("a")
-        await wait_until(lambda: silent.bodies, "the request")
+        await wait_until(lambda: silent.bodies, "the request", 30)
         send.process.send_signal(signal.SIGINT)
         started = fair_time()
         assert await send.exit_status(8) == 1
