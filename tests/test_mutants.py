@@ -35,6 +35,8 @@ LUA = table.Row("lua:it", ["it.py"], [])
         ("record(a,\n  b(c))", {""}),
         ("if a then call(b) end", {"if not (a) then call(b) end", "if a then  end"}),
         ("redis.pcall('DEL', k)", {"redis.call('DEL', k)", ""}),
+        ("  local a = b", set()),
+        ("  a = b", {"  "}),
         ("return 'a < b and 1' -- not 1", set()),
     ],
 )
