@@ -14,6 +14,7 @@ from logpipe.event import (
     LEVELS,
     MAX_DEPTH,
     MAX_TS_UNIX_MS,
+    SMALL_BYTES,
     TEXT_FACTOR,
     Event,
     StoredEvent,
@@ -919,6 +920,7 @@ HEAD = b'{"source":"a","level":"INFO","message":"%b","ts_unix_ms":1,"metadata":%
     ("message", "metadata"),
     [
         (b"GET /items/1", b'{"region":"r1","status":201,"user":"abc","path":"/a/b/c"}'),
+        (("x" * 800 + "😀").encode(), b"{}"),
         (b"", b'{"a":[%b]}' % b",".join([b"{}"] * 5_000)),
         (b"", b'{"a":[%b]}' % b",".join([b"[]"] * 5_000)),
         (b"", b'{"a":[%b]}' % b",".join([b"[[[[]]]]"] * 2_000)),
@@ -946,6 +948,15 @@ def test_an_entry_weighs_about_what_it_takes_in_memory(message: bytes, metadata:
         tracemalloc.stop()
     weight = weight_of([entry for entry in entries if entry is not None])
     assert 0.75 * memory < weight * TEXT_FACTOR < 4 * memory
+
+
+def test_small_and_large_entries_of_about_one_size_weigh_about_the_same() -> None:
+    weights = []
+    for size in range(SMALL_BYTES - 100, SMALL_BYTES):
+        entry = read_entry(StreamId(1, 0), HEAD % (b"x" * size, b"{}"))
+        assert entry is not None
+        weights.append(weight_of([entry]))
+    assert max(weights) < 1.5 * min(weights)
 
 
 def test_commas_and_braces_of_a_message_weigh_nothing() -> None:

@@ -1,6 +1,7 @@
 """`make mutants`: which changes are made, how tests are run with them, and what is a failure."""
 
 import asyncio
+import os
 import re
 from pathlib import Path
 
@@ -34,6 +35,8 @@ LUA = table.Row("lua:it", ["it.py"], [])
         ("record(a,\n  b(c))", {""}),
         ("if a then call(b) end", {"if not (a) then call(b) end", "if a then  end"}),
         ("redis.pcall('DEL', k)", {"redis.call('DEL', k)", ""}),
+        ("  local a = b", set()),
+        ("  a = b", {"  "}),
         ("return 'a < b and 1' -- not 1", set()),
     ],
 )
@@ -149,7 +152,10 @@ def copy(tmp_path: Path) -> Copy:
 
 async def test_tests_fail_with_the_change_alone(copy: Copy, tmp_path: Path) -> None:
     assert (await copy.run(["test_it.py"], 1, compiled=True)).outcome == "passed"
+    module = copy.tree / "it.py"
+    written = module.stat().st_mtime
     with copy.changed("it.py", "X = 2\n"):
+        os.utime(module, (written, written))  # as if both were written in one second
         assert (await copy.run(["test_it.py"], 1)).outcome == "failed"
     assert (await copy.run(["test_it.py"], 1)).outcome == "passed"
     assert (tmp_path / "root" / "it.py").read_text(encoding="utf-8") == "X = 1\n"
@@ -175,7 +181,7 @@ async def test_no_process_is_left_after_the_time_limit(copy: Copy, tmp_path: Pat
 
 async def test_no_process_is_left_when_the_run_is_interrupted(copy: Copy, tmp_path: Path) -> None:
     running = asyncio.create_task(copy.run(["test_leaves.py"], 1))
-    await wait_until(lambda: len(marked(tmp_path / "copy")) == 2, "both run")
+    await wait_until(lambda: len(marked(tmp_path / "copy")) == 2, "both run", 30)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from tests.helpers import end_in_order
 from trials.mutants import report, table
 from trials.mutants.copies import Copy
 from trials.mutants.mutants import Mutant, places, sample, unmatched
@@ -123,6 +124,7 @@ def _show(line: str) -> None:
 @click.option("--least-module", default=LEAST_MODULE, show_default=True, help="That of a module.")
 def main(modules: str, most: int, seed: int, count: int, least: float, least_module: float) -> None:
     """Measures which small faults in the core no test notices; fails below the least scores."""
+    end_in_order()
     try:
         wanted = modules.split()
         run = Run(table.rows(table.read("table.toml")["modules"], ROOT, wanted), most or None, seed)

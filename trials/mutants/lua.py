@@ -16,7 +16,7 @@ _LITERAL = re.compile(r"'(?:[^'\\\n]|\\.)*'|--[^\n]*")
 _CALL = re.compile(
     r"(?:^[ \t]*|\b(?:then|else|do) )((?:redis\.p?call|call|record)\()", re.MULTILINE
 )
-_ASSIGNMENT = re.compile(r"^[ \t]*(?!local\b)([\w.\[\]#, +]+ = [^\n]*)$", re.MULTILINE)
+_ASSIGNMENT = re.compile(r"^[ \t]*(?!local\b|[ \t])([\w.\[\]#, +]+ = [^\n]*)$", re.MULTILINE)
 _CONDITION = re.compile(r"\b(?:if|elseif|while) ([^\n]+?) (?:then|do)\b")
 
 
