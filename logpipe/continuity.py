@@ -95,10 +95,8 @@ def gap_after(cursor: Cursor, bounds: Bounds) -> Gap | None:
     first = bounds.first
     if first is None or cursor.id == bounds.last:
         return None
-    if cursor.id > bounds.last:
-        return _gap("reset", cursor, first, None)
     if cursor.id > first:
-        # Trimming cannot have taken it. XDEL can; else the id is of another stream.
+        # Trimming cannot have taken it. XDEL can, up to `last`; else the id is of another stream.
         return None if cursor.id <= bounds.deleted else _gap("reset", cursor, first, None)
     if cursor.id == first.before():
         return None

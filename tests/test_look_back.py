@@ -35,6 +35,8 @@ class GatedStream(Stream):
         self.open = asyncio.Event()
         self.open.set()
         self.failures = 0
+        self.fails_at = 0
+        """The read that fails, counted from 1."""
         self.begun = 0
         self.at_once = 0
         self.most_at_once = 0
@@ -50,8 +52,8 @@ class GatedStream(Stream):
         try:
             await self.open.wait()
             await asyncio.sleep(0)
-            if self.failures:
-                self.failures -= 1
+            if self.failures or self.begun == self.fails_at:
+                self.failures = max(0, self.failures - 1)
                 raise Unavailable("away", "on purpose")
             return await super().raw_range(low, high, count, newest_first=newest_first)
         finally:
@@ -275,6 +277,46 @@ async def test_it_begins_anew_after_redis_was_away(valkey: Valkey) -> None:
         with reading(hub, Start(tail=3)) as reader:
             await reader.hello()
             assert await reader.until(ids[-1]) == ids[1:]
+
+
+async def test_what_it_found_before_redis_went_away_is_not_given_twice(valkey: Valkey) -> None:
+    async with a_hub(valkey, batch_count=20) as hub:
+        ids = await rare_among(hub.stream, 30, 4)
+        hub.stream.fails_at = 3  # the newest was found in the second read
+        with reading(hub, Start(tail=3)) as reader:
+            await reader.hello()
+            assert await reader.until(ids[-1]) == ids[1:]
+        assert hub.stream.begun > 3
+
+
+async def test_what_a_search_has_kept_is_given_back_at_its_end(valkey: Valkey) -> None:
+    async with a_hub(valkey) as hub:
+        ids = await rare_among(hub.stream, 10, 3)
+        with reading(hub, Start(tail=2)) as reader:
+            assert await reader.until(ids[-1]) == ids[1:]
+        assert hub.kept_bytes == 0
+
+
+async def test_a_client_that_leaves_before_its_search_begins_leaves_nothing(
+    valkey: Valkey,
+) -> None:
+    async with a_hub(valkey) as hub:
+        with reading(hub, Start(tail=2)) as reader:
+            await reader.hello()
+        assert not hub.searches
+
+
+async def test_a_reader_whose_search_a_closing_hub_ends_has_its_farewell(valkey: Valkey) -> None:
+    async with a_hub(valkey) as hub:
+        await rare_among(hub.stream, 10)
+        hub.stream.open.clear()
+        with reading(hub, Start(tail=2)) as reader:
+            await reader.hello()
+            waiting = asyncio.create_task(reader.next())
+            await wait_until(lambda: hub.stream.at_once, "it searches")
+            hub.close()
+            (bye,) = await waiting
+            assert isinstance(bye, Bye)
 
 
 async def test_it_looks_no_further_back_than_since(valkey: Valkey) -> None:

@@ -272,6 +272,48 @@ async def test_how_many_entries_have_left_is_known(valkey: Valkey) -> None:
         assert await stream.left() == 2
 
 
+async def test_what_is_known_of_losses_is_asked_once(valkey: Valkey) -> None:
+    async with a_stream(valkey, 1, 2) as stream:
+        await stream.read(Cursor(START), 10)
+        before = commands(valkey)
+        await stream.read(Cursor(an_id(1)), 10)
+        await stream.lost_between(an_id(1), an_id(2))
+        assert commands(valkey) == before
+
+
+def commands(server: Valkey) -> int:
+    """How many scripts a server has run."""
+    counted: Any = server.client.info("commandstats")
+    return sum(
+        int(counted.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("eval", "evalsha")
+    )
+
+
+async def test_a_full_redis_is_read_and_asked_again_until_it_can_record(valkey: Valkey) -> None:
+    async with a_stream(valkey, 1, 2) as stream:
+        valkey.client.config_set("maxmemory", "1mb")
+        try:
+            assert ids(await stream.read(Cursor(START), 10)) == [1, 2]
+            assert stream._noted != stream._generation
+        finally:
+            valkey.client.config_set("maxmemory", "0")
+        await stream.read(Cursor(START), 10)
+        assert stream._noted == stream._generation
+
+
+async def test_a_user_who_may_run_no_script_can_read(valkey: Valkey) -> None:
+    users: Any = valkey.client
+    users.execute_command("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+@all", "-eval",
+                          "-evalsha", "-script")  # fmt: skip
+    try:
+        async with a_stream(valkey, 1, 2):
+            pass
+        async with stream_at(address_of(valkey, username="reader", password="pw")) as stream:
+            assert ids(await stream.read(Cursor(START), 10)) == [1, 2]
+    finally:
+        users.execute_command("ACL", "DELUSER", "reader")
+
+
 # -- the feed's pages ------------------------------------------------------------------------------
 
 
@@ -281,18 +323,19 @@ async def test_the_feed_asks_for_as_many_entries_as_fit_a_page(valkey: Valkey) -
     for ms in range(1, 31):
         valkey.client.xadd(NAME, {"event": large if ms <= 20 else event(ms)}, id=f"{ms}-0")
     async with a_stream(valkey) as stream:
-        cursor, seen, limited = Cursor(START, 0), list[int](), list[bool]()
+        cursor, pages = Cursor(START, 0), list[Page]()
         while cursor.id.ms < 30:
-            page = await stream.follow(cursor, 500)
-            seen += ids(page)
-            limited.append(page.limited)
-            cursor = page.end
-        assert seen == list(range(1, 31))
+            pages.append(await stream.follow(cursor, 500))
+            cursor = pages[-1].end
+        assert [id_ for page in pages for id_ in ids(page)] == list(range(1, 31))
         assert cursor == Cursor(an_id(30), 30)
-        assert limited[0]
-        assert stream._fits > 1000  # of small ones, many fit
-        small = await stream.follow(Cursor(an_id(29), 29), 500)
-        assert not small.limited
+        # The first of 500 ends at its bytes; those behind it ask for as many as fit.
+        assert [len(page.entries) for page in pages[:4]] == [5, 4, 4, 4]
+        assert all(page.limited for page in pages[:4])
+        assert not pages[-1].limited
+        assert 1000 < stream._fits < 10_000
+        nothing = await stream.follow(cursor, 500)
+        assert (nothing.entries, nothing.limited, nothing.end) == ([], False, cursor)
 
 
 # -- positions -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from logpipe.continuity import Cursor, Gap
 from logpipe.event import Entry, read_entry
 from logpipe.fanout import streaming
 from logpipe.fanout.hub import Hub
-from logpipe.fanout.streaming import NDJSON, SSE, StreamResponse, encoder_for
+from logpipe.fanout.streaming import NDJSON, SSE, StreamResponse, encoder_for, finding
 from logpipe.fanout.subscription import HubSubscription
 from logpipe.filters import EVERYTHING, Filter
 from logpipe.groups import Groups
@@ -455,6 +455,40 @@ async def test_a_client_whose_token_is_revoked_has_one_farewell() -> None:
     assert source.inside == 0
 
 
+@pytest.mark.parametrize("end", ["left", "revoked"])
+async def test_who_awaits_a_response_is_not_cancelled_with_it(end: str) -> None:
+    """A time limit around it would take its own cancellation for that of the client."""
+    source, browser = Source([HELLO]), Browser()
+    ends: list[Callable[[str], None]] = []
+
+    @contextlib.contextmanager
+    def revoking(revoke: Callable[[str], None]) -> Iterator[None]:
+        ends.append(revoke)
+        yield
+
+    async def awaited() -> int:
+        response = StreamResponse(cast(Any, source), SSE, Metrics(), Seats(1), revoking)
+        await response({"type": "http", "method": "GET"}, browser.receive, browser.send)
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    task = asyncio.create_task(awaited())
+    await wait_until(lambda: source.asked == 2, "it waits for more")
+    if end == "left":
+        browser.left.set()
+    else:
+        ends[0]("no longer allowed")
+    assert await asyncio.wait_for(task, 5) == 0
+
+
+def test_a_filter_looks_at_each_entry_in_a_step_of_its_own_and_once() -> None:
+    batch, chosen = a_batch(5, 6, 7), Filter("source:nobody")
+    assert len(list(finding(batch, chosen))) == 1 + 3
+    assert batch.kept(chosen) == []
+    assert not list(finding(batch, chosen))
+
+
 async def test_a_filter_of_spaces_takes_everything() -> None:
     source, browser = Source([a_batch(5, 6)], None), Browser()
     source.filter = Filter(" ")
@@ -618,6 +652,7 @@ async def test_a_client_that_leaves_as_its_token_is_revoked_ends_the_response_to
     ends[0]("revoked")
     await asyncio.wait_for(task, 10)
     assert source.inside == 0
+    assert not any(message["body"] for message in browser.dropped)
 
 
 async def test_many_clients_that_leave_anywhere_leave_nothing_behind() -> None:

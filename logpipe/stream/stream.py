@@ -285,7 +285,6 @@ class Stream:
     async def same_until(self, id_: StreamId) -> StreamId:
         """Up to where this is still the stream that has once had all up to an id: at the most that
         id, less after a failover, and `START` after a flush."""
-        await self._note()
         if await self.range(id_, id_, 1):
             return id_
         bounds = await self.bounds()
