@@ -45,7 +45,6 @@ from logpipe.stream.direct import Direct
 from logpipe.stream.disk import Disk, Room, Use, use_of
 from logpipe.stream.failovers import Failovers, Topology, failovers_key, replication_id
 from logpipe.stream.finding import primary_of
-from logpipe.stream.floors import hole_in
 from logpipe.stream.following import (
     FollowingClient,
     FollowingConnection,
@@ -147,7 +146,6 @@ class Connections:
         self._trouble = trouble
         self._count_limited = count_limited
         self._check_s = check_s
-        self._warned: set[str] = set()
 
     @property
     def now_ms(self) -> int:
@@ -235,7 +233,6 @@ class Connections:
         self.keeping = Keeping() if isinstance(info, Exception) else _keeping_in(info)
         self._look_at_servers(self._in_sync(info))
         self._clock_ahead_s = math.nan if isinstance(info, Exception) else _clock_ahead_in(info)
-        self._warn_of_holes({} if isinstance(info, Exception) else info)
         trouble = None if isinstance(info, Exception) else self._trouble_in(info)
         if not isinstance(info, Exception) and self._disk is not None:
             await self._look_at(self._disk, use_of(info))
@@ -279,13 +276,6 @@ class Connections:
             async with self.translated():
                 with contextlib.suppress(ResponseError):  # another process may have asked before
                     await self.upkeep.bgrewriteaof()
-
-    def _warn_of_holes(self, info: dict[str, Any]) -> None:
-        """Once for each; a failover may lead to another server."""
-        hole = hole_in(info)
-        if hole and hole not in self._warned:
-            self._warned.add(hole)
-            log.warning("%s", hole)
 
     def _trouble_in(self, info: dict[str, Any]) -> tuple[Kind, str] | None:
         trouble = _trouble_in(info, self.health.kind)
