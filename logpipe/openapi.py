@@ -1,31 +1,39 @@
-"""An OpenAPI 3.1 document made of operations: pure, types in, JSON's values out.
+"""An OpenAPI 3.1 document made of operations, and the shapes and replies that several roles share.
 
-A type of the code stands for its schema, which msgspec makes; what is no type of the code (the
-words of other protocols) is a schema by itself.
+Pure: types in, JSON values out. A type of the code stands for its schema, which msgspec makes.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from logpipe.problems import MEDIA_TYPE as PROBLEM_TYPE
+from logpipe.problems import Document
+
 Schema = Mapping[str, Any]
 Shape = Any
 """A type of the code, a schema as a mapping, or several of either as a tuple: one of them."""
 
+JSON = "application/json"
+PLAIN = "text/plain; charset=utf-8"
+
 TEXT: Schema = {"type": "string"}
-BYTES: Schema = {}
-"""Of what is no JSON."""
+OBJECT: Schema = {"type": "object"}
 
 Guard = Literal["", "ingest", "read", "admin", "operate", "sessions"]
+"""Which tokens an operation needs, where such tokens are set; "" for none."""
 
-_OPEN = re.compile(r"\{(\w+)(?::\w+)?\}")
+DESCRIPTION = (
+    "The API of this process' roles. The paths of other log protocols (Loki, OTLP, Elasticsearch"
+    " and others) are described in docs/shippers/README.md."
+)
+
 _REFERENCE = "#/components/schemas/{name}"
 
 
 class Parameter(NamedTuple):
-    """What may be in the query, or in a header."""
+    """A parameter of the query, or a header."""
 
     name: str
     says: str
@@ -34,15 +42,16 @@ class Parameter(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """An answer: what it means, and the shape of its body by media type; none has no body."""
+    """An answer: what it means, and the shape of its body by media type, empty where there is no
+    body."""
 
     says: str
     shapes: Mapping[str, Shape] = {}
 
 
 class Operation(NamedTuple):
-    """A path, as routes have it, with some of its methods; the shapes of a body by media type;
-    what may be answered; and whose tokens it needs, where there are any."""
+    """What a path answers to one or more methods. `takes` has the shapes of the request's body by
+    media type."""
 
     path: str
     says: str
@@ -52,10 +61,19 @@ class Operation(NamedTuple):
     takes: Mapping[str, Shape] = {}
     guard: Guard = ""
 
-    @property
-    def template(self) -> str:
-        """The path without what routes say of its open parts."""
-        return _OPEN.sub(r"{\1}", self.path)
+
+def problems(**says: str) -> dict[int, Reply]:
+    """Replies that are problem documents, by `s400="…"`."""
+    return {int(name[1:]): Reply(said, {PROBLEM_TYPE: Document}) for name, said in says.items()}
+
+
+BAD_PARAMETER = problems(s400="A parameter is wrong; `parameter` names it.")
+REFUSED = problems(
+    s401="A token is needed.",
+    s403="This token is not allowed here, or the request comes from a web page of another origin.",
+    s429="Too many wrong tokens came from this address; Retry-After says when to try again.",
+)
+UNAVAILABLE = problems(s503="Redis is unavailable; Retry-After says when to try again.")
 
 
 def document(
@@ -67,11 +85,16 @@ def document(
     paths: dict[str, dict[str, Any]] = {}
     for operation in listed:
         for method in operation.methods:
-            told = _operation(operation, method, schemas, guarded)
-            paths.setdefault(operation.template, {})[method.lower()] = told
+            described = _operation(operation, method, schemas, guarded)
+            paths.setdefault(operation.path, {})[method.lower()] = described
     return {
         "openapi": "3.1.0",
-        "info": {"title": "logpipe", "version": version, "license": {"name": "MIT"}},
+        "info": {
+            "title": "logpipe",
+            "description": DESCRIPTION,
+            "version": version,
+            "license": {"name": "MIT"},
+        },
         "paths": paths,
         "components": {
             "schemas": schemas.components,
@@ -114,34 +137,30 @@ def _shapes(operation: Operation) -> Iterator[Shape]:
 def _operation(
     operation: Operation, method: str, schemas: _Schemas, guarded: Mapping[Guard, bool]
 ) -> dict[str, Any]:
-    named = [{"name": name, "in": "path", "required": True, "schema": TEXT}
-             for name in _OPEN.findall(operation.path)]  # fmt: skip
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "summary": operation.says,
-        "operationId": f"{method.lower()} {operation.template}",
+        "operationId": f"{method.lower()} {operation.path}",
         "responses": {
             str(status): _reply(reply, schemas) for status, reply in operation.replies.items()
         },
     }
-    if parameters := [*named, *map(_parameter, operation.parameters)]:
-        told["parameters"] = parameters
+    if operation.parameters:
+        described["parameters"] = [
+            {"name": name, "in": place, "description": says, "schema": schema}
+            for name, says, schema, place in operation.parameters
+        ]
     if operation.takes:
-        told["requestBody"] = {"required": True, "content": _content(operation.takes, schemas)}
+        described["requestBody"] = {"required": True, "content": _content(operation.takes, schemas)}
     if guarded.get(operation.guard):
-        told["security"] = [{"bearer": []}]
-    return told
-
-
-def _parameter(parameter: Parameter) -> dict[str, Any]:
-    name, says, schema, place = parameter
-    return {"name": name, "in": place, "description": says, "schema": schema}
+        described["security"] = [{"bearer": []}]
+    return described
 
 
 def _reply(reply: Reply, schemas: _Schemas) -> dict[str, Any]:
-    told: dict[str, Any] = {"description": reply.says}
+    described: dict[str, Any] = {"description": reply.says}
     if reply.shapes:
-        told["content"] = _content(reply.shapes, schemas)
-    return told
+        described["content"] = _content(reply.shapes, schemas)
+    return described
 
 
 def _content(shapes: Mapping[str, Shape], schemas: _Schemas) -> dict[str, Any]:

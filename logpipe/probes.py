@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import msgspec
 from starlette.applications import Starlette
@@ -13,9 +13,10 @@ from starlette.routing import Route
 
 from logpipe import __version__
 from logpipe.background import Background
+from logpipe.collector import openapi as collector
+from logpipe.distributor import openapi as distributor
 from logpipe.metrics import MEDIA_TYPE, Metrics
-from logpipe.openapi import document
-from logpipe.operations import guarded, operations
+from logpipe.openapi import JSON, OBJECT, REFUSED, TEXT, Guard, Operation, Reply, document
 from logpipe.settings import Role, Settings
 from logpipe.stream import RedisHealth
 from logpipe.subapp import sub_app
@@ -24,6 +25,52 @@ from logpipe.watch import Health
 
 WRITERS: frozenset[Role] = frozenset({"collector"})
 """Roles that are not ready while Redis only serves readers."""
+
+OPERATIONS = (
+    Operation("/livez", "Liveness probe.", {200: Reply("The process is alive.", {JSON: OBJECT})}),
+    Operation(
+        "/healthz",
+        "Readiness probe: whether this process is ready, and if not, why.",
+        {200: Reply("Ready.", {JSON: Health}), 503: Reply("Not ready.", {JSON: Health})},
+    ),
+    Operation(
+        "/metrics",
+        "Metrics for Prometheus.",
+        {200: Reply("Metrics in the Prometheus text format.", {MEDIA_TYPE: TEXT}), **REFUSED},
+        guard="admin",
+    ),
+    Operation(
+        "/openapi.json",
+        "This document.",
+        {200: Reply("The OpenAPI document.", {JSON: OBJECT})},
+    ),
+)
+
+_OF_ROLE: Mapping[Role, Callable[[Settings], Iterator[Operation]]] = {
+    "collector": collector.operations,
+    "distributor": distributor.operations,
+}
+"""The page has no operations: its routes serve the browser alone."""
+
+
+def operations(settings: Settings) -> list[Operation]:
+    """All operations that a process with these settings describes."""
+    of_roles = [_OF_ROLE[role](settings) for role in sorted(settings.roles) if role in _OF_ROLE]
+    return [*OPERATIONS, *(each for role in of_roles for each in role)]
+
+
+def guarded(settings: Settings) -> dict[Guard, bool]:
+    """Which guards are in force: those for which tokens are set."""
+    ingest, read, admin = (
+        bool(each) for each in (settings.ingest_tokens, settings.read_tokens, settings.admin_tokens)
+    )
+    return {
+        "ingest": ingest,
+        "read": read,
+        "admin": admin,
+        "operate": admin or read,
+        "sessions": ingest or read or admin,
+    }
 
 
 def health_of(

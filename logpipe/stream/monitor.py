@@ -14,7 +14,6 @@ from logpipe.stream.connections import Connections
 from logpipe.stream.disk import Disk, Room, Use, use_of
 from logpipe.stream.errors import NO_ANSWER, Stopwatch
 from logpipe.stream.failovers import failovers_key
-from logpipe.stream.floors import hole_in
 from logpipe.stream.health import Kind, Servers
 from logpipe.stream.primary import Primary
 from logpipe.stream.replicas import in_sync
@@ -82,7 +81,6 @@ class Monitor:
         """Why nothing may be appended though Redis would take it; empty where it may."""
         self._clock_ahead_s = math.nan
         """What `time.monotonic` is behind the clock of Redis, as of the last look."""
-        self._warned: set[str] = set()
 
     @property
     def now_ms(self) -> int:
@@ -161,7 +159,6 @@ class Monitor:
         self.keeping = Keeping() if isinstance(info, Exception) else _keeping_in(info)
         self._look_at_servers(self._in_sync(info))
         self._clock_ahead_s = math.nan if isinstance(info, Exception) else _clock_ahead_in(info)
-        self._warn_of_holes({} if isinstance(info, Exception) else info)
         trouble = None if isinstance(info, Exception) else self._trouble_in(info)
         if not isinstance(info, Exception) and self._disk is not None:
             await self._look_at(self._disk, use_of(info))
@@ -205,13 +202,6 @@ class Monitor:
             async with self._redis.translated():
                 with contextlib.suppress(ResponseError):  # another process may have asked before
                     await self._redis.upkeep.bgrewriteaof()
-
-    def _warn_of_holes(self, info: dict[str, Any]) -> None:
-        """Once for each; a failover may lead to another server."""
-        hole = hole_in(info)
-        if hole and hole not in self._warned:
-            self._warned.add(hole)
-            log.warning("%s", hole)
 
     def _trouble_in(self, info: dict[str, Any]) -> tuple[Kind, str] | None:
         trouble = _trouble_in(info, self._redis.health.kind)
