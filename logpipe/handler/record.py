@@ -161,10 +161,10 @@ def plain(value: object) -> Any:
     Containers are copied, up to `MAX_VALUES` values and `MAX_NESTING` levels; a mark says how many
     values are missing.
     """
-    return _plain(value, iter(range(MAX_VALUES)), 0)
+    return _plain(value, iter(range(MAX_VALUES)), ())
 
 
-def _plain(value: Any, room: Iterator[int], depth: int) -> Any:
+def _plain(value: Any, room: Iterator[int], within: tuple[int, ...]) -> Any:
     kind = type(value)
     if (
         value is None
@@ -173,13 +173,19 @@ def _plain(value: Any, room: Iterator[int], depth: int) -> Any:
         or (kind is float and math.isfinite(value))
     ):
         return value
-    if depth >= MAX_NESTING or not isinstance(value, dict | list | tuple | set | frozenset):
+    if not isinstance(value, dict | list | tuple | set | frozenset):
+        return text(value)
+    if id(value) in within:
+        return f"<circular {kind.__name__}>"
+    if len(within) >= MAX_NESTING:
         return text(value)
     try:
         # A copy: another thread may change it meanwhile.
         items = list(value.copy().items() if isinstance(value, dict) else enumerate(list(value)))
-        within = zip(items, room, strict=False)
-        kept = [(key, _plain(item, room, depth + 1)) for (key, item), _ in within]
+        inner = (*within, id(value))
+        kept = [
+            (key, _plain(item, room, inner)) for (key, item), _ in zip(items, room, strict=False)
+        ]
         left = len(items) - len(kept)
         mark = f"[cut: {left} of {len(items)} values]"
         if isinstance(value, dict):
