@@ -272,6 +272,23 @@ async def test_a_group_of_another_program_has_no_loss_without_a_trim(
     assert ([*read.losses], read.end) == ([], StreamId(2, 0))
 
 
+async def test_ids_are_compared_by_number(valkey: Valkey, groups: StreamGroups) -> None:
+    await groups.create(GROUP, None)
+    texts = ("8-0", "9-0", "10-9", "10-10", "11-0", "11-1")
+    for each in texts:
+        valkey.client.xadd(NAME, {"event": event()}, id=each)
+    await groups.read(GROUP, "one", 1)
+    trim(valkey, 4)
+    assert [*(await groups.read(GROUP, "one", 1)).losses] == ["8-0 10-9 1"]
+    await groups.create("other", StreamId(9, 0))
+    trim(valkey, 1)
+    assert reached(valkey, "other") == ("9-0", 2)
+    assert [*(await groups.read("other", "one", 1)).losses] == ["9-0 11-1 3"]
+    await groups.create("between", StreamId(11, 0))
+    assert reached(valkey, "between") == ("11-0", 5)
+    assert [*(await groups.read("between", "one", 1)).losses] == []
+
+
 async def test_trimming_before_a_group_began_is_no_loss(
     valkey: Valkey, groups: StreamGroups
 ) -> None:
@@ -365,6 +382,31 @@ async def test_a_full_redis_reads_on_past_a_loss(valkey: Valkey, groups: StreamG
     assert [*read.losses] == ["1-0 3-0 1"]
     assert [entry.id.ms for entry in read.entries] == [3, 4]
     assert claimed.lost == [StreamId(1, 0)]
+
+
+async def test_a_full_redis_hands_out_losses_and_lets_them_go(
+    valkey: Valkey, groups: StreamGroups
+) -> None:
+    await groups.create(GROUP, None)
+    ids = put(valkey, 1, 2)
+    await groups.read(GROUP, "one", 9)
+    trim(valkey, 1)
+    await groups.hand_back(GROUP, ["0-5"])
+    valkey.client.config_set("maxmemory", "1")
+    assert [*(await groups.claim(GROUP, "two", 60_000, 9)).losses] == ["0-5"]
+    await groups.lose(GROUP, ids[:1])
+    assert [*pending(valkey)] == ["2-0"]
+
+
+async def test_a_group_that_is_not_there_is_an_error_of_its_own(
+    valkey: Valkey, groups: StreamGroups
+) -> None:
+    with pytest.raises(NoGroupError):
+        await groups.read(GROUP, "one", 9)
+    await groups.records.enter(GROUP, "p", 1000, "source:x")
+    put(valkey, 1)
+    with pytest.raises(NoGroupError):
+        await groups.read(GROUP, "one", 9)
 
 
 # -- what is pending -------------------------------------------------------------------------------
