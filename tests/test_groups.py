@@ -20,7 +20,7 @@ from logpipe.groups.shared import SharedSubscription
 from logpipe.ids import END, START, StreamId
 from logpipe.messages import Batch, Bye, Hello, Item, Start
 from logpipe.metrics import Metrics
-from logpipe.stream import Append, Stream
+from logpipe.stream import Append, Claimed, Stream
 from logpipe.stream.groups import READ_BYTES, READ_ENTRIES
 from logpipe.stream.scripts import companion_key
 from tests.helpers import fair_time, wait_until
@@ -454,8 +454,8 @@ async def test_two_replicas_of_one_name_are_told_apart(
             second.work()
             rest = [id_ for id_ in ids if id_ not in held]
             await wait_until(lambda: sorted(second.got) == rest, "the other has the rest")
-            await asyncio.sleep(2.5 * IDLE_MS / 1000)
-            assert sorted(second.got) == rest
+            # What is pending for a name would have been read before anything new.
+            assert (await consumers(one))["dist-1"] == len(held)
             assert set(await consumers(one)) == {"dist-1", "dist-1~2"}
             await first.subscription.sent()
             await all_acknowledged(one)
@@ -599,7 +599,7 @@ async def test_a_loss_that_a_process_had_not_told_when_it_was_killed_is_told_by_
             assert sorted(gap.count or 0 for gap in worker.gaps) == [4, 6]
             told = [i for i in ids for gap in worker.gaps if gap.after < i < gap.before]
             assert sorted(told) == ids[:10]
-            await asyncio.sleep(2 * IDLE_MS / 1000)
+            await wait_until(lambda: recorded(valkey) == 0, "both losses are forgotten")
             assert len(worker.gaps) == 2  # once
 
 
@@ -679,6 +679,142 @@ async def test_what_is_acknowledged_while_it_is_read_again_is_given_once(
             assert not group._finished
 
 
+async def test_a_reported_loss_is_forgotten(valkey: Valkey) -> None:
+    async with a_replica(valkey) as replica:
+        await replica.stream.groups.create(GROUP, None)
+        await add(replica.stream, 5)
+        await plain(replica.stream).xtrim(NAME, maxlen=1, approximate=False)
+        with replica.worker() as worker:
+            await worker.take()
+            assert [gap.count for gap in worker.gaps] == [4]
+            assert recorded(valkey) == 1
+            await worker.subscription.sent()
+            assert recorded(valkey) == 0
+
+
+def recorded(valkey: Valkey) -> int:
+    """How many losses are recorded until they are reported."""
+    return int(valkey.client.hlen(companion_key(NAME, "lost", GROUP)))
+
+
+async def test_losses_of_an_earlier_process_are_recorded(valkey: Valkey) -> None:
+    async with a_replica(valkey, "same", pending_idle_ms=60_000) as replica:
+        await replica.stream.groups.create(GROUP, None)
+        ids = await add(replica.stream, 3)
+        await replica.stream.groups.read(GROUP, "same", 9)
+        await plain(replica.stream).xtrim(NAME, maxlen=0, approximate=False)
+        with replica.worker() as worker:
+            await worker.greet()
+            [gap] = await asyncio.wait_for(worker.subscription.next(), 5) or []
+            assert isinstance(gap, Gap)
+            assert (gap.after < ids[0], gap.before > ids[2], gap.count) == (True, True, 3)
+            assert (recorded(valkey), await replica.pending()) == (3, 0)
+            assert replica.lost == 3
+            await worker.subscription.sent()
+            assert recorded(valkey) == 0
+
+
+async def test_a_loss_not_written_goes_to_another_replica(valkey: Valkey) -> None:
+    async with (
+        a_replica(valkey, "one", pending_idle_ms=60_000) as one,
+        a_replica(valkey, "two", pending_idle_ms=60_000) as two,
+    ):
+        await one.stream.groups.create(GROUP, None)
+        await add(one.stream, 3)
+        await plain(one.stream).xtrim(NAME, maxlen=1, approximate=False)
+        with one.worker() as leaves:
+            await leaves.take()
+        with two.worker() as other:
+            other.work()
+            await wait_until(lambda: other.gaps, "the other replica reports it")
+            assert other.gaps == leaves.gaps
+
+
+async def test_a_loss_that_is_being_written_is_not_given_again(valkey: Valkey) -> None:
+    async with a_replica(valkey, pending_idle_ms=60_000) as replica:
+        with replica.worker() as worker:
+            await worker.greet()
+            ids = await add(replica.stream, 3)
+            assert await worker.take() == ids
+            group = replica.groups._groups[GROUP]
+            worker.subscription.share.losses = ["1-0"]
+            group._told = {"2-0"}
+            group._losses = ["3-0"]
+            group._trimmed = {ids[0]}
+            losses = ["1-0", "2-0", "3-0", str(ids[0]), "4-0"]
+            await group._take(Claimed([], [], [], losses=losses))
+            assert group._losses == ["3-0", "4-0"]
+            group._trimmed.clear()
+
+
+async def test_what_is_in_flight_as_the_history_is_read_is_given_once(valkey: Valkey) -> None:
+    async with a_replica(valkey, pending_idle_ms=60_000) as replica:
+        with replica.worker() as slow, replica.worker() as other:
+            await slow.greet()
+            ids = await add(replica.stream, 3)
+            assert await slow.take() == ids
+            other.work()
+            group = replica.groups._groups[GROUP]
+            await wait_until(lambda: group._has_taker, "the other waits")
+            assert await group._read_history("one", START) == ids[-1]  # as over a new connection
+            new = await add(replica.stream)
+            await wait_until(lambda: other.got, "it goes on")
+            assert other.got == new
+            await slow.subscription.sent()
+            await all_acknowledged(replica)
+
+
+async def test_trimmed_in_flight_is_a_loss_only_if_not_written(valkey: Valkey) -> None:
+    async with a_replica(valkey, pending_idle_ms=60_000) as replica:
+        with replica.worker() as worker:
+            await worker.greet()
+            ids = await add(replica.stream, 3)
+            assert await worker.take() == ids
+            group = replica.groups._groups[GROUP]
+            await plain(replica.stream).xtrim(NAME, maxlen=0, approximate=False)
+            claimed = await replica.stream.groups.claim(GROUP, "one", 0, 10)
+            assert claimed.lost == ids
+            with group._reread():
+                await group._take(claimed)
+                assert (recorded(valkey), replica.lost, group._losses) == (3, 0, [])
+                await worker.subscription.sent()
+                assert (recorded(valkey), group._trimmed) == (0, set())
+                # The answer to a claim that was under way before.
+                await replica.stream.groups.hand_back(GROUP, [str(ids[0])])
+                await group._take(claimed)
+                await worker.subscription.sent()
+                await group._flush_written()
+            assert (recorded(valkey), replica.lost, group._losses) == (0, 0, [])
+
+
+async def test_an_idle_group_waits_between_its_reads(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting itself, for as long as BLOCK_MS at the most, is tested with the stream."""
+    async with a_replica(valkey) as replica:
+        stream, reads, waits = replica.stream, 0, 0
+        read, wait = stream.groups.read, stream.wait
+
+        async def counted(*args: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await read(*args)
+
+        async def awaited(after: StreamId) -> Any:
+            nonlocal waits
+            waits += 1
+            assert waits == reads
+            return await wait(after)
+
+        monkeypatch.setattr(stream.groups, "read", counted)
+        monkeypatch.setattr(stream, "wait", awaited)
+        with replica.worker() as worker:
+            await worker.greet()
+            worker.work()
+            await wait_until(lambda: waits >= 3, "it has waited")
+            assert reads - waits <= 1
+
+
 async def test_what_is_trimmed_in_flight_and_never_written_is_a_loss(valkey: Valkey) -> None:
     """Also where a claim of this process has found that it was trimmed."""
     async with a_replica(valkey) as replica:
@@ -691,7 +827,7 @@ async def test_what_is_trimmed_in_flight_and_never_written_is_a_loss(valkey: Val
                 await other.greet()
                 other.work()
                 await all_acknowledged(replica)
-                assert valkey.client.hlen(companion_key(NAME, "lost", GROUP)) == 3
+                assert recorded(valkey) == 3
         assert (other.gaps, other.got) == ([], [])
         await wait_until(lambda: not valkey.client.xinfo_consumers(NAME, GROUP), "it has left")
         with replica.worker() as late:

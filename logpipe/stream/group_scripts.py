@@ -107,10 +107,7 @@ while left > 0 and size < tonumber(ARGV[5]) do
   local count = math.min(left, tonumber(ARGV[6]))
   local answer = redis.pcall(
     'XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', count, 'STREAMS', KEYS[1], '>')
-  if answer and answer.err then
-    if #entries == 0 then return answer end
-    break
-  end
+  if answer and answer.err then return answer end
   local some = answer and answer[1][2] or {}
   for _, entry in ipairs(some) do
     entries[#entries + 1] = entry
