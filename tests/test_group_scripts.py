@@ -156,15 +156,15 @@ async def test_the_record_of_a_group_that_was_made_is_kept(
 async def test_only_a_group_that_has_read_further_goes_back(
     valkey: Valkey, groups: StreamGroups
 ) -> None:
-    one, two, three, _ = put(valkey, 1, 2, 3, 4)
-    await groups.create("another", three)
+    one, two, three, four = put(valkey, 1, 2, 3, 4)
+    await groups.create("another", four)
     await groups.create(GROUP, two)
     await groups.create(GROUP, three, go_back=True)
     await groups.create(GROUP, None, go_back=True)
     await groups.create(GROUP, one)
     assert reached(valkey)[0] == "2-0"
     await groups.create(GROUP, one, go_back=True)
-    assert (reached(valkey)[0], reached(valkey, "another")[0]) == ("1-0", "3-0")
+    assert (reached(valkey)[0], reached(valkey, "another")[0]) == ("1-0", "4-0")
 
 
 async def test_a_group_that_ended_goes_on_with_its_count(
@@ -338,7 +338,7 @@ async def test_two_failovers_before_a_read_are_two_losses(
     await groups.create(GROUP, None)
     put(valkey, 1, 2, 3, 4, 5)
     await groups.read(GROUP, "one", 1)
-    ends = ("9-0 1", "0-5 2", "1-0 3", "2-5 4", "2-5 5", "4-0 6", "5-0 7")
+    ends = ("1-0 1", "9-0 2", "0-5 3", "2-5 4", "2-5 5", "4-0 6", "5-0 7")
     valkey.client.rpush(failovers_key(NAME), *ends)
     found = ["1-0 2-0 unknown reset", "2-5 3-0 unknown reset", "4-0 5-0 unknown reset"]
     read = await groups.read(GROUP, "one", 9)
