@@ -131,6 +131,7 @@ class Hub:
     async def _follow(self, *, after_outage: bool) -> None:
         if not self.attached:
             self._bounds = await self.stream.bounds()
+            self.failover_era = self.stream.failover_era  # nothing is awaited until `follow` begins
             self.window.restart(Cursor(self._bounds.last, self._bounds.added))
             self.attached = True
             self._wake()

@@ -322,15 +322,18 @@ class Stream:
     async def follow(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
         """As `read`, as soon as there is something, or after BLOCK_MS; for one reader.
 
-        Waiting and reading are sent together: one way to Redis and back instead of two.
+        The first cursor has to be of the stream as it is known at that moment, each further one the
+        end of the page before. Waiting and reading are sent together: one way to Redis and back instead of two.
         """
+        if self._followed < 0:  # the first cursor was found just now
+            self._followed = self._failovers.era
         asked = min(count, self._fits)
         page = await self._page_read_by(lambda: self._follow(after, asked, witness))
         if page.entries:
             self._fits = _fitting(page.entries)
             full = len(page.entries) + page.unreadable >= asked
             page = page._replace(limited=page.limited or (full and asked < count))
-        if page.end.id != after.id or self._followed < 0:
+        if page.end.id != after.id:
             self._followed = page.failover_era
         return page
 
@@ -340,7 +343,7 @@ class Stream:
                 self._wait_command(after.id),
                 ("XRANGE", self.name, str(after.id), "+", "COUNT", count + 1),
             )
-        parted = self.parted_since(self._followed) if self._followed >= 0 else None
+        parted = self.parted_since(self._followed)
         if parted is not None and parted < after.id:
             return await self._rejoin(after, parted, count)
         if raw and from_wire(raw[0][0]) == after.id:
