@@ -322,8 +322,8 @@ class Stream:
     async def follow(self, after: Cursor, count: int, witness: StreamId = START) -> Page:
         """As `read`, as soon as there is something, or after BLOCK_MS; for one reader.
 
-        The first cursor has to be of the stream as it is known at that moment, each further one the
-        end of the page before. Waiting and reading are sent together: one way to Redis and back instead of two.
+        The first cursor must be of the stream as it is known at that moment, each further one the
+        end of the page before. Waiting and reading are sent together, in one round trip.
         """
         if self._followed < 0:  # the first cursor was found just now
             self._followed = self._failovers.era
