@@ -613,6 +613,7 @@ def test_a_value_of_any_type_fits_as_it_is_written(
 @pytest.mark.parametrize(
     "query",
     ["region:*o*", "region:*", "region:null", "region:/o/", "region>=0", f'region:"{MISSING}"'],
+    ids=["part", "any", "null", "expression", "number", "the text of the marker"],
 )
 @pytest.mark.parametrize("path", ["", "a.", "a.b.c.d.e."])
 def test_no_pattern_fits_a_field_that_is_missing(query: str, path: str) -> None:
