@@ -3,16 +3,20 @@
 import asyncio
 import contextlib
 import logging
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
+from redis.exceptions import ResponseError
 
 from logpipe.problems import Unavailable
 from logpipe.redis_address import Node, RedisAddress
 from logpipe.stream import Append
 from logpipe.stream.finding import primary_of
+from logpipe.stream.pool import Pool, PooledConnection
 from tests.helpers import wait_until
-from tests.streams import event, stream_at
+from tests.servers import Valkey
+from tests.streams import address_of, event, stream_at
 
 SLOTS = b"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n"
 NO_SLOTS = b"*0\r\n"
@@ -56,6 +60,36 @@ async def test_what_is_no_redis_is_said_to_be_none_without_a_traceback(
             with pytest.raises(Unavailable, match="no Redis"):
                 await stream.append([Append([event(1)])])
     assert not [record for record in caplog.records if record.levelno > logging.WARNING]
+
+
+async def test_a_login_may_take_longer_than_a_connection(own_valkey: Valkey) -> None:
+    pool = Pool(address_of(own_valkey), 0.05, 20, login_s=20)
+    own_valkey.signal(signal.SIGSTOP)
+    try:
+        pinging = asyncio.create_task(pool.call("PING"))
+        await asyncio.wait([pinging], timeout=0.3)
+        assert not pinging.done()
+    finally:
+        own_valkey.signal(signal.SIGCONT)
+    assert await pinging == [b"PONG"]
+    await pool.aclose()
+
+
+async def test_an_exchange_on_a_connection_that_has_ended_fails_at_once() -> None:
+    """The error that Redis sent before it closed the connection is not lost."""
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"-ERR max number of clients reached\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    connection: PooledConnection
+    _, connection = await asyncio.get_running_loop().create_connection(PooledConnection, host, port)
+    await wait_until(lambda: connection.lost, "the connection has ended")
+    with pytest.raises(ResponseError, match="max number of clients"):
+        await asyncio.wait_for(connection.exchange([b"PING\r\n"], 1, 60), 5)
+    server.close()
 
 
 async def test_a_node_that_has_forgotten_its_cluster_makes_no_other_node_forgotten() -> None:

@@ -679,6 +679,14 @@ async def test_an_error_in_the_subscription_surfaces_and_releases_it() -> None:
     assert source.inside == 0
 
 
+async def test_a_farewell_always_has_a_reason() -> None:
+    """Work that many share may be cancelled, though no client left and no token was revoked."""
+    source, browser = Source([HELLO], asyncio.CancelledError()), Browser()
+    await asyncio.wait_for(respond(source, browser), 5)
+    assert [event.event for event in parsed(browser.body)] == ["hello"]
+    assert source.inside == 0
+
+
 async def test_nothing_is_acknowledged_that_could_not_be_written() -> None:
     source, browser = Source([a_batch(5)]), Browser()
     written: list[int] = []

@@ -148,7 +148,7 @@ class Hub:
     async def _take(self, page: Page) -> None:
         """Puts a page into the window, hands it to the live readers and wakes the others."""
         if page.failover_era != self.failover_era:
-            self.shelf.clear()  # who takes a page from there has then read in the era of the feed
+            self.shelf.clear()  # so that all its pages are of the feed's era
         self.failover_era = page.failover_era
         if page.gap is not None:
             # Only a feed that was at the very beginning can still count. To any other, trimming

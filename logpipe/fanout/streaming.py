@@ -205,7 +205,7 @@ class StreamResponse(Response):
                     raise  # it was not the client and its token alone
                 for _ in range(expected):
                     task.uncancel()
-                if not left:
+                if self._revoked and not left:
                     told = self._encoded(Bye(self._revoked))
                     await send({"type": "http.response.body", "body": told})
             finally:

@@ -181,13 +181,14 @@ def _plain(value: Any, room: Iterator[int], within: tuple[int, ...]) -> Any:
         return text(value)
     try:
         # A copy: another thread may change it meanwhile.
-        items = list(value.copy().items() if isinstance(value, dict) else enumerate(list(value)))
+        copied = value.copy() if isinstance(value, dict) else list(value)
+        items = copied.items() if isinstance(copied, dict) else enumerate(copied)
         inner = (*within, id(value))
         kept = [
             (key, _plain(item, room, inner)) for (key, item), _ in zip(items, room, strict=False)
         ]
-        left = len(items) - len(kept)
-        mark = f"[cut: {left} of {len(items)} values]"
+        left = len(copied) - len(kept)
+        mark = f"[cut: {left} of {len(copied)} values]"
         if isinstance(value, dict):
             return {text(key): item for key, item in kept} | ({"…": mark} if left else {})
         return [item for _, item in kept] + ([f"… {mark}"] if left else [])

@@ -14,6 +14,8 @@ from logpipe.terminal import counted, printable
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
+DRAW_S = 0.2
+"""Between two drawings of the bar."""
 WIPE = "\r\x1b[K"
 
 
@@ -47,23 +49,26 @@ def amount(size: int) -> str:
 
 
 class Screen:
-    """Writes lines for people, and on a terminal a progress bar beneath them."""
+    """Writes lines for people, and on a terminal a progress bar beneath them.
+
+    A thread draws the bar, so that a terminal that is not being read does not stop the delivery.
+    """
 
     def __init__(self, out: Output, over_echo: str = "") -> None:
         self._out = out
         self._over_echo = over_echo
-        self._lock = threading.RLock()  # the thread that reads writes lines as well
+        self._lock = threading.RLock()
         self._bar: ProgressBar[None] | None = None
+        self._closed = threading.Event()
 
     def tell(self, words: str) -> None:
-        """Writes a line, of which a terminal obeys nothing."""
+        """Writes a line, with control characters as escapes."""
         with self._lock:
             wipe = WIPE if self._bar else ""
             self._write(f"{wipe}logpipe: {printable(words)}\n")
-            self._draw()
 
     def tell_sum(self, totals: Totals) -> None:
-        """Writes the totals, over what a terminal shows of a key that ended the program."""
+        """Writes the totals, over the `^C` that a terminal shows after Ctrl-C."""
         self._write(f"{self._over_echo}{totals}\n")
 
     def show(self, totals: Totals, total: int | None) -> None:
@@ -85,23 +90,26 @@ class Screen:
             empty_char=".",
             bar_template="%(info)s" if total is None else "%(bar)s %(info)s",
         )
-        self._draw()
+        threading.Thread(target=self._draw, daemon=True).start()
 
     def advance(self, size: int) -> None:
-        with self._lock:
-            if self._bar:
-                self._bar.make_step(size)
-                self._draw()
+        """Adds to what is done, without waiting for the terminal."""
+        if self._bar:
+            self._bar.make_step(size)
 
     def close(self) -> None:
+        self._closed.set()
         with self._lock:
             if self._bar:
                 self._write(WIPE)
             self._bar = None
 
     def _draw(self) -> None:
-        if self._bar and (columns := self._out.columns()):
-            self._write(f"{WIPE}{self._bar.format_progress_line()[: columns - 1]}")
+        while not self._closed.is_set():
+            with self._lock:
+                if self._bar and (columns := self._out.columns()):
+                    self._write(f"{WIPE}{self._bar.format_progress_line()[: columns - 1]}")
+            self._closed.wait(DRAW_S)
 
     def _write(self, text: str) -> None:
         with suppress(OSError):  # a reader that has left is no reason not to send

@@ -80,7 +80,13 @@ class Connections:
             topology = "sentinel" if address.sentinels else "cluster"
         self.failovers = known = Failovers(key, topology)
         append = partial(Pool, address, CONNECT_TIMEOUT_S, greet=self._greet_to_append, holds=True)
-        read = partial(Pool, address, CONNECT_TIMEOUT_S, greet=self._greet_to_read)
+        read = partial(
+            Pool,
+            address,
+            CONNECT_TIMEOUT_S,
+            greet=self._greet_to_read,
+            login_s=READ_TIMEOUT_S,
+        )
         self.appending = append(WRITE_TIMEOUT_S, primary)
         self.appending_many = append(READ_TIMEOUT_S, primary)
         """For appends of many events: Redis goes on with one whose request has ended, so the
@@ -104,15 +110,15 @@ class Connections:
         if self.primary is not None:
             await self.primary.aclose()
 
-    async def _greet_to_append(self, connection: PooledConnection) -> None:
+    async def _greet_to_append(self, connection: PooledConnection, answer_s: float) -> None:
         """Record a loss of the stream's end before anything is appended after it."""
         if self.primary is not None:
             self.failovers.spared = await self.primary.spared()
-        answer = await connection.ask(self.failovers.command, CONNECT_TIMEOUT_S)
+        answer = await connection.ask(self.failovers.command, answer_s)
         self.failovers.noted(answer)
 
-    async def _greet_to_read(self, connection: PooledConnection) -> None:
-        answer = await connection.ask(_REPLICATION, CONNECT_TIMEOUT_S)
+    async def _greet_to_read(self, connection: PooledConnection, answer_s: float) -> None:
+        answer = await connection.ask(_REPLICATION, answer_s)
         _meet(self.failovers, answer)
 
 

@@ -96,11 +96,11 @@ class Translator:
     def diagnose(self, error: Exception) -> tuple[Kind, str]:
         """Return the state that an error means, and a sentence that anyone may read."""
         while isinstance(error.__cause__, RedisError):
-            error = error.__cause__  # of a greeting over a unix socket redis-py tells only that
+            error = error.__cause__  # redis-py wraps the error of a greeting over a unix socket
         known = next((row[1:] for row in _BY_CLASS if isinstance(error, row[0])), None)
         known = known or _BY_WORD.get(str(error).removeprefix("ERR ").partition(" ")[0])
         if known is None and isinstance(error, ResponseError):
-            # Of a command that it does not know Redis repeats the arguments: passwords, events.
+            # For an unknown command Redis repeats the arguments: passwords, events.
             said, _, _ = str(error).partition(", with args beginning with")
             known = ("error", " ".join(said.split()))
         if known is not None:
@@ -133,7 +133,7 @@ class Stopwatch:
 
 
 def _timed_out(error: BaseException | None) -> bool:
-    """Whether a time limit is what an error goes back to."""
+    """Whether an error was caused by a time limit."""
     while error is not None and not isinstance(error, _TIMEOUTS):
         error = error.__cause__
     return error is not None

@@ -1,8 +1,8 @@
 """Pools of connections to Redis for the commands of hot paths: appends and reads.
 
 With redis-py an answer takes five turns of the event loop, three timers and, for each argument,
-more Python than the rest of a collector: a third of the requests that a busy one can take
-(measured). Here commands are packed by hiredis and written at once, and one callback takes their
+more Python than the rest of a collector, which can then take a third fewer requests (measured).
+Here commands are packed by hiredis and written at once, and one callback takes their
 answers.
 """
 
@@ -20,18 +20,18 @@ from logpipe.redis_address import Node, RedisAddress
 from logpipe.stream.primary import Primary, refusal
 
 MAX_CONNECTIONS = 80
-"""Of each pool; a command that needs one more waits. More than `groups.MAX_GROUPS`, each of which
-holds one to wait for entries, and the feed, which holds another."""
+"""The most connections of a pool; a command that needs another one waits. Each of up to
+`groups.MAX_GROUPS` groups, and the feed, hold one while they wait for entries."""
 CONNECTION_WAIT_S = 1.5
 """How long a command waits for a connection: as long as an append may wait for its answer."""
 
 ARGUMENTS_AT_ONCE = 5_000
-"""Packed by one call: some milliseconds."""
+"""The most arguments that one call packs, which takes some milliseconds."""
 
 HELD_S = 1.3
 """How long an append waits for the end of a failover."""
 LEAST_S = 0.5
-"""What Redis has at least for an append that has waited. With `HELD_S` no more than the 1.8 s after
+"""The least time limit of an append after that wait. With `HELD_S` it is within the 1.8 s after
 which a request is answered."""
 
 LATE_S = 0.1
@@ -58,6 +58,8 @@ class PooledConnection(asyncio.Protocol):
         self._answers: list[Any] = []
         self._expected = 0
         self._done: asyncio.Future[list[Any]] | None = None
+        self._error = ""
+        """The error by which Redis says why it closes the connection."""
         self.lost = False
         self.node: Node | None = None
 
@@ -66,8 +68,17 @@ class PooledConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
-        said = next((each for each in self._answers if isinstance(each, ResponseError)), None)
-        self._fail(said or exc or RedisConnectionError("closed by Redis"))
+        self._note_error()
+        self._fail(exc if exc is not None and not self._error else self._end())
+
+    def _note_error(self) -> None:
+        errors = (str(each) for each in self._answers if isinstance(each, ResponseError))
+        self._error = next(errors, self._error)
+
+    def _end(self) -> RedisError:
+        return (
+            ResponseError(self._error) if self._error else RedisConnectionError("closed by Redis")
+        )
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -79,7 +90,8 @@ class PooledConnection(asyncio.Protocol):
             self.cut_off()
             return
         if self._done is None:
-            self.cut_off()  # no command was sent: Redis closes the connection, or is no Redis
+            self._note_error()  # no command was sent: Redis closes the connection, or is no Redis
+            self.cut_off()
         elif len(self._answers) >= self._expected and not self._done.done():
             self._done.set_result(self._answers)
 
@@ -97,6 +109,8 @@ class PooledConnection(asyncio.Protocol):
 
         Raises OSError and RedisError; the connection is then closed, since answers are missing.
         """
+        if self.lost:
+            raise self._end()
         loop = asyncio.get_running_loop()
         self._done, self._answers, self._expected = loop.create_future(), [], count
         self._limit = loop.call_later(timeout_s, self._expire, time.monotonic() + timeout_s)
@@ -108,7 +122,7 @@ class PooledConnection(asyncio.Protocol):
             raise
         finally:
             self._limit.cancel()
-            self._done = None
+            self._done, self._answers = None, []
 
     async def ask(self, command: tuple[Any, ...], timeout_s: float) -> Any:
         """Return the answer to a command, which may be a `ResponseError`. Raises as `exchange`."""
@@ -128,8 +142,9 @@ class PooledConnection(asyncio.Protocol):
             self._fail(TimeoutError())
 
 
-Greet = Callable[[PooledConnection], Awaitable[None]]
-"""What is done with each new connection before its first command; an error ends the connection."""
+Greet = Callable[[PooledConnection, float], Awaitable[None]]
+"""What is done with each new connection before its first command; the second argument is the time
+limit of an answer, in seconds. An error ends the connection."""
 
 
 async def _packed(command: tuple[Any, ...]) -> list[bytes]:
@@ -164,8 +179,10 @@ class Pool:
 
     With a `primary` they go to the node that it names, instead of the address; with `holds`,
     exchanges wait for the end of a failover, because what a primary that is being replaced takes
-    is lost. `greet` is awaited with each new connection. Connecting and answering take at most
-    `connect_s` and `answer_s`.
+    is lost. `greet` is awaited with each new connection.
+
+    Each step has a time limit of its own: a free connection `wait_s`, connecting `connect_s`, an
+    answer to the login or of `greet` `login_s`, the answers to an exchange `answer_s`.
     """
 
     def __init__(
@@ -177,6 +194,7 @@ class Pool:
         greet: Greet | None = None,
         *,
         holds: bool = False,
+        login_s: float | None = None,
         limit: int = MAX_CONNECTIONS,
         wait_s: float = CONNECTION_WAIT_S,
     ) -> None:
@@ -186,6 +204,7 @@ class Pool:
         self._primary = primary
         self._greet = greet
         self._holds = holds
+        self._login_s = connect_s if login_s is None else login_s
         self._wait_s = wait_s
         self._free = asyncio.Semaphore(limit)
         self._idle: list[PooledConnection] = []
@@ -221,7 +240,7 @@ class Pool:
     def exchange(self, packed: list[bytes], count: int) -> Awaitable[list[Any]]:
         """Send packed commands and return their `count` answers, error answers among them.
 
-        Raises OSError, RedisError and `PoolExhaustedError`.
+        Raises OSError, RedisError, `PoolExhaustedError` and, with `holds`, `Unavailable`.
         """
         if self._primary is not None:
             return self._at_primary(self._primary, packed, count)
@@ -234,9 +253,8 @@ class Pool:
         try:
             connection = self._take_idle(node)
             if connection is None:
-                connection = await self._connect(node, self._greet)
-                if self._primary is not None:
-                    self._primary.connected(connection)
+                connection = await self._connect(node)
+                await self._begin(connection)
             answers = await connection.exchange(packed, count, answer_s)
             self._idle.append(connection)
             return answers
@@ -286,8 +304,9 @@ class Pool:
 
     async def _ask(self, node: Node, packed: list[bytes], count: int) -> list[Any]:
         """As `exchange`, on a connection for this exchange alone: a slot moves seldom."""
-        connection = await self._connect(node, None)
+        connection = await self._connect(node)
         try:
+            await self._log_in(connection)
             if len(packed) != count:  # pieces of one command or of one transaction
                 asked = await connection.exchange([_ASKING, *packed], count + 1, self._answer_s)
                 return asked[1:]
@@ -304,7 +323,7 @@ class Pool:
             connection.cut_off()
         return None
 
-    async def _connect(self, node: Node | None, greet: Greet | None) -> PooledConnection:
+    async def _connect(self, node: Node | None) -> PooledConnection:
         address, loop = self._address, asyncio.get_running_loop()
         host, port = node or (address.host, address.port)
         async with asyncio.timeout(self._connect_s):
@@ -314,18 +333,25 @@ class Pool:
                 tls = ssl.create_default_context(cafile=address.authority) if address.tls else None
                 _, connection = await loop.create_connection(PooledConnection, host, port, ssl=tls)
         connection.node = node
-        login = [hiredis.pack_command(command) for command in self._login()]
-        for answer in await connection.exchange(login, len(login), self._connect_s):
-            if isinstance(answer, ResponseError):  # the first says why the login is refused
-                connection.cut_off()
-                raise refusal(answer)
-        if greet is not None:
-            try:
-                await greet(connection)
-            except BaseException:
-                connection.cut_off()
-                raise
         return connection
+
+    async def _begin(self, connection: PooledConnection) -> None:
+        """Log in and greet; from here on the connection ends when another node is the primary."""
+        if self._primary is not None:
+            self._primary.connected(connection)
+        try:
+            await self._log_in(connection)
+            if self._greet is not None:
+                await self._greet(connection, self._login_s)
+        except BaseException:
+            connection.cut_off()
+            raise
+
+    async def _log_in(self, connection: PooledConnection) -> None:
+        commands = [hiredis.pack_command(command) for command in self._login()]
+        for answer in await connection.exchange(commands, len(commands), self._login_s):
+            if isinstance(answer, ResponseError):  # the first says why the login is refused
+                raise refusal(answer)
 
     def _login(self) -> list[tuple[Any, ...]]:
         address = self._address

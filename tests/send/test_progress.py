@@ -1,6 +1,11 @@
 """What a send shows."""
 
 import io
+import os
+import pty
+import time
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -56,28 +61,40 @@ class Terminal(Output):
         return self.stream.getvalue().decode().rpartition("\r\x1b[K")[2]
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Returns once a thread has made the condition true; fails after ten seconds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_bar_shows_the_part_that_was_sent() -> None:
     terminal, totals = Terminal(100), Totals(size=500, sent=1)
     screen = Screen(terminal)
     screen.show(totals, 1000)
     screen.advance(500)
-    assert terminal.last == f"{'#' * 15}{'.' * 15}  50%  500 B of 1.0 kB  1 line  1/s"
+    until(lambda: terminal.last == f"{'#' * 15}{'.' * 15}  50%  500 B of 1.0 kB  1 line  1/s")
     screen.tell("words")
-    assert "\r\x1b[Klogpipe: words\n\r\x1b[K#" in terminal.stream.getvalue().decode()
+    until(lambda: "\r\x1b[Klogpipe: words\n\r\x1b[K#" in terminal.stream.getvalue().decode())
     screen.close()
     assert terminal.last == ""
 
 
 def test_without_a_total_figures_are_shown_alone() -> None:
     terminal = Terminal(100)
-    Screen(terminal).show(Totals(size=500, sent=1234), None)
-    assert terminal.last == "500 B  1,234 lines  1,234/s"
+    screen = Screen(terminal)
+    screen.show(Totals(size=500, sent=1234), None)
+    until(lambda: terminal.last == "500 B  1,234 lines  1,234/s")
+    screen.close()
 
 
 def test_the_bar_fits_a_narrow_terminal() -> None:
     terminal = Terminal(20)
-    Screen(terminal).show(Totals(), 1000)
-    assert len(terminal.last) == 19
+    screen = Screen(terminal)
+    screen.show(Totals(), 1000)
+    until(lambda: len(terminal.last) == 19)
+    screen.close()
 
 
 def test_an_empty_file_is_done() -> None:
@@ -85,4 +102,21 @@ def test_an_empty_file_is_done() -> None:
     screen = Screen(terminal)
     screen.show(totals, 0)
     screen.advance(0)
-    assert terminal.last.startswith("#" * 30 + " 100%")
+    until(lambda: terminal.last.startswith("#" * 30 + " 100%"))
+    screen.close()
+
+
+def test_a_terminal_that_is_not_read_does_not_stop_the_delivery() -> None:
+    controller, terminal = pty.openpty()
+    os.set_blocking(terminal, False)
+    with suppress(BlockingIOError):
+        while True:  # until the terminal takes no more
+            os.write(terminal, b"x" * 4096)
+    os.set_blocking(terminal, True)
+    with open(terminal, "wb", buffering=0) as stream:  # noqa: PTH123
+        screen = Screen(Output(stream))
+        screen.show(Totals(), 1000)
+        for _ in range(1000):
+            screen.advance(1)
+        os.close(controller)
+        screen.close()
