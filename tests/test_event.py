@@ -950,7 +950,7 @@ def test_an_entry_weighs_about_what_it_takes_in_memory(message: bytes, metadata:
     assert 0.75 * memory < weight * TEXT_FACTOR < 4 * memory
 
 
-def test_small_and_large_entries_of_about_one_size_weigh_about_the_same() -> None:
+def test_entries_of_about_one_size_weigh_about_the_same() -> None:
     weights = []
     for size in range(SMALL_BYTES - 100, SMALL_BYTES):
         entry = read_entry(StreamId(1, 0), HEAD % (b"x" * size, b"{}"))

@@ -86,7 +86,7 @@ async def test_the_feed_begins_at_the_end_of_the_stream_and_wakes_who_waits() ->
         assert hub.window.end == at(5, 9)
 
 
-async def test_the_feed_reads_on_from_the_end_of_the_window_which_is_its_witness() -> None:
+async def test_the_end_of_the_window_is_the_witness_of_the_feed() -> None:
     stream = ScriptedStream()
     hub = a_scripted_hub(stream, batch_count=7)
     asked: list[Any] = []
@@ -471,7 +471,7 @@ async def test_a_live_reader_goes_on_by_itself_at_once_when_the_hub_closes() -> 
         await asyncio.wait_for(reader.task, LIMIT_S)
 
 
-async def test_a_reader_that_waits_has_its_farewell_at_once_when_the_hub_closes() -> None:
+async def test_a_waiting_reader_gets_its_farewell_at_once() -> None:
     hub = a_scripted_hub(ScriptedStream())
     subscription = HubSubscription(hub, Start(), EVERYTHING)
     await subscription.next()

@@ -87,7 +87,7 @@ async def test_what_follows_an_event_that_was_written_is_told_by_a_progress() ->
         live.beat(0)
         assert lines(pipe)[-1] == NDJSON.message(Progress(StreamId(2, 0)))
         live.beat(0)
-        assert lines(pipe)[-1] == NDJSON.heartbeat  # it was told
+        assert lines(pipe)[-1] == NDJSON.heartbeat  # the progress was sent
 
 
 async def test_a_reader_is_counted_while_it_follows() -> None:

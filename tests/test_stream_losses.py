@@ -138,7 +138,7 @@ def ids(page: Page) -> list[int]:
     return [entry.id.ms for entry in page.entries]
 
 
-async def test_a_page_ends_where_a_loss_was_and_the_next_begins_with_its_gap(
+async def test_a_page_ends_at_a_loss_and_its_gap_begins_the_next(
     valkey: Valkey,
 ) -> None:
     async with a_stream(valkey, 1, 2, 3, 7, 8, ends=(3,)) as stream:

@@ -80,7 +80,7 @@ class LogpipeHandler(logging.Handler):
         self._sender = Sender(self._outbox, Transport(*self._connection), self._source)
         self._thread: threading.Thread | None = None
         self._gave_up_at: tuple[int, int] | None = None
-        self._starting = threading.Lock()  # held for ever by who starts the thread
+        self._starting = threading.Lock()  # never released by the caller that starts the thread
         # The thread of a handler that nobody holds any more sends what is left, and ends.
         self._finalizer = weakref.finalize(self, self._outbox.close)
         self._finalizer.atexit = False

@@ -98,7 +98,7 @@ class Monitor:
                 tasks.create_task(self._watch(self._redis.primary))
 
     async def _watch(self, primary: Primary) -> None:
-        """Looks for another primary, for ever."""
+        """Look for another primary until cancelled."""
         while True:
             await asyncio.sleep(self._intervals.primary_s)
             with contextlib.suppress(RedisError, OSError):

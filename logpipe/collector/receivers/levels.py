@@ -34,7 +34,7 @@ def _said(level: object, metadata: Mapping[str, Any]) -> str | None:
 
 
 def level_of(value: object) -> str:
-    """A level's word; INFO where there is none. Numbers are syslog's to 7, pino's from 10."""
+    """Return the word of a level; INFO without one. Numbers are syslog's to 7, pino's from 10."""
     if isinstance(value, str):
         word = value.strip()
         if not re.fullmatch(r"\d{1,2}", word, re.ASCII):

@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"\d{1,20}(\.\d{0,20})?", re.ASCII)
 
 
 def ms_of(value: object) -> int | None:
-    """Milliseconds since 1970 of a number of s, ms, µs or ns, told apart by its size, or of a text
+    """Milliseconds since 1970 of a number of s, ms, µs or ns, distinguished by size, or of a text
     as RFC 3339 has it, UTC where it says nothing else. None for what is no such time."""
     if isinstance(value, bool):
         return None
